@@ -1,0 +1,82 @@
+# Needs Python 3.11 or later with pip, and nothing else; everything goes into .venv.
+#   make demo    search the embedded model, export the best config, verify it
+#   make test    all tests
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# Another build of torch: make TORCH='torch==2.13.0 --index-url URL'
+TORCH ?= torch==2.13.0
+# The newest versions instead of the tested ones: make CONSTRAINTS=
+CONSTRAINTS ?= tools/constraints.txt
+OLDEST ?= transformers==5.17.0
+KEEP ?= 0.25
+TRIALS ?= 100
+TIMEOUT ?= 90
+WORKERS ?= 2
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEV_STAMP := $(VENV)/.installed-dev
+OLDEST_BIN := .venv-oldest/bin
+# Errors show, progress and notes do not; modules compile when they are first imported.
+PIP := -m pip --disable-pip-version-check install -qq --no-compile
+PINS := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
+DEMO := demo/tiny-keep$(KEEP)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-oldest lint format schema wheel lock clean
+
+help:  ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+$(STAMP): pyproject.toml $(CONSTRAINTS)
+	@echo "installing into $(VENV) with $(PYTHON): one to three minutes, once"
+	@$(PYTHON) tools/make_venv.py $(VENV)
+	@$(BIN)/python $(PIP) $(TORCH)
+	@$(BIN)/python $(PIP) $(PINS) -e '.[search]'
+	@touch $@
+
+$(DEV_STAMP): $(STAMP)
+	@echo "installing what tests and lint need"
+	@$(BIN)/python $(PIP) $(PINS) -e '.[search,dev]'
+	@touch $@
+
+demo: $(STAMP)  ## Search the embedded model, export the best config and verify it
+	$(BIN)/prunetune search --model tiny --keep $(KEEP) --trials $(TRIALS) --timeout $(TIMEOUT) --seed 0 --out $(DEMO)
+	$(BIN)/prunetune export $(DEMO) -o demo/tiny.prune.json
+	$(BIN)/prunetune verify demo/tiny.prune.json --model tiny --samples 16
+	@echo "exported: demo/tiny.prune.json"
+
+test: $(DEV_STAMP)  ## Run all tests on two processes
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+test-oldest: .venv-oldest/.installed  ## Run the runtime's tests on the oldest supported transformers
+	@OMP_NUM_THREADS=1 $(OLDEST_BIN)/python -m pytest -n $(WORKERS) tests/test_runtime*.py
+
+.venv-oldest/.installed: pyproject.toml Makefile
+	@$(PYTHON) tools/make_venv.py .venv-oldest
+	@$(OLDEST_BIN)/python $(PIP) $(TORCH)
+	@$(OLDEST_BIN)/python $(PIP) '$(OLDEST)' -e . pytest pytest-xdist pytest-timeout hypothesis
+	@touch $@
+
+lint: $(DEV_STAMP)  ## Check style, format and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy --strict prunetune
+
+format: $(DEV_STAMP)  ## Format the code and mend what can be mended
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+schema: $(DEV_STAMP)  ## Write docs/config.schema.json again
+	@$(BIN)/python tools/export_schema.py
+
+wheel: $(DEV_STAMP)  ## Build dist/prunetune-*.whl
+	@$(BIN)/python -m pip wheel -q --no-deps --no-build-isolation -w dist .
+
+lock:  ## Write tools/constraints.txt from .venv
+	@$(BIN)/python tools/lock.py > tools/constraints.txt.new
+	@mv tools/constraints.txt.new tools/constraints.txt
+
+clean:  ## Remove everything that make made
+	rm -rf .venv .venv-oldest demo dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

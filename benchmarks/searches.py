@@ -1,0 +1,165 @@
+"""Searches on the embedded model: metrics, budgets and seeds against every preset, held out.
+
+What README and docs/metric.md say about quality comes from here. Every search is what
+`prunetune search --model tiny --keep K --seed S --metric M --trials N` runs; references are
+computed once and each preset is measured once a budget.
+
+    python benchmarks/searches.py --metrics cosine kl cosine+kl --keeps 0.25 0.1 --seeds 0 1 2
+
+Appends one JSON line a search to --out, so that several processes can share the work and a killed
+run loses nothing; --report turns the lines into a table.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import tempfile
+import time
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import finish
+
+from prunetune.budget import latest_first_layer, mean_retention
+from prunetune.calibration import load_calibration
+from prunetune.models import load_model
+from prunetune.presets import preset_names
+from prunetune.search.objective import Evaluator
+from prunetune.search.scores import Scores, accuracy
+from prunetune.search.selection import choose, measure
+from prunetune.search.space import Space
+from prunetune.search.spec import StudySpec
+from prunetune.search.store import default_cache
+from prunetune.search.study import run_trials
+from prunetune.search.trials import presets_at
+
+
+def evaluators(keep: float) -> tuple[Evaluator, Evaluator]:
+    loaded = load_model("tiny")
+    depth = loaded.model.config.text_config.num_hidden_layers
+    calibration, held_out = load_calibration("tiny")
+    deepest = max(0, min(latest_first_layer(keep, depth), depth - 1))
+    cache = default_cache()
+    return (
+        Evaluator(loaded, calibration, deepest=deepest, cache=cache),
+        Evaluator(loaded, held_out, deepest=1, cache=cache),
+    )
+
+
+def add(path: Path, row: dict[str, Any]) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def scores(results: list[Any]) -> dict[str, Any]:
+    return asdict(Scores.of(results))
+
+
+def baselines(keep: float, evaluator: Evaluator, held_out: Evaluator, path: Path) -> None:
+    known = {r["name"] for r in rows(path) if r["kind"] == "preset" and r["keep"] == keep}
+    spec = StudySpec(keep=keep)
+    space = Space(spec.space, keep, evaluator.facts())
+    if "unpruned" not in known:
+        right = accuracy(held_out.unpruned_correct)
+        add(path, {"kind": "preset", "name": "unpruned", "keep": keep, "accuracy": right, "gap": 0})
+    for preset in presets_at([n for n in preset_names() if n not in known], space):
+        row = {"kind": "preset", "name": preset.name, "keep": keep, "note": preset.note}
+        if preset.config is not None:
+            row |= scores(measure(held_out, preset.config))
+            row["retention"] = mean_retention(preset.config.stages, space.facts.num_layers)
+        add(path, row)
+
+
+def one(spec: StudySpec, evaluator: Evaluator, held_out: Evaluator) -> dict[str, Any]:
+    start, cpu = time.perf_counter(), time.process_time()
+    with tempfile.TemporaryDirectory() as folder:
+        study = run_trials(spec, evaluator, out=Path(folder))
+        winner = choose(study, spec, evaluator)
+        trials = study.get_trials(deepcopy=False)
+    found = scores(measure(held_out, winner.config))
+    return {
+        "kind": "search",
+        "metric": spec.metric,
+        "keep": spec.keep,
+        "seed": spec.seed,
+        "trials": len(trials),
+        "evaluations": sum(t.user_attrs.get("samples_used", 0) for t in trials),
+        "seconds": time.perf_counter() - start,
+        "cpu_seconds": time.process_time() - cpu,
+        "trial": winner.trial,
+        "retention": mean_retention(winner.config.stages, winner.config.model.num_layers),
+        "calibration_gap": Scores.of(winner.results).gap,
+        "config": winner.config.model_dump(mode="json", exclude={"provenance"}),
+        **found,
+    }
+
+
+def mean(values: list[float]) -> str:
+    spread = statistics.stdev(values) if len(values) > 1 else math.nan
+    return f"{statistics.fmean(values):.4f}" + (f" ± {spread:.4f}" if len(values) > 1 else "")
+
+
+def report(path: Path) -> str:
+    """Return the lines as a Markdown table, one a budget."""
+    out = []
+    for keep in sorted({r["keep"] for r in rows(path)}, reverse=True):
+        out += [f"\n### Mean retention {keep:g}\n"]
+        out += ["| config | gap | KL | top-1 agreement | accuracy |", "|---|---|---|---|---|"]
+        mine = [r for r in rows(path) if r["keep"] == keep]
+        for metric in ("cosine", "kl", "cosine+kl"):
+            found = [r for r in mine if r["kind"] == "search" and r["metric"] == metric]
+            if found:
+                seeds = ", ".join(str(r["seed"]) for r in found)
+                cells = [
+                    mean([r[k] for r in found]) for k in ("gap", "kl", "agreement", "accuracy")
+                ]
+                out.append(f"| searched by {metric} (seeds {seeds}) | " + " | ".join(cells) + " |")
+                for r in found:
+                    cells = [f"{r[k]:.4f}" for k in ("gap", "kl", "agreement", "accuracy")]
+                    out.append(f"| … seed {r['seed']} | " + " | ".join(cells) + " |")
+        presets = [r for r in mine if r["kind"] == "preset"]
+        for r in sorted(presets, key=lambda r: r.get("gap", 9)):
+            cells = [
+                f"{r[k]:.4f}" if k in r else "-" for k in ("gap", "kl", "agreement", "accuracy")
+            ]
+            note = f" ({r['note']})" if r.get("note") else ""
+            out.append(f"| {r['name']}{note} | " + " | ".join(cells) + " |")
+    return "\n".join(out) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--metrics", nargs="+", default=["cosine"])
+    parser.add_argument("--keeps", nargs="+", type=float, default=[0.25, 0.1])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--trials", type=int, default=100)
+    parser.add_argument("--out", type=Path, default=Path("searches.jsonl"))
+    parser.add_argument("--report", action="store_true", help="only print the table of --out")
+    arguments = parser.parse_args()
+    if not arguments.report:
+        torch.set_num_threads(1)
+        for keep in arguments.keeps:
+            evaluator, held_out = evaluators(keep)
+            baselines(keep, evaluator, held_out, arguments.out)
+            for seed in arguments.seeds:
+                for metric in arguments.metrics:
+                    spec = StudySpec(
+                        keep=keep, seed=seed, metric=metric, trials=arguments.trials, data="tiny"
+                    )
+                    row = one(spec, evaluator, held_out)
+                    add(arguments.out, row)
+                    print(f"{metric} {keep} seed {seed}: gap {row['gap']:.4f}", flush=True)
+    print(f"{datetime.now(UTC):%Y-%m-%d}\n{report(arguments.out)}")
+    finish({"rows": len(rows(arguments.out)), "out": str(arguments.out)})
+
+
+if __name__ == "__main__":
+    main()

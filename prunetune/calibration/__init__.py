@@ -1,0 +1,20 @@
+"""Calibration samples: where they come from, how they are split, and how they reach a model."""
+
+from prunetune.calibration.collate import (
+    answers_match,
+    batches_by_length,
+    encode,
+    normalise_answer,
+)
+from prunetune.calibration.dataset import CalibrationSet, Sample
+from prunetune.calibration.sources import load_calibration
+
+__all__ = [
+    "CalibrationSet",
+    "Sample",
+    "answers_match",
+    "batches_by_length",
+    "encode",
+    "load_calibration",
+    "normalise_answer",
+]

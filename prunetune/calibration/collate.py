@@ -1,0 +1,104 @@
+"""From samples to model inputs, and from generated text to right or wrong."""
+
+import re
+import string
+import unicodedata
+from collections.abc import Sequence
+from typing import Any
+
+from prunetune.calibration.dataset import Sample
+from prunetune.errors import DataError
+
+_FALLBACK = "USER: {images}{question} ASSISTANT:"
+_ARTICLES = re.compile(r"\b(?:a|an|the)\b")
+
+
+def encode(processor: Any, samples: Sequence[Sample]) -> Any:
+    """Return a ``BatchFeature`` of the samples' prompts, left-padded, as PyTorch tensors.
+
+    The prompt is the processor's chat template over pictures, then question, with the generation
+    prompt appended; without a template, ``USER: <image>`` + question + ``ASSISTANT:``.
+
+    Raises:
+        DataError: There are no samples, or one has no picture.
+    """
+    if not samples:
+        raise DataError("encode received 0 samples; allowed: 1 or more")
+    marker = str(getattr(processor, "image_token", "<image>"))
+    pictures = [list(sample.images) for sample in samples]
+    if bare := next((s for s, images in zip(samples, pictures, strict=True) if not images), None):
+        raise DataError(f"sample {bare.id!r} has 0 pictures; allowed: 1 or more")
+    # A placeholder inside the question would ask for one more picture than there is.
+    questions = [" ".join(sample.question.split(marker)).strip() for sample in samples]
+    padding = {"padding": True, "padding_side": "left"}
+    if getattr(processor, "chat_template", None) is None:
+        texts = [
+            _FALLBACK.format(images=f"{marker}\n" * len(images), question=question)
+            for images, question in zip(pictures, questions, strict=True)
+        ]
+        return processor(images=pictures, text=texts, return_tensors="pt", **padding)
+    return processor.apply_chat_template(
+        [_turn(images, text) for images, text in zip(pictures, questions, strict=True)],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs=padding,
+    )
+
+
+def _turn(images: list[Any], question: str) -> list[dict[str, Any]]:
+    content: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
+    return [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
+
+
+def normalise_answer(text: str) -> str:
+    """Return the text without case, punctuation, articles and surplus space.
+
+    A decimal point and a leading minus sign stay; so does an answer that is nothing else, such as
+    the letter of a multiple choice.
+    """
+    text = unicodedata.normalize("NFKC", text).casefold().strip()
+    text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", text)
+    kept = re.sub(r"['\u2019]", "", text)
+    kept = re.sub(r"(?<!\d)\.|\.(?!\d)", " ", kept)
+    kept = re.sub(r"(?<=\w)-|-(?!\d)", " ", kept)
+    removed = string.punctuation.replace(".", "").replace("-", "").replace("'", "")
+    kept = " ".join(kept.translate({ord(mark): " " for mark in removed}).split())
+    return " ".join(_ARTICLES.sub(" ", kept).split()) or kept or text
+
+
+def answers_match(predicted: str, answer: str) -> bool:
+    """Return whether two answers are the same after ``normalise_answer``."""
+    return normalise_answer(predicted) == normalise_answer(answer)
+
+
+def batches_by_length(
+    lengths: Sequence[int], token_budget: int, max_samples: int | None = None
+) -> list[list[int]]:
+    """Group indices of prompts into batches of similar length.
+
+    Args:
+        lengths: Tokens of each prompt.
+        token_budget: Upper bound of rows x longest row of a batch; a longer prompt goes alone.
+        max_samples: Upper bound of rows, where given.
+
+    Returns:
+        Batches of indices, shortest prompts first; together every index once.
+
+    Raises:
+        DataError: A bound is below 1.
+    """
+    for name, value in (("token_budget", token_budget), ("max_samples", max_samples)):
+        if value is not None and value < 1:
+            raise DataError(f"{name} is {value}; allowed: 1 or more")
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+        rows = len(batches[-1]) + 1 if batches else 0
+        full = rows * lengths[index] > token_budget or (
+            max_samples is not None and rows > max_samples
+        )
+        if not batches or full:
+            batches.append([])
+        batches[-1].append(index)
+    return batches

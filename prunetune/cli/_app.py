@@ -1,0 +1,241 @@
+"""The typer application: registers verbs and turns whatever happens into an exit status."""
+
+import functools
+import inspect
+import os
+import shlex
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from importlib import import_module
+from typing import Annotated, Any, TypeVar
+
+import typer
+from typer.main import get_command
+
+from prunetune.cli._output import note
+from prunetune.errors import ConfigError, PrunetuneError
+
+VERBS = (
+    "search",
+    "status",
+    "export",
+    "verify",
+    "show",
+    "models",
+    "scorers",
+    "presets",
+    "data",
+)
+"""One module each, in the order ``--help`` lists them."""
+
+EXTRA = frozenset(
+    {
+        "alembic",
+        "datasets",
+        "numpy",
+        "optuna",
+        "optuna_dashboard",
+        "plotly",
+        "psycopg",
+        "rich",
+        "scipy",
+        "sqlalchemy",
+        "tomli_w",
+        "typer",
+    }
+)
+"""Modules that ``prunetune[search]`` installs and a deployment does without."""
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+AsJson = Annotated[
+    bool, typer.Option("--json", help="End stdout with one JSON object; the rest is on stderr.")
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="CPU threads.  [default: physical cores]", show_default=False),
+]
+ModelName = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="tiny (embedded), an alias, a hub id or a folder."),
+]
+Device = Annotated[
+    str | None, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1.  [default: cuda if any]")
+]
+Dtype = Annotated[
+    str | None, typer.Option(metavar="NAME", help="float32, bfloat16, float16, auto.")
+]
+SkipBad = Annotated[
+    bool, typer.Option("--skip-bad", help="Leave out bad pictures and rows; they are counted.")
+]
+
+app = typer.Typer(
+    name="prunetune",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="\b\nStart with:\n  prunetune search --model tiny --keep 0.25 --trials 20",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from prunetune import __version__
+
+        print(f"prunetune {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Search, freeze and apply visual-token pruning of vision-language models."""
+
+
+def verb(name: str, *examples: str) -> Callable[[F], F]:
+    """Register a function as a verb, with the options that all verbs have.
+
+    Args:
+        name: What is typed.
+        examples: Runnable command lines, shown by ``--help``.
+    """
+    options = {
+        "verbose": Annotated[
+            bool, typer.Option("--verbose", "-v", help="Let the libraries beneath speak too.")
+        ],
+        "debug": Annotated[bool, typer.Option("--debug", help="Show tracebacks.")],
+    }
+
+    def register(function: F) -> F:
+        @functools.wraps(function)
+        def run(*args: Any, verbose: bool, debug: bool, **kwargs: Any) -> Any:
+            from prunetune.cli._environment import set_logging
+
+            set_logging(verbose)
+            return function(*args, **kwargs)
+
+        signature = inspect.signature(function)
+        more = [
+            inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=kind)
+            for key, kind in options.items()
+        ]
+        run.__signature__ = signature.replace(  # type: ignore[attr-defined]
+            parameters=[*signature.parameters.values(), *more]
+        )
+        run.__annotations__ = {**function.__annotations__, **options}
+        lines = "\n".join(f"  {example}" for example in examples)
+        title = "Examples" if len(examples) > 1 else "Example"
+        app.command(name, epilog=f"\b\n{title}:\n{lines}")(run)
+        return function
+
+    return register
+
+
+def at_least(flag: str, value: float | None, least: int) -> None:
+    """Refuse a flag's value below ``least``, or not a number; None is fine.
+
+    Raises:
+        ConfigError: It is.
+    """
+    if value is not None and not value >= least:
+        raise ConfigError(f"{flag}: received {value:g}, allowed {least} or more")
+
+
+def one_of(flag: str, value: str | None, allowed: Sequence[str]) -> None:
+    """Refuse a flag's value that is not among ``allowed``; None is fine.
+
+    Raises:
+        ConfigError: It is not; the message suggests a near one.
+    """
+    if value is not None and value not in allowed:
+        near = get_close_matches(value, allowed, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"{flag}: received {value!r}, allowed {', '.join(allowed)}{hint}")
+
+
+def run(args: Sequence[str]) -> int:
+    """Parse and run; every failure ends as one line on stderr and an exit status."""
+    argv = list(args) or ["--help"]
+    try:
+        for module in VERBS:
+            import_module(f"prunetune.cli.{module}")
+        command = get_command(app)
+        with command.make_context("prunetune", argv) as context:
+            command.invoke(context)
+        sys.stdout.flush()
+    except typer.Exit as done:
+        return done.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        note(_resume_line(argv))
+        return 130
+    except BrokenPipeError:
+        # Whoever read stdout has gone; a flush at exit must not complain again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        if "--debug" in argv:
+            traceback.print_exc()
+        status, text = explain(error, argv)
+        note(f"error: {' '.join(text.split())}")
+        return status
+    return 0
+
+
+def explain(error: Exception, argv: Sequence[str]) -> tuple[int, str]:
+    """Return the exit status of a failure and what to tell a person about it."""
+    if isinstance(error, PrunetuneError):
+        return 2, str(error)
+    if isinstance(error, typer.BadParameter.__mro__[2]):
+        return 2, _usage(error, argv)
+    if isinstance(error, ModuleNotFoundError):
+        name = str(error.name).partition(".")[0]
+        if name in EXTRA:
+            return 2, f"{name} is not installed; run: pip install 'prunetune[search]'"
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return 2, "out of memory; lower --batch-size or --samples, or use --dtype bfloat16"
+    if isinstance(error, OSError) and error.filename is not None:
+        return 2, f"{error.filename}: {error.strerror}; check the path, its rights and the disk"
+    shown = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
+    return 3, f"{shown}; this is a bug, run with --debug for the traceback"
+
+
+def _usage(error: Exception, argv: Sequence[str]) -> str:
+    """Return a message of the parser with what was received and where to look."""
+    text = str(getattr(error, "message", "") or error).rstrip(".")
+    parameter = getattr(error, "param", None)
+    names = list(getattr(parameter, "opts", ()))
+    if not isinstance(error, typer.BadParameter):
+        text = str(getattr(error, "format_message", lambda: text)()).rstrip(".")
+    elif names:
+        shown = names[0] if names[0].startswith("-") else names[0].upper()
+        received = _received(names, argv)
+        missing = type(error).__name__ == "MissingParameter"
+        text = f"{shown} is missing" if missing else f"{shown}:{received} {_lower(text)}"
+    name = next((word for word in argv if word in VERBS), None)
+    return f"{text}; see: prunetune {name + ' ' if name else ''}--help"
+
+
+def _lower(text: str) -> str:
+    return f"{text[:1].lower()}{text[1:]}"
+
+
+def _received(names: Sequence[str], argv: Sequence[str]) -> str:
+    for k, word in enumerate(argv):
+        name, equals, value = word.partition("=")
+        if name in names and equals:
+            return f" received {value!r},"
+        if word in names and k + 1 < len(argv):
+            return f" received {argv[k + 1]!r},"
+    return ""
+
+
+def _resume_line(argv: Sequence[str]) -> str:
+    if argv[0] == "search":
+        return f"interrupted; the same command resumes: prunetune {shlex.join(argv)}"
+    return "interrupted"

@@ -1,0 +1,82 @@
+"""What the process is set to before a verb runs: logs, threads, chatter."""
+
+import logging
+import math
+import os
+import sys
+import warnings
+from pathlib import Path
+
+_CHATTY = ("alembic", "datasets", "filelock", "httpx", "huggingface_hub", "optuna", "transformers")
+
+
+class _OneLine(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        text = " ".join(record.getMessage().split())
+        return text if record.levelno < logging.WARNING else f"{record.levelname.lower()}: {text}"
+
+
+def set_logging(verbose: bool) -> None:
+    """Send logs to stderr; unless ``verbose``, keep the libraries beneath silent."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_OneLine())
+    logger = logging.getLogger("prunetune")
+    logger.handlers = [handler]
+    logger.propagate = False
+    logger.setLevel(logging.INFO if verbose else logging.WARNING)
+    if verbose:
+        return
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
+
+
+def quieten_optuna() -> None:
+    """Keep Optuna's line a trial out of stderr, unless ``--verbose``; importing it sets a level."""
+    import optuna
+
+    if logging.getLogger("prunetune").level > logging.INFO:
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+
+def set_threads(threads: int | None) -> int:
+    """Let torch use ``threads`` CPU threads, by default one a physical core; return how many."""
+    import torch
+
+    from prunetune.errors import ConfigError
+
+    if threads is not None and threads < 1:
+        raise ConfigError(f"--threads: received {threads}, allowed 1 or more")
+    if threads is None:
+        if os.environ.get("OMP_NUM_THREADS"):
+            return torch.get_num_threads()
+        threads = physical_cores()
+    torch.set_num_threads(threads)
+    return threads
+
+
+def physical_cores() -> int:
+    """Return how many physical cores this process may use: affinity and container quota count."""
+    try:
+        allowed = os.sched_getaffinity(0)
+    except AttributeError:  # not on this platform
+        allowed = set(range(os.cpu_count() or 1))
+    cores = len({_core(cpu) for cpu in allowed})
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        cores = min(cores, math.ceil(int(quota) / int(period)))
+    except (OSError, ValueError):  # no container, or no quota ("max")
+        pass
+    return max(1, cores)
+
+
+def _core(cpu: int) -> str:
+    """Return what the hardware threads of one core have in common."""
+    try:
+        path = f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
+        return Path(path).read_text().strip()
+    except OSError:
+        return str(cpu)

@@ -1,0 +1,154 @@
+"""What verbs print: tables and lines for people, one JSON object for programs."""
+
+import json
+import math
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+
+class Output:
+    """Where a verb's results go.
+
+    With ``--json`` stdout carries one JSON object and nothing else; what is for people goes to
+    stderr only where it says so (``note``).
+
+    Args:
+        as_json: Whether ``--json`` was given.
+    """
+
+    def __init__(self, as_json: bool) -> None:
+        self.as_json = as_json
+
+    def line(self, text: str = "") -> None:
+        """Print a line for people."""
+        if not self.as_json:
+            print(text)
+
+    def note(self, text: str) -> None:
+        """Print a line on stderr, with ``--json`` too."""
+        note(text)
+
+    def table(
+        self, columns: Sequence[str], rows: Sequence[Sequence[str]], wrap: str | None = None
+    ) -> None:
+        """Print a table for people: through rich on a terminal, else plain and unwrapped.
+
+        Args:
+            columns: Titles; those that start with ``>`` are aligned to the right.
+            rows: Cells.
+            wrap: Title of the column that may be wrapped on a terminal.
+        """
+        if self.as_json:
+            return
+        if sys.stdout.isatty():
+            _rich_table(columns, rows, wrap)
+        else:
+            print("\n".join(plain_table(columns, rows)))
+
+    def finish(self, payload: dict[str, Any]) -> None:
+        """Print the JSON object as the last line of stdout, where it was asked for."""
+        if self.as_json:
+            print(json.dumps(jsonable(payload), ensure_ascii=False, allow_nan=False))
+
+
+def note(text: str) -> None:
+    """Print a line on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a table in plain text."""
+    right = [title.startswith(">") for title in columns]
+    lines = [[title.removeprefix(">") for title in columns], *[list(row) for row in rows]]
+    widths = [max(len(line[k]) for line in lines) for k in range(len(columns))]
+    return [
+        "  ".join(
+            cell.rjust(width) if to_right else cell.ljust(width)
+            for cell, width, to_right in zip(line, widths, right, strict=True)
+        ).rstrip()
+        for line in lines
+    ]
+
+
+def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]], wrap: str | None) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for title in columns:
+        name = title.removeprefix(">")
+        table.add_column(name, justify="right" if title != name else "left", no_wrap=name != wrap)
+    for row in rows:
+        table.add_row(*[Text(cell) for cell in row])
+    Console(width=max(80, shutil.get_terminal_size().columns)).print(table)
+
+
+@contextmanager
+def progress() -> Iterator[Callable[..., None]]:
+    """Show progress bars on stderr while the block runs; none when it is not a terminal.
+
+    Yields:
+        A function of (name, done, total=None, detail=""); each new name begins a new bar.
+    """
+    if not sys.stderr.isatty():
+        yield lambda name, done, total=None, detail="": None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[count]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[detail]}"),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    tasks: dict[str, Any] = {}
+
+    def show(name: str, done: int, total: int | None = None, detail: str = "") -> None:
+        if name not in tasks:
+            tasks[name] = bar.add_task(name, total=total, count="", detail="")
+        count = str(done) if total is None else f"{done}/{total}"
+        bar.update(tasks[name], completed=done, total=total, count=count, detail=detail)
+
+    with bar:
+        yield show
+
+
+def jsonable(value: Any) -> Any:
+    """Return ``value`` as plain JSON data; numbers that JSON has not become null."""
+    if isinstance(value, dict):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int | bool):
+        return value
+    return str(value)
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """Return a number for people, or a dash."""
+    if value is None or not math.isfinite(value):
+        return "-"
+    return f"{value:.{digits}f}"
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """Return a share as per cent for people, or a dash."""
+    return "-" if value is None or not math.isfinite(value) else f"{100 * value:.{digits}f}%"

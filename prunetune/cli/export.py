@@ -1,0 +1,78 @@
+"""``export``: from a study to a config file."""
+
+import shlex
+from typing import Annotated
+
+import typer
+
+from prunetune.cli._app import AsJson, Device, Dtype, SkipBad, Threads, at_least, verb
+from prunetune.cli._output import Output, number, percent, progress
+
+
+@verb(
+    "export",
+    "prunetune export studies/tiny-keep0.25 -o tiny.prune.json",
+    "prunetune export studies/tiny-keep0.25 --trial 7 -o seventh.prune.json",
+)
+def export(
+    study: Annotated[
+        str, typer.Argument(metavar="STUDY", help="A run's folder, its study.db or a storage URL.")
+    ],
+    output: Annotated[str, typer.Option("--output", "-o", metavar="FILE", help="Config to write.")],
+    trial: Annotated[
+        int | None, typer.Option(metavar="N", help="Number of the trial.  [default: the best]")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--study", metavar="NAME", help="Of several studies, this one.")
+    ] = None,
+    skip_bad: SkipBad = False,
+    dtype: Dtype = None,
+    device: Device = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Freeze a trial in a config with its complete provenance.
+
+    What the finished search wrote is taken as it is; another trial, or a study that has no result
+    yet, is measured on both splits first.
+    """
+    from prunetune.cli._environment import quieten_optuna, set_threads
+    from prunetune.search.find import find_study, measured_config, stored_config
+
+    at_least("--trial", trial, 0)
+    quieten_optuna()
+    found = find_study(study, name)
+    config = stored_config(found, trial)
+    if config is None:
+        set_threads(threads)
+        with progress() as show:
+            config = measured_config(
+                found,
+                trial,
+                skip_bad=skip_bad,
+                device=device,
+                dtype=dtype,
+                progress=lambda step: show(step.name, step.done, step.total),
+            )
+    path = config.save(output)
+    made = config.provenance
+    out = Output(as_json)
+    out.line(
+        f"trial {made.trial} of {made.study}: held-out gap {number(made.held_out_gap)}, "
+        f"mean retention {percent(made.mean_retention)}"
+    )
+    out.line(f"config: {path}")
+    data = found.spec.data or "tiny"
+    given = "" if data == "tiny" else f" --data {shlex.quote(data)}"
+    out.line(f"next: prunetune verify {path}{given}")
+    out.finish(
+        {
+            "config": str(path),
+            "study": made.study,
+            "trial": made.trial,
+            "gap": made.gap,
+            "held_out_gap": made.held_out_gap,
+            "mean_retention": made.mean_retention,
+            "digest": config.digest(),
+        }
+    )

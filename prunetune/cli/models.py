@@ -1,0 +1,49 @@
+"""``models``: the models that have a short name."""
+
+from prunetune.cli._app import AsJson, verb
+from prunetune.cli._output import Output
+
+
+@verb("models", "prunetune models")
+def models(as_json: AsJson = False) -> None:
+    """List models by short name: family, support, and whether the weights are here.
+
+    Any hub id or folder of a supported family works too.
+    """
+    from prunetune.models import ALIASES
+
+    rows = [
+        {
+            "name": alias.alias,
+            "hub_id": alias.hub_id,
+            "model_type": alias.model_type,
+            "size": alias.size,
+            "supported": alias.supported,
+            "status": alias.status,
+            "here": alias.alias == "tiny" or _cached(alias.hub_id),
+        }
+        for alias in ALIASES
+    ]
+    out = Output(as_json)
+    out.table(
+        ("name", "family", "status", "weights here", "size", "hub id"),
+        [
+            (
+                str(row["name"]),
+                str(row["model_type"]),
+                str(row["status"]),
+                "yes" if row["here"] else "no",
+                str(row["size"]),
+                str(row["hub_id"]),
+            )
+            for row in rows
+        ],
+        wrap="status",
+    )
+    out.finish({"models": rows})
+
+
+def _cached(hub_id: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(hub_id, "config.json"), str)

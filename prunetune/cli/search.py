@@ -1,0 +1,299 @@
+"""``search``: create or resume a study."""
+
+import logging
+import math
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, get_args
+
+import typer
+
+from prunetune.cli._app import (
+    AsJson,
+    Device,
+    Dtype,
+    ModelName,
+    SkipBad,
+    Threads,
+    at_least,
+    one_of,
+    verb,
+)
+from prunetune.cli._output import Output, note, percent, progress
+from prunetune.errors import ConfigError
+
+if TYPE_CHECKING:
+    from prunetune.search.joining import Workers
+    from prunetune.search.prepare import Prepared
+    from prunetune.search.spec import StudySpec
+    from prunetune.search.summary import SearchResult
+
+
+logger = logging.getLogger(__name__)
+
+
+@verb(
+    "search",
+    "prunetune search --model tiny --keep 0.25 --trials 20",
+    "prunetune search --spec study.toml --timeout 3600 --json",
+    "prunetune search --model tiny --keep 0.1 --data pictures/ --metric kl --scorers topv,coverage",
+)
+def search(
+    model: ModelName = None,
+    keep: Annotated[
+        float | None,
+        typer.Option(metavar="B", help="Budget: mean share of image tokens over all layers."),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="SOURCE", help="Calibration data: tiny, a folder, .jsonl or hf:ID."),
+    ] = None,
+    held_out: Annotated[
+        str | None,
+        typer.Option(metavar="SOURCE", help="Held-out data.  [default: a part of --data]"),
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(metavar="N", help="At most N calibration samples.")
+    ] = None,
+    trials: Annotated[
+        int | None, typer.Option(metavar="N", help="Trials the study ends with.  [default: 100]")
+    ] = None,
+    timeout: Annotated[
+        float | None, typer.Option(metavar="S", help="Start no further trial after S seconds.")
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option(metavar="NAME", help="cosine (the gap), kl or cosine+kl.")
+    ] = None,
+    sampler: Annotated[
+        str | None, typer.Option(metavar="NAME", help="tpe, tpe-uni, gp, cmaes, qmc or random.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", help="Of sampler, split and order.  [default: 0]")
+    ] = None,
+    trial_pruner: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Optuna's early stopping: wilcoxon or none.")
+    ] = None,
+    scorers: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Scorers to sum; see: prunetune scorers.")
+    ] = None,
+    stages: Annotated[
+        str | None, typer.Option(metavar="A-B", help="Fewest and most stages, in 1-3.")
+    ] = None,
+    layers: Annotated[
+        str | None, typer.Option(metavar="A-B", help="First and last layer of a stage.")
+    ] = None,
+    presets: Annotated[
+        str | None,
+        typer.Option("--preset", metavar="A,B", help="Published methods tried first, or none."),
+    ] = None,
+    spec: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Study spec (TOML); flags override it.")
+    ] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="The run's folder.  [default: studies/MODEL-keepB]"),
+    ] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            envvar="PRUNETUNE_STORAGE",
+            show_envvar=False,
+            help="Database of the study, also $PRUNETUNE_STORAGE.  [default: FOLDER/study.db]",
+        ),
+    ] = None,
+    study: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Name of the study.  [default: by the spec]")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(metavar="N", help="Samples a batch.")] = 16,
+    workers: Annotated[
+        int, typer.Option(metavar="N", help="Processes here that share the study.")
+    ] = 1,
+    cache_dir: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="Unpruned references; also $PRUNETUNE_CACHE."),
+    ] = None,
+    cache_limit: Annotated[
+        float, typer.Option(metavar="GIB", help="Size of the cache; the oldest goes first.")
+    ] = 20.0,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Keep references in memory only.")
+    ] = False,
+    skip_bad: SkipBad = False,
+    dtype: Dtype = None,
+    device: Device = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Search where, how much and with which weights to prune; freeze the best in one config.
+
+    The run's folder gets study.db, spec.toml, config.json and log.jsonl. The same command resumes
+    a study that was interrupted or is given more trials; on other machines, with one --storage
+    postgresql://..., it joins the study.
+    """
+    from prunetune.search.joining import Cache, Workers
+    from prunetune.search.spec import StudySpec
+
+    at_least("--batch-size", batch_size, 1)
+    at_least("--workers", workers, 1)
+    at_least("--cache-limit", cache_limit, 0)
+    if not math.isfinite(cache_limit):
+        raise ConfigError(f"--cache-limit: received {cache_limit:g}, allowed a finite number")
+    for flag, value in (("sampler", sampler), ("metric", metric), ("trial_pruner", trial_pruner)):
+        allowed = get_args(StudySpec.model_fields[flag].annotation)
+        one_of(f"--{flag.replace('_', '-')}", value, allowed)
+    flags = {
+        "model": model,
+        "keep": keep,
+        "data": data,
+        "held_out": held_out,
+        "samples": samples,
+        "trials": trials,
+        "timeout": timeout,
+        "metric": metric,
+        "sampler": sampler,
+        "seed": seed,
+        "trial_pruner": trial_pruner,
+        "presets": [] if presets == "none" else _optional("--preset", presets),
+        "space": _space(scorers, stages, layers),
+    }
+    given = {name: value for name, value in flags.items() if value is not None and value != {}}
+    wanted = StudySpec.load(spec, given) if spec else StudySpec.parse(given, origin="search")
+    how = {
+        "batch_size": batch_size,
+        "cache": Cache(cache_dir, int(cache_limit * (1 << 30)), not no_cache),
+        "workers": Workers(workers, threads),
+    }
+    names = {"storage": storage, "study_name": study}
+    options = {"skip_bad": skip_bad, "dtype": dtype, "device": device}
+    try:
+        result, prepared = _run(wanted, out, names, options, how)
+    except KeyboardInterrupt:
+        from prunetune.search.storage import redact
+
+        if storage is None or redact(storage) == storage:
+            raise
+        # The line that would be printed repeats the command, password included.
+        note("interrupted; the same command resumes")
+        raise typer.Exit(130) from None
+    _print(Output(as_json), result, prepared)
+
+
+def _run(
+    spec: "StudySpec",
+    out: str | None,
+    names: dict[str, Any],
+    options: dict[str, Any],
+    how: dict[str, Any],
+) -> "tuple[SearchResult, Prepared]":
+    from prunetune.cli._environment import quieten_optuna, set_threads
+    from prunetune.search.prepare import prepare
+    from prunetune.search.run import run
+
+    quieten_optuna()
+    how["workers"] = share_threads(how["workers"])
+    set_threads(how["workers"].threads)
+    prepared = prepare(spec, out=out, **names, **options)
+    if prepared.skipped:
+        note(f"skipped {len(prepared.skipped)} bad: {'; '.join(prepared.skipped[:3])}")
+    logger.info(
+        "searching %s at keep %g on %d samples, %d trials; in %s",
+        *(prepared.spec.model, prepared.spec.keep, len(prepared.calibration)),
+        *(prepared.spec.trials, prepared.out),
+    )
+    with _terminated(), progress() as show:
+        result = run(
+            prepared,
+            **names,
+            **how,
+            options=options,
+            progress=lambda step: show(step.name, step.done, step.total, step.detail),
+        )
+    return result, prepared
+
+
+def share_threads(workers: "Workers") -> "Workers":
+    """Give each of several workers an equal share of the cores, unless told otherwise."""
+    from prunetune.cli._environment import physical_cores
+
+    if workers.threads is not None or workers.count == 1:
+        return workers
+    return replace(workers, threads=max(1, physical_cores() // workers.count))
+
+
+@contextmanager
+def _terminated() -> Iterator[None]:
+    """Let SIGTERM, a batch system's warning, end a search as Ctrl-C does: resumable."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _print(out: Output, result: "SearchResult", prepared: "Prepared") -> None:
+    from prunetune.search.summary import table_rows
+
+    heading, *rows = table_rows(result)
+    columns = [heading[0] or "held-out", *[f">{title}" for title in heading[1:-1]], heading[-1]]
+    out.table(columns, rows, wrap=heading[-1])
+    out.line()
+    out.line(result.verdict)
+    out.line()
+    counts = ", ".join(f"{count} {state}" for state, count in result.trials.items())
+    out.line(f"trials: {counts}; {result.seconds:.0f} s")
+    for stage in result.best.stages:
+        scorers = " ".join(f"{s.name}{s.weight:+g}" for s in stage.scorers) or "same scores"
+        out.line(f"  layer {stage.layer}: keeps {percent(stage.retention)} by {scorers}")
+    out.line(f"config: {result.config}")
+    out.line(f"next: prunetune export {prepared.out} -o {_export_name(prepared)}")
+    out.finish({**result.to_dict(), "skipped": len(prepared.skipped)})
+    sys.stdout.flush()
+
+
+def _export_name(prepared: "Prepared") -> str:
+    name = prepared.spec.model.rstrip("/").rpartition("/")[2]
+    return f"{name}.prune.json"
+
+
+def _space(scorers: str | None, stages: str | None, layers: str | None) -> dict[str, Any]:
+    space: dict[str, Any] = {}
+    if scorers is not None:
+        space["scorers"] = _names("--scorers", scorers)
+    if stages is not None:
+        space["min_stages"], space["max_stages"] = _span("--stages", stages)
+    if layers is not None:
+        space["layers"] = _span("--layers", layers)
+    return space
+
+
+def _optional(flag: str, text: str | None) -> list[str] | None:
+    return None if text is None else _names(flag, text)
+
+
+def _names(flag: str, text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise ConfigError(f"{flag}: received {text!r}, allowed names with commas between")
+    return names
+
+
+def _span(flag: str, text: str) -> Sequence[int]:
+    low, dash, high = text.partition("-")
+    try:
+        return int(low), int(high if dash else low)
+    except ValueError:
+        raise ConfigError(
+            f"{flag}: received {text!r}, allowed a number or two with a dash between, e.g. 1-3"
+        ) from None

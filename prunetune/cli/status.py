@@ -1,0 +1,83 @@
+"""``status``: how far a study is."""
+
+import shlex
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from prunetune.cli._app import AsJson, verb
+from prunetune.cli._output import Output, number
+
+if TYPE_CHECKING:
+    from prunetune.search.find import Found
+
+
+@verb("status", "prunetune status studies/tiny-keep0.25")
+def status(
+    study: Annotated[
+        str, typer.Argument(metavar="STUDY", help="A run's folder, its study.db or a storage URL.")
+    ],
+    name: Annotated[
+        str | None, typer.Option("--study", metavar="NAME", help="Of several studies, this one.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show a study's trials by state, its best trial, and how to resume it."""
+    from collections import Counter
+
+    from prunetune.cli._environment import quieten_optuna
+    from prunetune.search.find import find_study
+    from prunetune.search.trials import FINISHED
+
+    quieten_optuna()
+    found = find_study(study, name)
+    trials = found.study.get_trials(deepcopy=False)
+    states = Counter(trial.state.name.lower() for trial in trials)
+    complete = [t for t in trials if t.state.name == "COMPLETE" and t.value is not None]
+    best = min(complete, key=lambda t: (t.value, t.number), default=None)
+    finished = sum(trial.state in FINISHED for trial in trials)
+    resume = _resume(found)
+    out = Output(as_json)
+    out.line(f"study: {found.study.study_name} in {found.shown}")
+    out.line(
+        f"trials: {finished} of {found.spec.trials} finished"
+        f" ({', '.join(f'{count} {state}' for state, count in sorted(states.items())) or 'none'})"
+    )
+    described: dict[str, Any] | None = None
+    if best is not None:
+        described = {
+            "trial": best.number,
+            found.spec.metric: best.value,
+            "schedule": best.user_attrs.get("schedule"),
+            "weights": best.user_attrs.get("weights"),
+            "preset": best.user_attrs.get("preset"),
+        }
+        preset = f" (preset {described['preset']})" if described["preset"] else ""
+        out.line(f"best: trial {best.number}{preset}, {found.spec.metric} {number(best.value)}")
+        out.line(f"  schedule {described['schedule']}")
+        out.line(f"  weights {described['weights']}")
+    out.line(f"resume: {resume}")
+    out.finish(
+        {
+            "study": found.study.study_name,
+            "storage": found.shown,
+            "model": found.spec.model,
+            "keep": found.spec.keep,
+            "trials": dict(states),
+            "finished": finished,
+            "wanted": found.spec.trials,
+            "best": described,
+            "resume": resume,
+        }
+    )
+
+
+def _resume(found: "Found") -> str:
+    words = ["prunetune", "search"]
+    if found.folder is not None:
+        words += ["--spec", str(found.folder / "spec.toml"), "--out", str(found.folder)]
+    else:
+        return "run the command that started it again, with the same --storage"
+    if found.study.study_name != found.spec.study_name:
+        words += ["--study", found.study.study_name]
+    return shlex.join(words)

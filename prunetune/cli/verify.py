@@ -1,0 +1,164 @@
+"""``verify``: re-measure a config through the deployment path."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from prunetune.cli._app import AsJson, Device, Dtype, ModelName, SkipBad, Threads, at_least, verb
+from prunetune.cli._output import Output, number, percent, progress
+
+if TYPE_CHECKING:
+    from prunetune.deploy import SplitScores, Verification
+
+
+@verb(
+    "verify",
+    "prunetune verify tiny.prune.json",
+    "prunetune verify tiny.prune.json --max-gap 0.05 --json",
+)
+def verify(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A config file.")],
+    model: ModelName = None,
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="SOURCE", help="Calibration data.  [default: tiny]"),
+    ] = None,
+    held_out: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="Held-out data, if not a part of --data.")
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(metavar="N", help="At most N samples of each split.")
+    ] = None,
+    max_gap: Annotated[
+        float | None, typer.Option(metavar="X", help="Exit 1 if the gap measured is above X.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(metavar="N", help="Samples a batch.")] = 16,
+    skip_bad: SkipBad = False,
+    dtype: Dtype = None,
+    device: Device = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Re-measure a config as a deployment runs it: gap, agreement, accuracy, token counts.
+
+    The model is the config's own unless --model names another, e.g. a fine-tune. The gap that
+    --max-gap bounds is the mean over the calibration split.
+    """
+    from prunetune.config import PruningConfig
+    from prunetune.errors import ConfigError
+
+    pruning = PruningConfig.load(config)
+    at_least("--max-gap", max_gap, 0)
+    at_least("--batch-size", batch_size, 1)
+    at_least("--samples", samples, 1)
+    if not (model or pruning.model.name):
+        raise ConfigError(f"{config}: model.name is empty; say which model with --model")
+    from prunetune.cli._environment import set_threads
+    from prunetune.deploy import load_splits
+    from prunetune.deploy import verify as measure
+    from prunetune.models import load_model
+
+    set_threads(threads)
+    splits = load_splits(
+        pruning, data or "tiny", held_out=held_out, samples=samples, skip_bad=skip_bad
+    )
+    if max_gap is not None and data is None and samples is None and not splits.same:
+        raise ConfigError(
+            f"--max-gap: {config} was not calibrated on the shipped set 'tiny', so its gap there "
+            "says nothing; name the data with --data"
+        )
+    revision = pruning.model.revision if model is None else None
+    loaded = load_model(model or pruning.model.name, dtype=dtype, device=device, revision=revision)
+    total = len(splits.calibration) + len(splits.held_out or ())
+    with progress() as show:
+        result = measure(
+            pruning,
+            loaded,
+            splits,
+            batch_size=batch_size,
+            progress=lambda done: show("samples", done, total),
+        )
+    within = None if max_gap is None else result.calibration.gap <= max_gap
+    passed = result.counts_hold and within is not False
+    skipped = splits.calibration.skipped + (splits.held_out.skipped if splits.held_out else 0)
+    out = Output(as_json)
+    _print(out, result, max_gap, within)
+    out.finish(
+        {
+            "config": config,
+            "model": loaded.name,
+            "gap": result.calibration.gap,
+            "max_gap": max_gap,
+            "within_max_gap": within,
+            "passed": passed,
+            "promised_gap": result.promised_gap,
+            "difference": result.difference,
+            "tolerance": result.tolerance,
+            "reproduced": result.reproduced,
+            "mean_retention": result.calibration.mean_retention,
+            "promised_mean_retention": pruning.provenance.mean_retention,
+            "counts_hold": result.counts_hold,
+            "calibration": vars(result.calibration),
+            "held_out": result.held_out and vars(result.held_out),
+            "layers": [vars(layer) for layer in result.layers],
+            "skipped": skipped,
+        }
+    )
+    if not passed:
+        raise typer.Exit(1)
+
+
+def _print(out: Output, result: "Verification", max_gap: float | None, within: bool | None) -> None:
+    rows = [_row("calibration", result.calibration)]
+    if result.held_out is not None:
+        rows.append(_row("held-out", result.held_out))
+    out.table(
+        ("split", ">samples", ">gap", ">KL", ">top-1", ">accuracy", ">unpruned", ">retention"), rows
+    )
+    out.line()
+    out.table((">layers", ">image tokens", ">promised", ">worst off", ">retention"), _spans(result))
+    out.line()
+    counts = "hold in every sample and layer" if result.counts_hold else "DO NOT HOLD"
+    out.line(f"token counts: {counts}")
+    if result.reproduced is None:
+        out.line(f"gap of the provenance: not compared: {result.reason}")
+    else:
+        word = "reproduced" if result.reproduced else "NOT reproduced"
+        exactly = f"to {result.tolerance:.0e} (off by {result.difference:+.1e})"
+        out.line(f"gap of the provenance: {word} {exactly}")
+    if within is not None:
+        sign = "at most" if within else "ABOVE"
+        out.line(f"gap {result.calibration.gap:.6f} is {sign} --max-gap {max_gap:g}")
+
+
+def _row(name: str, scores: "SplitScores") -> tuple[str, ...]:
+    return (
+        name,
+        str(scores.samples),
+        number(scores.gap, 6),
+        number(scores.kl),
+        percent(scores.agreement),
+        percent(scores.accuracy),
+        percent(scores.unpruned_accuracy),
+        number(scores.mean_retention),
+    )
+
+
+def _spans(result: "Verification") -> list[tuple[str, ...]]:
+    """Return one row for each run of layers with the same retention."""
+    runs: list[list[Any]] = []
+    for layer in result.layers:
+        if runs and runs[-1][0].retention == layer.retention:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return [
+        (
+            f"{run[0].layer}-{run[-1].layer}" if len(run) > 1 else str(run[0].layer),
+            f"{run[0].tokens:.1f}",
+            f"{run[0].promised:.1f}",
+            f"{max(layer.worst for layer in run):.2f}",
+            percent(run[0].retention),
+        )
+        for run in runs
+    ]

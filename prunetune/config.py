@@ -1,0 +1,331 @@
+"""The pruning config: schema, load, save, digest. One small JSON file that a deployment loads."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    Strict,
+    ValidationError,
+    WrapValidator,
+    model_validator,
+)
+
+from prunetune.errors import ConfigError
+from prunetune.files import write_atomically
+from prunetune.restorers import RESTORERS, Restorer
+from prunetune.scorers import SCORERS, Scorer
+
+FORMAT: Final = "prunetune.config"
+VERSION: Final = 1
+_SHOWN = 80
+
+
+def _scorer(value: Any) -> Any:
+    return _component(value, SCORERS)
+
+
+def _restorer(value: Any) -> Any:
+    return _component(value, RESTORERS)
+
+
+def _component(value: Any, table: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    name = value.get("name")
+    if not isinstance(name, str):
+        raise ValueError(f"a {table.kind} needs a 'name', one of: {', '.join(table)}")
+    if name not in table:
+        raise ValueError(table.unknown(name))
+    try:
+        text = json.dumps(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{table.kind} {name!r} is not plain data: {error}") from None
+    # As JSON, so that a bool is no number, a text neither, and a list is a tuple.
+    return table.get(name).model_validate_json(text, strict=True)
+
+
+def _allowed(what: str) -> WrapValidator:
+    """Name the whole range where pydantic names the bound that was crossed."""
+
+    def check(value: Any, handler: Any) -> Any:
+        try:
+            return handler(value)
+        except ValidationError:
+            raise ValueError(f"received {_shown(value)}, allowed {what}") from None
+
+    return WrapValidator(check)
+
+
+Whole = Annotated[int, Strict()]
+Number = Annotated[float, Strict()]
+Retention = Annotated[Number, Field(gt=0.0, le=1.0), _allowed("a number above 0 and at most 1")]
+Layer = Annotated[Whole, Field(ge=0), _allowed("a whole number of at least 0")]
+Depth = Annotated[Whole, Field(ge=1), _allowed("a whole number of at least 1")]
+AnyScorer = Annotated[SerializeAsAny[Scorer], BeforeValidator(_scorer)]
+AnyRestorer = Annotated[SerializeAsAny[Restorer], BeforeValidator(_restorer)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ModelRef(_Frozen):
+    """Which model a config is for.
+
+    Attributes:
+        model_type: The transformers ``model_type``; ``apply`` refuses any other.
+        num_layers: Decoder layers; ``apply`` refuses any other number.
+        name: Hub id, alias or folder the config was made with.
+        revision: Hub revision, where known.
+        fingerprint: sha256 of the architecture-defining config fields; another one only warns.
+    """
+
+    model_type: str
+    num_layers: Depth
+    name: str = ""
+    revision: str | None = None
+    fingerprint: str | None = None
+
+
+class Stage(_Frozen):
+    """One pruning step.
+
+    Attributes:
+        layer: 0 is before the language model, k >= 1 at the input of decoder layer k (0-based).
+        retention: Share of the original image tokens (patches and separators) alive after the
+            stage, cumulative and after restoring, in (0, 1].
+        scorers: Summed by score weight; empty means: reuse the previous stage's scores.
+        restorer: Puts information of dropped tokens back; None for none.
+    """
+
+    layer: Layer
+    retention: Retention
+    scorers: tuple[AnyScorer, ...] = ()
+    restorer: AnyRestorer | None = None
+
+
+class Provenance(_Frozen):
+    """Where a config comes from; every field is optional, none changes what the config does.
+
+    Attributes:
+        study: Name of the study.
+        trial: Number of the trial.
+        gap: Mean gap on the calibration split.
+        gap_ci: Bootstrap 95% interval of ``gap``.
+        held_out_gap: Mean gap on the held-out split.
+        mean_retention: Mean retention over all decoder layers.
+        flops_ratio: Prefill FLOPs of the language model, pruned over unpruned.
+        kv_ratio: Visual KV-cache share, pruned over unpruned.
+        calibration_digest: Digest over the calibration pixels and texts.
+        seed: Seed of the study.
+        versions: Versions of the libraries it was made with.
+        created: UTC time, ISO 8601.
+    """
+
+    study: str | None = None
+    trial: Whole | None = None
+    gap: Number | None = None
+    gap_ci: tuple[Number, Number] | None = None
+    held_out_gap: Number | None = None
+    mean_retention: Number | None = None
+    flops_ratio: Number | None = None
+    kv_ratio: Number | None = None
+    calibration_digest: str | None = None
+    seed: Whole | None = None
+    versions: dict[str, str] = Field(default_factory=dict)
+    created: str | None = None
+
+
+class PruningConfig(_Frozen):
+    """A frozen pruning config: where, how much, with which weights.
+
+    Attributes:
+        format: Always ``"prunetune.config"``.
+        version: Schema version; files of version 1 load in every later release.
+        model: Which model it is for.
+        separators: Whether image tokens that are not patches stay (``"keep"``, thinned evenly when
+            they would take more than half of a stage) or go at the first stage (``"drop"``).
+        positions: ``"original"`` position ids, or ``"packed"``: renumbered after a layer-0 stage.
+        stages: Ordered; layers strictly rise, retentions never rise.
+        provenance: Where it comes from.
+    """
+
+    format: Literal["prunetune.config"] = FORMAT
+    version: Literal[1] = VERSION
+    model: ModelRef
+    separators: Literal["keep", "drop"] = "keep"
+    positions: Literal["original", "packed"] = "original"
+    stages: tuple[Stage, ...] = Field(min_length=1)
+    provenance: Provenance = Field(default_factory=Provenance)
+
+    @model_validator(mode="after")
+    def _check(self) -> "PruningConfig":
+        check_schedule(self.stages, self.model.num_layers)
+        if self.positions == "packed" and self.stages[0].layer != 0:
+            raise ValueError(
+                "positions: 'packed' renumbers after a layer-0 stage, but the first stage is at "
+                f"layer {self.stages[0].layer}; use 'original'"
+            )
+        return self
+
+    @classmethod
+    def parse(cls, data: Any, origin: str = "config") -> "PruningConfig":
+        """Validate plain data.
+
+        Raises:
+            ConfigError: One line that names the field, the value received and what is allowed.
+        """
+        if not isinstance(data, dict):
+            raise ConfigError(f"{origin}: expected a JSON object, received {type(data).__name__}")
+        if data.get("format") != FORMAT:
+            raise ConfigError(
+                f"{origin}: format: received {data.get('format')!r}, allowed {FORMAT!r}; "
+                "this is not a prunetune config"
+            )
+        version = data.get("version")
+        if type(version) is not int or version != VERSION:
+            raise ConfigError(
+                f"{origin}: version: received {version!r}, this release reads version {VERSION}; "
+                "upgrade prunetune or export the config again"
+            )
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise ConfigError(f"{origin}: {describe(error)}") from None
+        except RecursionError:
+            raise ConfigError(f"{origin}: nested too deeply for a config") from None
+
+    @classmethod
+    def load(cls, path: str | Path) -> "PruningConfig":
+        """Read a config file.
+
+        Raises:
+            ConfigError: The file is missing, is not JSON, or is not a valid config.
+        """
+        try:
+            text = Path(path).read_bytes().decode("utf-8-sig")
+        except (OSError, ValueError) as error:
+            undecoded = isinstance(error, UnicodeDecodeError)
+            reason = "it is not UTF-8 text" if undecoded else getattr(error, "strerror", error)
+            raise ConfigError(f"cannot read config {str(path)!r}: {reason}") from None
+        if not text.strip():
+            raise ConfigError(f"{path}: the file is empty; export the config again")
+        try:
+            data = json.loads(text, object_pairs_hook=_once)
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"{path}: not JSON: {error}") from None
+        return cls.parse(data, origin=str(path))
+
+    def to_json(self) -> str:
+        """Return the config as JSON: stable field order, same bytes for the same config."""
+        return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
+
+    def save(self, path: str | Path) -> Path:
+        """Write the config whole or not at all, and return its path.
+
+        Raises:
+            ConfigError: The file cannot be written.
+        """
+        try:
+            return write_atomically(Path(path), self.to_json().encode())
+        except OSError as error:
+            raise ConfigError(
+                f"cannot write config {str(path)!r}: {error.strerror or error}"
+            ) from None
+
+    def digest(self) -> str:
+        """Return a sha256 over everything but the provenance: what the config does."""
+        data = self.model_dump(mode="json", exclude={"provenance"})
+        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
+def check_schedule(stages: tuple[Stage, ...], num_layers: int) -> None:
+    """Check that a schedule can be run on a model of ``num_layers`` decoder layers.
+
+    Raises:
+        ValueError: One line that names the stage, the value received and what is allowed.
+    """
+    layer, retention = -1, 1.0
+    for i, stage in enumerate(stages):
+        where = f"stages.{i}"
+        if stage.layer <= layer:
+            raise ValueError(
+                f"{where}.layer: received {stage.layer}, allowed above {layer}: "
+                "layers strictly rise"
+            )
+        if stage.layer >= num_layers:
+            raise ValueError(
+                f"{where}.layer: received {stage.layer}, allowed 0 to {num_layers - 1} for "
+                f"a model of {num_layers} decoder layers"
+            )
+        if stage.retention > retention:
+            raise ValueError(
+                f"{where}.retention: received {stage.retention}, allowed above 0 and at most "
+                f"{retention}: retentions never rise"
+            )
+        _check_scorers(where, stage, first=i == 0)
+        if stage.restorer is not None:
+            least = stage.restorer.least_retention() * retention
+            if stage.retention < least - 1e-9:
+                raise ValueError(
+                    f"{where}.restorer: {stage.restorer.name} leaves at least {least:.6g} of the "
+                    f"tokens, but the retention is {stage.retention}; weaken the restorer or "
+                    "raise the retention"
+                )
+        layer, retention = stage.layer, stage.retention
+
+
+def _check_scorers(where: str, stage: Stage, *, first: bool) -> None:
+    if not stage.scorers:
+        if first:
+            raise ValueError(f"{where}.scorers: the first stage needs at least one scorer")
+        return
+    names = [scorer.name for scorer in stage.scorers]
+    if len(set(names)) != len(names):
+        raise ValueError(f"{where}.scorers: received {names}, every scorer may appear once")
+    if not any(scorer.usable_at(stage.layer) for scorer in stage.scorers):
+        raise ValueError(
+            f"{where}.scorers: {', '.join(names)} need states of a decoder layer, which a stage at "
+            "layer 0 has not; move the stage to layer 1 or later, or add another scorer"
+        )
+
+
+def describe(error: ValidationError) -> str:
+    """Return the first problem of a pydantic error as one line: field, value received, allowed."""
+    first = error.errors(include_url=False)[0]
+    field = ".".join(_plain(str(part)) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        return f"{field}: unknown key; remove it or upgrade prunetune{more}"
+    if first["type"] == "missing":
+        return f"{field}: missing{more}"
+    if first["type"] == "value_error":
+        return f"{field + ': ' if field else ''}{_plain(message)}{more}"
+    return f"{field}: received {_shown(first['input'])}, {message[0].lower() + message[1:]}{more}"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
+
+
+def _plain(text: str) -> str:
+    """Keep what came from a file on one line of printable characters."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    data = dict(pairs)
+    if len(data) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r} appears twice in one object")
+    return data

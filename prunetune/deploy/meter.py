@@ -1,0 +1,196 @@
+"""Runs samples through ``generate``, unpruned and pruned, and adds up what that changed."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prunetune.calibration import CalibrationSet, Sample, encode
+from prunetune.config import PruningConfig
+from prunetune.errors import DataError
+from prunetune.runtime.apply import Handle, family_of
+from prunetune.runtime.trace import ForwardTrace
+
+
+@dataclass(frozen=True)
+class SplitScores:
+    """What a config does to one split.
+
+    Attributes:
+        samples: Their number.
+        gap: Mean of 1 - cosine of the last prompt token's final states.
+        kl: Mean KL of the next-token distribution, in nats.
+        agreement: Share of samples whose most likely next token is the unpruned one.
+        accuracy: Share of exact greedy answers; None where no sample has an answer.
+        unpruned_accuracy: The same without pruning.
+        mean_retention: Mean over samples and decoder layers.
+    """
+
+    samples: int
+    gap: float
+    kl: float
+    agreement: float
+    accuracy: float | None
+    unpruned_accuracy: float | None
+    mean_retention: float
+
+
+@dataclass
+class Tally:
+    """What was measured of one split, sample by sample.
+
+    Attributes:
+        gap: Of each sample.
+        kl: Of each sample.
+        agrees: Of each sample.
+        correct: Of each sample with an answer, pruned.
+        unpruned: Of each sample with an answer, unpruned.
+        counts: Image tokens of each sample at every decoder layer.
+        totals: Image tokens of each sample.
+        images: Images of each sample.
+        cache_fits: Whether every layer's cache was as long as the counts say.
+    """
+
+    gap: list[float] = field(default_factory=list)
+    kl: list[float] = field(default_factory=list)
+    agrees: list[bool] = field(default_factory=list)
+    correct: list[bool] = field(default_factory=list)
+    unpruned: list[bool] = field(default_factory=list)
+    counts: list[list[int]] = field(default_factory=list)
+    totals: list[int] = field(default_factory=list)
+    images: list[int] = field(default_factory=list)
+    cache_fits: bool = True
+
+    def scores(self) -> SplitScores:
+        """Return the means."""
+        shares = [
+            sum(counts) / (len(counts) * total) for counts, total in zip(self.counts, self.totals)
+        ]
+        answered = bool(self.correct)
+        return SplitScores(
+            samples=len(self.gap),
+            gap=mean(self.gap),
+            kl=mean(self.kl),
+            agreement=mean(self.agrees),
+            accuracy=mean(self.correct) if answered else None,
+            unpruned_accuracy=mean(self.unpruned) if answered else None,
+            mean_retention=mean(shares),
+        )
+
+
+class Meter:
+    """Runs batches of a split through ``generate``, unpruned and pruned."""
+
+    def __init__(self, config: PruningConfig, loaded: Any, batch_size: int) -> None:
+        self.config, self.loaded, self.batch_size = config, loaded, batch_size
+        self.family = family_of(loaded.model)
+        self.device = next(loaded.model.parameters()).device
+        ids = getattr(loaded.model.generation_config, "eos_token_id", None)
+        self.eos = frozenset() if ids is None else frozenset([ids] if isinstance(ids, int) else ids)
+
+    def run(self, split: CalibrationSet, advance: Callable[[int], None]) -> Tally:
+        """Measure a split; ``advance`` is called with the size of each batch done.
+
+        Raises:
+            DataError: It is empty.
+        """
+        if not len(split):
+            raise DataError("the split has 0 samples; allowed: 1 or more")
+        tally = Tally()
+        for first in range(0, len(split), self.batch_size):
+            batch = split.samples[first : first + self.batch_size]
+            with torch.no_grad():
+                self._measure(batch, tally)
+            advance(len(batch))
+        return tally
+
+    def _measure(self, batch: Sequence[Sample], tally: Tally) -> None:
+        inputs = encode(self.loaded.processor, batch).to(self.device)
+        answers = [self._ids(sample.answer) for sample in batch]
+        new = 1 + max(len(answer or []) for answer in answers)
+        full = _generate(self.loaded.model, inputs, new)
+        with Handle(self.family, self.config) as handle:
+            pruned = _generate(self.loaded.model, inputs, new)
+            trace = next(t for t in handle.trace if len(t.lengths) == len(batch))
+        cosine = torch.nn.functional.cosine_similarity(
+            pruned.state.double(), full.state.double(), dim=-1
+        )
+        before, after = full.logits.log_softmax(-1), pruned.logits.log_softmax(-1)
+        tally.gap += (1 - cosine).clamp_min(0).tolist()
+        tally.kl += (before.exp() * (before - after)).sum(-1).clamp_min(0).tolist()
+        tally.agrees += before.argmax(-1).eq(after.argmax(-1)).tolist()
+        tally.correct += _right(pruned.new, answers, self.eos)
+        tally.unpruned += _right(full.new, answers, self.eos)
+        self._count(trace, inputs["attention_mask"].sum(1).tolist(), pruned, tally)
+
+    def _ids(self, answer: str | None) -> list[int] | None:
+        if answer is None:
+            return None
+        tokenizer = self.loaded.processor.tokenizer
+        return list(tokenizer(answer, add_special_tokens=False)["input_ids"])
+
+    def _count(self, trace: ForwardTrace, lengths: list[int], run: "_Run", tally: Tally) -> None:
+        depth = len(self.family.layers)
+        rows = []
+        for b, images in enumerate(trace.lengths):
+            counts = [sum(images)] * depth
+            for stage in trace.stages:
+                counts[stage.layer :] = [stage.after[b]] * (depth - stage.layer)
+            rows.append(counts)
+        tally.counts += rows
+        tally.totals += [sum(images) for images in trace.lengths]
+        tally.images += [len(images) for images in trace.lengths]
+        text = [length - sum(images) for length, images in zip(lengths, trace.lengths)]
+        expected = [max(t + row[k] for t, row in zip(text, rows)) for k in range(depth)]
+        steps = run.new.shape[1] - 1
+        tally.cache_fits &= run.cached == [length + steps for length in expected]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One ``generate``: last prompt token's final state and logits, new tokens, cache lengths."""
+
+    state: Tensor
+    logits: Tensor
+    new: Tensor
+    cached: list[int]
+
+
+def _generate(model: Any, inputs: Any, new: int) -> _Run:
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def note(module: Any, args: tuple[Any, ...], output: Tensor) -> None:
+        if not seen:
+            seen.append((args[0][:, -1].float(), output[:, -1].float()))
+
+    hook = model.get_output_embeddings().register_forward_hook(note)
+    try:
+        output = model.generate(
+            **inputs,
+            max_new_tokens=new,
+            do_sample=False,
+            num_beams=1,
+            return_dict_in_generate=True,
+        )
+    finally:
+        hook.remove()
+    state, logits = seen[0]
+    cached = [int(layer.keys.shape[-2]) for layer in output.past_key_values.layers]
+    return _Run(state, logits, output.sequences[:, inputs["input_ids"].shape[1] :], cached)
+
+
+def _right(new: Tensor, answers: Sequence[list[int] | None], eos: frozenset[int]) -> list[bool]:
+    """Tell for each sample with an answer whether exactly it was generated."""
+    return [
+        row[: len(answer)] == answer and (not eos or not eos.isdisjoint(row[len(answer) :][:1]))
+        for row, answer in zip(new.tolist(), answers, strict=True)
+        if answer is not None
+    ]
+
+
+def mean(values: Sequence[float]) -> float:
+    """Return the mean of at least one value."""
+    return math.fsum(values) / len(values)

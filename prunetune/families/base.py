@@ -1,0 +1,176 @@
+"""What a family tells the runtime: where things are in a model, and where each token comes from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from prunetune.errors import UnsupportedModelError
+from prunetune.tokens import ImageGeometry
+
+# What the processors of these towers use; a model does not carry its processor's statistics.
+CLIP_PIXELS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+SIGLIP_PIXELS = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+@dataclass(frozen=True)
+class VisionCall:
+    """One call of the model's image encoder.
+
+    Attributes:
+        arguments: The call's arguments by name, defaults filled in from the model's config.
+        lengths: Tokens each image takes in the language model's sequence, in order.
+    """
+
+    arguments: Mapping[str, Any]
+    lengths: list[int]
+
+
+class Family:
+    """Base of all families: a view on one loaded model; it holds no tensors and changes nothing.
+
+    A subclass sets ``model_type`` and implements ``geometries``, ``views`` and, where the tower's
+    attention can be read, ``vision_attention_module``. The defaults fit LLaVA-like models:
+    ``model.model`` with ``language_model`` and ``vision_tower``.
+
+    Args:
+        model: The Hugging Face model.
+
+    Raises:
+        UnsupportedModelError: The model has a feature that pruning cannot work with.
+    """
+
+    model_type: ClassVar[str] = ""
+    encoder_method: ClassVar[str] = "get_image_features"
+    has_separators: ClassVar[bool] = False
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.config: Any = model.config
+        self.check()
+
+    def check(self) -> None:
+        """Raise ``UnsupportedModelError``, with the reason, for what cannot work."""
+
+    @property
+    def base(self) -> nn.Module:
+        """The module whose forward takes ``input_ids`` and pixels."""
+        base: nn.Module = getattr(self.model, "model", self.model)
+        return base
+
+    @property
+    def text_model(self) -> Any:
+        """The decoder stack: has ``layers``, ``norm``, ``rotary_emb`` and ``config``."""
+        return self.base.language_model
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The decoder layers."""
+        layers: nn.ModuleList = self.text_model.layers
+        return layers
+
+    @property
+    def image_token_id(self) -> int:
+        """Id of the placeholder that every image token takes in ``input_ids``."""
+        return int(self.config.image_token_id)
+
+    def second_norm(self, layer: int) -> nn.Module:
+        """Return the norm before the MLP of decoder layer ``layer``."""
+        norm: nn.Module = self.layers[layer].post_attention_layernorm  # type: ignore[assignment]
+        return norm
+
+    def geometries(self, call: VisionCall) -> list[ImageGeometry]:
+        """Return where each token of each image comes from, in sequence order, on the CPU."""
+        raise NotImplementedError
+
+    def views(self, call: VisionCall) -> list[int]:
+        """Return how many views (thumbnail and tiles) the vision tower saw of each image."""
+        raise NotImplementedError
+
+    def pixels(self, call: VisionCall) -> list[Tensor]:
+        """Return each image's views as the tower got them, ``[views, 3, height, width]``."""
+        raise NotImplementedError
+
+    def pixel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Return the (mean, standard deviation) that the tower's pixels are normalised with."""
+        return CLIP_PIXELS if self.vision_has_cls() else SIGLIP_PIXELS
+
+    def vision_attention_module(self) -> nn.Module | None:
+        """Return the attention module of the layer whose output are the features, or None."""
+        return None
+
+    def vision_has_cls(self) -> bool:
+        """Tell whether the tower's first token is a CLS token."""
+        return False
+
+
+def clip_like_attention(family: Family) -> nn.Module | None:
+    """Return the attention module that belongs to ``vision_feature_layer`` of a CLIP-like tower.
+
+    ``hidden_states[-2]`` is the output of the last layer but one, so the attention of that same
+    layer is meant (FasterVLM, official code; methods.md 2.1).
+    """
+    tower = getattr(family.base, "vision_tower", None)
+    inner = getattr(tower, "vision_model", tower)
+    layers = getattr(getattr(inner, "encoder", None), "layers", None)
+    if layers is None:
+        return None
+    feature_layer = family.config.vision_feature_layer
+    if not isinstance(feature_layer, int):
+        feature_layer = feature_layer[-1]
+    index = feature_layer - 1 if feature_layer > 0 else len(layers) + feature_layer
+    if not 0 <= index < len(layers):
+        return None
+    attention = layers[index].self_attn
+    if not all(hasattr(attention, name) for name in ("q_proj", "k_proj", "head_dim")):
+        return None
+    module: nn.Module = attention
+    return module
+
+
+def clip_has_cls(family: Family) -> bool:
+    """Tell whether a LLaVA-like model's tower puts a CLS token first."""
+    vision = family.config.vision_config
+    return str(getattr(vision, "model_type", "")) in {"clip_vision_model", "clip"}
+
+
+def text_window(text_config: Any) -> int | None:
+    """Return the sliding window that some decoder layer attends within, or None."""
+    window = getattr(text_config, "sliding_window", None)
+    if not window or getattr(text_config, "use_sliding_window", True) is False:
+        return None
+    kinds = getattr(text_config, "layer_types", None)
+    if kinds is not None and not any("sliding" in str(kind) for kind in kinds):
+        return None
+    return int(window)
+
+
+def multimodal_rotary(text_config: Any) -> bool:
+    """Tell whether positions are triples of time, row and column (M-RoPE)."""
+    for name in ("rope_parameters", "rope_scaling"):
+        rotary = getattr(text_config, name, None)
+        if isinstance(rotary, Mapping) and "mrope_section" in rotary:
+            return True
+    return False
+
+
+def refuse(model: nn.Module, reason: str) -> UnsupportedModelError:
+    """Return the error for a model that cannot be pruned, with the reason."""
+    return UnsupportedModelError(f"{type(model).__name__} cannot be pruned: {reason}")
+
+
+def grid_side(config: Any) -> tuple[int, int]:
+    """Return (rows, columns) of the patch grid of one view of a fixed-size tower."""
+    vision = config.vision_config
+    size, patch = vision.image_size, vision.patch_size
+    height, width = (size, size) if isinstance(size, int) else (size[0], size[1])
+    ph, pw = (patch, patch) if isinstance(patch, int) else (patch[0], patch[1])
+    return height // ph, width // pw
+
+
+def as_sizes(image_sizes: Any) -> list[tuple[int, int]]:
+    """Return image sizes as a list of (height, width) in pixels."""
+    rows = image_sizes.tolist() if isinstance(image_sizes, torch.Tensor) else image_sizes
+    return [(int(height), int(width)) for height, width in rows]

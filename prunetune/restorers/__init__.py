@@ -1,0 +1,18 @@
+"""Restorers: put information of dropped tokens back.
+
+A new restorer is one file in this folder and one line in the table below.
+"""
+
+from prunetune.registry import Registry
+from prunetune.restorers.base import Restorer
+
+RESTORERS: Registry[Restorer] = Registry(
+    "restorer",
+    "prunetune.restorers.base:Restorer",
+    {
+        "grid_recycling": "prunetune.restorers.grid_recycling:GridRecycling",
+        "uniform_recovery": "prunetune.restorers.uniform_recovery:UniformRecovery",
+    },
+)
+
+__all__ = ["RESTORERS", "Restorer"]

@@ -1,0 +1,209 @@
+"""Pictures of kept tokens: one column a stage, thumbnail and tiles apart."""
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+from torch import Tensor
+
+from prunetune.calibration import Sample, encode
+from prunetune.config import PruningConfig
+from prunetune.families import VisionCall
+from prunetune.runtime.apply import apply, family_of
+from prunetune.tokens import ImageGeometry
+
+_BOX = 320
+_LEAST_COLUMN = 250
+_MARGIN = 16
+_TEXT, _SMALL = 16, 13
+_INK, _FAINT, _PAPER = (20, 20, 20), (105, 105, 105), (255, 255, 255)
+_HATCH, _EDGE = (140, 140, 140), (225, 70, 10)
+
+
+@dataclass(frozen=True)
+class StageKept:
+    """What one stage left.
+
+    Attributes:
+        layer: The stage's layer.
+        kept: ``[n]`` bool, which of the image's tokens are alive after it.
+    """
+
+    layer: int
+    kept: Tensor
+
+    @property
+    def count(self) -> int:
+        """Tokens alive."""
+        return int(self.kept.sum())
+
+    @property
+    def caption(self) -> str:
+        """Such as ``layer 2: 84 of 336 (25%)``."""
+        share = 100 * self.count / len(self.kept)
+        return f"layer {self.layer}: {self.count} of {len(self.kept)} ({share:.3g}%)"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a config kept of one image.
+
+    Attributes:
+        geometry: Of all the image's tokens.
+        stages: One entry a stage, in order.
+    """
+
+    geometry: ImageGeometry
+    stages: tuple[StageKept, ...]
+
+    def views(self) -> list[tuple[str, Tensor]]:
+        """Return the parts of the sequence that are pictures of their own, ``[n]`` bool each."""
+        patch = ~self.geometry.separator
+        thumbnail = (self.geometry.tile == 0) & patch
+        tiles = (self.geometry.tile > 0) & patch
+        if not bool(tiles.any()):
+            return [(f"picture {self._grid(thumbnail)}", thumbnail)]
+        return [
+            (f"thumbnail {self._grid(thumbnail)}", thumbnail),
+            (f"tiles {self._grid(tiles)}", tiles),
+        ]
+
+    def _grid(self, member: Tensor) -> str:
+        rows = len(torch.unique(self.geometry.y[member]))
+        return f"{rows} x {len(torch.unique(self.geometry.x[member]))}"
+
+
+@torch.no_grad()
+def kept_tokens(loaded: Any, config: PruningConfig, image: Image.Image, question: str) -> Kept:
+    """Run one prompt under a config and tell what every stage kept.
+
+    Args:
+        loaded: ``prunetune.models.LoadedModel``.
+        config: The config.
+        image: RGB.
+        question: Plain text; scorers that see the question depend on it.
+
+    Raises:
+        ConfigError: The config is for another model.
+    """
+    family = family_of(loaded.model)
+    inputs = encode(loaded.processor, [Sample((image,), question, id="image")])
+    inputs = inputs.to(next(loaded.model.parameters()).device)
+    with apply(loaded.model, config) as handle:
+        family.base(**inputs, use_cache=False)
+        trace = handle.trace[-1]
+    encoder = inspect.signature(getattr(family.base, family.encoder_method))
+    call = encoder.bind(**{k: v for k, v in inputs.items() if k in encoder.parameters})
+    call.apply_defaults()
+    geometry = family.geometries(VisionCall(call.arguments, trace.lengths[0]))[0]
+    slots = trace.image_slots[0].cpu()
+    stages = tuple(
+        StageKept(stage.layer, torch.isin(slots, stage.kept[0].cpu())) for stage in trace.stages
+    )
+    return Kept(geometry.to("cpu"), stages)
+
+
+def contact_sheet(image: Image.Image, kept: Kept, title: str = "") -> Image.Image:
+    """Draw the image stage by stage: kept tokens clear and outlined, dropped ones grey and hatched.
+
+    Args:
+        image: The picture the tokens are of.
+        kept: From ``kept_tokens``.
+        title: One line above.
+    """
+    picture = _fitted(image.convert("RGB"))
+    views = kept.views()
+    every = torch.ones(len(kept.geometry), dtype=torch.bool)
+    columns = [(f"unpruned: {len(every)} tokens", every)]
+    columns += [(stage.caption, stage.kept) for stage in kept.stages]
+    width = max(picture.width, _LEAST_COLUMN) + _MARGIN
+    top = _MARGIN + (_TEXT + 12 if title else 0) + _TEXT + 10
+    height = picture.height + _SMALL + 22
+    separators = bool(kept.geometry.separator.any())
+    bottom = _SMALL + 12 if separators else 4
+    size = (_MARGIN + width * len(columns), top + height * len(views) + bottom)
+    sheet = Image.new("RGB", size, _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    if title:
+        draw.text((_MARGIN, _MARGIN - 4), _cut(draw, title, size[0] - 2 * _MARGIN), _INK, _font())
+    for k, (caption, alive) in enumerate(columns):
+        x = _MARGIN + k * width
+        draw.text((x, top - _TEXT - 10), caption, _INK, _font())
+        for v, (name, member) in enumerate(views):
+            y = top + v * height
+            sheet.paste(_panel(picture, kept.geometry, member, alive), (x, y))
+            text = f"{name}: {int((member & alive).sum())} of {int(member.sum())}"
+            draw.text((x, y + picture.height + 4), text, _FAINT, _font(_SMALL))
+        if separators:
+            count = int((kept.geometry.separator & alive).sum())
+            text = f"separators: {count} of {int(kept.geometry.separator.sum())}"
+            draw.text((x, top + len(views) * height - 6), text, _FAINT, _font(_SMALL))
+    return sheet
+
+
+def _fitted(image: Image.Image) -> Image.Image:
+    """Scale to fit the box; small pictures with hard pixels, so that they stay legible."""
+    up = max(image.size) < _BOX
+    method = Image.Resampling.NEAREST if up else Image.Resampling.LANCZOS
+    return ImageOps.contain(image, (_BOX, _BOX), method)
+
+
+def _panel(
+    picture: Image.Image, geometry: ImageGeometry, member: Tensor, alive: Tensor
+) -> Image.Image:
+    """Draw one view at one stage.
+
+    Args:
+        picture: Scaled.
+        geometry: Of all tokens.
+        member: ``[n]`` bool, tokens of the view.
+        alive: ``[n]`` bool, tokens alive.
+    """
+    boxes = [_box(geometry, i, picture.size) for i in (member & alive).nonzero().flatten().tolist()]
+    mask = Image.new("L", picture.size, 0)
+    draw = ImageDraw.Draw(mask)
+    for box in boxes:
+        draw.rectangle(box, fill=255)
+    panel = Image.composite(picture, _dropped(picture), mask)
+    if len(boxes) < int(member.sum()):
+        draw = ImageDraw.Draw(panel)
+        for box in boxes:
+            draw.rectangle(box, outline=_EDGE)
+    ImageDraw.Draw(panel).rectangle((0, 0, panel.width - 1, panel.height - 1), outline=_FAINT)
+    return panel
+
+
+def _box(geometry: ImageGeometry, i: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    y, x = float(geometry.y[i]), float(geometry.x[i])
+    half_y, half_x = float(geometry.height[i]) / 2, float(geometry.width[i]) / 2
+    return (
+        round((x - half_x) * size[0]),
+        round((y - half_y) * size[1]),
+        round((x + half_x) * size[0]) - 1,
+        round((y + half_y) * size[1]) - 1,
+    )
+
+
+def _dropped(picture: Image.Image) -> Image.Image:
+    """Return the picture as dropped tokens are shown: pale grey under a diagonal hatch."""
+    pale = Image.blend(
+        picture.convert("L").convert("RGB"), Image.new("RGB", picture.size, (240,) * 3), 0.7
+    )
+    draw = ImageDraw.Draw(pale)
+    for start in range(-picture.height, picture.width, 7):
+        draw.line((start, picture.height, start + picture.height, 0), fill=_HATCH)
+    return pale
+
+
+def _font(size: int = _TEXT) -> Any:
+    return ImageFont.load_default(size)
+
+
+def _cut(draw: ImageDraw.ImageDraw, text: str, width: int) -> str:
+    if draw.textlength(text, _font()) <= width:
+        return text
+    while text and draw.textlength(f"{text}...", _font()) > width:
+        text = text[:-1]
+    return f"{text}..."

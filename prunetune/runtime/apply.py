@@ -1,0 +1,112 @@
+"""Whether a config fits a model, and ``apply``."""
+
+import logging
+from typing import Any
+
+from torch import nn
+
+from prunetune.config import PruningConfig
+from prunetune.errors import ConfigError, UnsupportedModelError
+from prunetune.families import FAMILIES, Family
+from prunetune.families.base import multimodal_rotary
+from prunetune.runtime.handle import Handle
+
+__all__ = ["Handle", "apply", "check_fits", "family_of"]
+
+logger = logging.getLogger(__name__)
+
+REFUSED = {
+    "gemma3n": "its layers take a per-layer input and share KV states token by token",
+    "mllama": "its image tokens never enter the language model's sequence (cross-attention)",
+}
+
+
+def apply(model: nn.Module, config: PruningConfig, *, strict: bool = False) -> "Handle":
+    """Apply a pruning config to a model until the handle is removed.
+
+    The model's code and weights are not changed: forward pre-hooks on its decoder layers drop
+    tokens in the prefill, so that later layers compute on and cache fewer. Outputs keep their
+    full length; states of dropped tokens are zero.
+
+    Example::
+
+        with prunetune.apply(model, PruningConfig.load("llava-next.prune.json")):
+            model.generate(**inputs)
+
+    Args:
+        model: A Hugging Face vision-language model of a supported family.
+        config: What to prune, where.
+        strict: Refuse a model whose architecture fingerprint is not the config's, instead of
+            warning.
+
+    Returns:
+        The handle: a context manager with ``remove()`` and ``trace``.
+
+    Raises:
+        ConfigError: The config was made for another model type or depth, or the model has a
+            config applied already.
+        UnsupportedModelError: The model cannot be pruned; the message names the reason.
+    """
+    if not isinstance(config, PruningConfig):
+        raise ConfigError(
+            f"apply: config: received {type(config).__name__}, allowed PruningConfig; "
+            "use PruningConfig.load(path)"
+        )
+    family = family_of(model)
+    check_fits(family, config, strict=strict)
+    return Handle(family, config)
+
+
+def family_of(model: nn.Module) -> Family:
+    """Return the family view of a model, looking through PEFT and ``torch.compile`` wrappers.
+
+    Raises:
+        UnsupportedModelError: No family supports the model.
+    """
+    inner: Any = getattr(model, "_orig_mod", model)
+    if hasattr(inner, "get_base_model"):
+        inner = inner.get_base_model()
+    model_type = getattr(getattr(inner, "config", None), "model_type", None)
+    if model_type in REFUSED:
+        raise UnsupportedModelError(f"{model_type} cannot be pruned: {REFUSED[model_type]}")
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise UnsupportedModelError(
+            f"model_type {model_type!r} is not supported; supported: {', '.join(FAMILIES)}"
+        )
+    return FAMILIES.get(model_type)(inner)
+
+
+def check_fits(family: Family, config: PruningConfig, *, strict: bool) -> None:
+    """Raise unless ``config`` was made for a model like ``family``'s.
+
+    Raises:
+        ConfigError: Another model type or depth, positions that have no meaning here, or with
+            ``strict`` another fingerprint.
+    """
+    from prunetune.models import fingerprint
+
+    ref = config.model
+    if ref.model_type != family.config.model_type:
+        raise ConfigError(
+            f"the config is for model_type {ref.model_type!r}, the model is "
+            f"{family.config.model_type!r}; search a config for this model"
+        )
+    depth = len(family.layers)
+    if ref.num_layers != depth:
+        raise ConfigError(
+            f"the config is for {ref.num_layers} decoder layers, the model has {depth}; "
+            "search a config for this model"
+        )
+    if config.positions == "packed" and multimodal_rotary(family.text_model.config):
+        raise ConfigError(
+            f"positions: received 'packed', allowed 'original' for {ref.model_type}: its "
+            "multimodal rotary positions are rows and columns, which renumbering would erase"
+        )
+    if ref.fingerprint is not None and ref.fingerprint != fingerprint(family.config):
+        message = (
+            "the config was made for a model of another architecture fingerprint "
+            f"({ref.name or 'unnamed'}); check it with `prunetune verify` before relying on it"
+        )
+        if strict:
+            raise ConfigError(message)
+        logger.warning(message)

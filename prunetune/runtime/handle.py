@@ -1,0 +1,246 @@
+"""Hooks on, hooks off: a config applied to a model, and what its forwards share."""
+
+import inspect
+import threading
+from collections import deque
+from types import TracebackType
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from prunetune.config import PruningConfig
+from prunetune.errors import ConfigError, UnsupportedModelError
+from prunetune.families import Family
+from prunetune.runtime.frame import Frame
+from prunetune.runtime.plan import Plan
+from prunetune.runtime.trace import ForwardTrace
+from prunetune.runtime.vision import VisionCapture, VisionTap, wrap_encoder
+
+CAPTURE = "_prunetune_capture"
+FRAME = "_prunetune_frame"
+MARK = "_prunetune_handle"
+
+
+class Handle:
+    """An applied pruning config.
+
+    Attributes:
+        config: The config.
+        trace: The last forwards with images, most recent last.
+    """
+
+    def __init__(self, family: Family, config: PruningConfig) -> None:
+        self.config = config
+        self.trace: deque[ForwardTrace] = deque(maxlen=16)
+        self.plan = Plan(family, config)
+        self._local = threading.local()
+        self._hooks: list[Any] = []
+        self._overridden: Any = None
+        base = family.base
+        if MARK in base.__dict__:
+            raise ConfigError(
+                "the model has a pruning config applied already; remove that handle first"
+            )
+        self._tap = VisionTap(family, self.plan.needs)
+        self._signature = inspect.signature(base.forward)
+        self._encodes_once = "mm_encoder_outputs" in self._signature.parameters
+        try:
+            self._install(family, base)
+        except BaseException:
+            self.remove()
+            raise
+
+    def __enter__(self) -> "Handle":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        where: TracebackType | None,
+    ) -> None:
+        self.remove()
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise ConfigError(
+            "the model has a pruning config applied, whose hooks would stay tied to this model: "
+            "remove the handle before copying or pickling the model, then apply to the copy"
+        )
+
+    def remove(self) -> None:
+        """Leave the model exactly as it was found; a second call does nothing."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        base = self.plan.family.base
+        if base.__dict__.get(MARK) is self:
+            del base.__dict__[MARK]
+            base.__dict__.pop(self.plan.family.encoder_method, None)
+            if self._overridden is not None:
+                base.__dict__[self.plan.family.encoder_method] = self._overridden
+
+    def _install(self, family: Family, base: nn.Module) -> None:
+        base.__dict__[MARK] = self
+        # Somebody else's override on the instance comes back afterwards.
+        self._overridden = base.__dict__.get(family.encoder_method)
+        encode = getattr(base, family.encoder_method)
+        base.__dict__[family.encoder_method] = wrap_encoder(encode, self._tap, self._note_capture)
+        self._hooks += self._tap.install()
+        if family.model is not base:
+            self._hooks.append(
+                family.model.register_forward_pre_hook(self._note_tail, with_kwargs=True)
+            )
+        self._hooks.append(base.register_forward_pre_hook(self._open, with_kwargs=True))
+        self._hooks.append(base.register_forward_hook(self._close, always_call=True))
+        first = min([s.layer for s in self.plan.stages] + list(self.plan.tapped))
+        for k, layer in enumerate(family.layers):
+            if k >= first:
+                self._hooks.append(
+                    layer.register_forward_pre_hook(self._entering(k), with_kwargs=True)
+                )
+        for k in self.plan.norm_layers:
+            self._hooks.append(family.second_norm(k).register_forward_hook(self._noting(k)))
+
+    # -- hooks -------------------------------------------------------------------------
+
+    @property
+    def frames(self) -> list[Frame]:
+        """The forwards under way on this thread, innermost last."""
+        if not hasattr(self._local, "frames"):
+            self._local.frames = []
+        frames: list[Frame] = self._local.frames
+        return frames
+
+    def _note_capture(self, capture: VisionCapture, output: Any) -> None:
+        if not isinstance(output, tuple):
+            setattr(output, CAPTURE, capture)
+        self._local.capture = capture
+        if self.frames:
+            self.frames[-1].capture = self._first_of(capture)
+
+    def _first_of(self, capture: VisionCapture) -> VisionCapture:
+        """Return the first step's capture where each step encodes the same images again.
+
+        So does ``generate`` without a cache before transformers 5.18.
+        """
+        step: tuple[Tensor, int] | None = getattr(self._local, "step", None)
+        first, last = getattr(self._local, "first", (capture, None))
+        self._local.first = (capture, step)
+        if step is None or last is None or step[1] != last[1] + 1:
+            return capture
+        lengths, before = ([i.length for i in c.images] for c in (capture, first))
+        same = lengths == before and step[0].device == last[0].device
+        if same and torch.equal(step[0], last[0]):
+            self._local.first = (first, step)
+            again: VisionCapture = first
+            return again
+        return capture
+
+    def _note_tail(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        wanted = kwargs.get("logits_to_keep")
+        self._local.wanted = wanted if isinstance(wanted, int) else 0
+
+    def _open(self, base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        bound = self._signature.bind_partial(*args, **kwargs).arguments
+        bound = bound | bound.get("kwargs", {})
+        encoded = (bound.get("mm_encoder_outputs") or {}).get("image")
+        pixels = bound.get("pixel_values")
+        cache = bound.get("past_key_values")
+        has_images = encoded is not None or (pixels is not None and len(pixels) > 0)
+        wanted = getattr(self._local, "wanted", 0)
+        self._local.wanted = 0
+        ids = bound.get("input_ids")
+        step = wanted == 1 and cache is None and ids is not None and not self._encodes_once
+        self._local.step = (pixels, ids.shape[1]) if step and has_images else None
+        frame = Frame(
+            plan=self.plan,
+            image_mask=self._image_mask(bound) if has_images else None,
+            attention_mask=bound.get("attention_mask"),
+            input_ids=ids,
+            # Assisted decoding prefills candidates behind the prompt and asks for all their logits:
+            # the first of these is the last prompt token's.
+            tail=max(0, wanted - 1),
+            past=0 if cache is None else int(cache.get_seq_length()),
+        )
+        if encoded is not None:
+            frame.capture = getattr(encoded, CAPTURE, None) or self._moved(encoded)
+        self.frames.append(frame)
+        if wanted == 1 and not has_images and ids is not None and ids.shape[1] > 1:
+            self._check_whole(ids)
+
+    def _check_whole(self, input_ids: Tensor) -> None:
+        """Raise if a part of a prompt, as ``generate`` passes it, holds images without pixels.
+
+        Before transformers 5.23 chunks of a prompt lose their images, in silence.
+        """
+        if bool(input_ids.eq(self.plan.family.image_token_id).any()):
+            raise UnsupportedModelError(
+                "a part of the prompt has image tokens, but came without its images: "
+                "pass their pixels and leave prefill_chunk_size, which is not supported, unset"
+            )
+
+    def _moved(self, encoded: Any) -> VisionCapture | None:
+        """Return the thread's last capture if ``encoded`` are its features on another device."""
+        capture: VisionCapture | None = getattr(self._local, "capture", None)
+        if capture is None:
+            return None
+        features = encoded.pooler_output
+        lengths = [len(part) for part in features]
+        elsewhere = features[0].device != capture.images[0].geometry.tile.device
+        same = lengths == [image.length for image in capture.images]
+        return capture if elsewhere and same else None
+
+    def _image_mask(self, bound: dict[str, Any]) -> Tensor:
+        family = self.plan.family
+        ids = bound.get("input_ids")
+        if ids is not None:
+            mask: Tensor = ids.eq(family.image_token_id)
+            return mask
+        embeds: Tensor = bound["inputs_embeds"]
+        token = torch.tensor(family.image_token_id, device=embeds.device)
+        embedding = family.text_model.get_input_embeddings()(token)
+        same: Tensor = embeds.eq(embedding).all(-1)
+        return same
+
+    def _close(self, base: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        frame = self.frames.pop()
+        if output is None or frame.segment is None:
+            return None
+        frame.finish()
+        if frame.trace is not None:
+            self.trace.append(frame.trace)
+        if isinstance(output, tuple):
+            return (frame.restore_length(output[0]), *output[1:])
+        output.last_hidden_state = frame.restore_length(output.last_hidden_state)
+        return output
+
+    def _entering(self, index: int) -> Any:
+        def entering(
+            layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+            rotary = kwargs.get("position_embeddings")
+            if self.frames:
+                frame = self.frames[-1]
+                enter = frame.enter
+                if layer.training and getattr(layer, "gradient_checkpointing", False) and rotary:
+                    setattr(rotary[0], FRAME, frame)
+            elif rotary and hasattr(rotary[0], FRAME):
+                # Before transformers 5.23 a checkpoint runs the hooks again in the backward pass.
+                enter = getattr(rotary[0], FRAME).enter_again
+            else:
+                return None
+            if args:
+                hidden, kwargs = enter(index, args[0], kwargs)
+                return (hidden, *args[1:]), kwargs
+            hidden, kwargs = enter(index, kwargs["hidden_states"], kwargs)
+            return (), kwargs | {"hidden_states": hidden}
+
+        return entering
+
+    def _noting(self, index: int) -> Any:
+        def noting(norm: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            if self.frames:
+                self.frames[-1].note_target(index, output)
+
+        return noting

@@ -1,0 +1,96 @@
+"""Which image stands where: distinct images and their tokens in a batch's rows."""
+
+import torch
+from torch import Tensor
+
+from prunetune.errors import UnsupportedModelError
+from prunetune.runtime.trace import StageTrace
+from prunetune.runtime.vision import ImageCapture, VisionCapture
+
+
+class ImageTokens:
+    """One image in one batch row during one forward.
+
+    Attributes:
+        slots: ``[n]`` int64, its tokens' slots in the input sequence.
+        capture: What is known of the image.
+        alive: ``[m]`` int64 ascending, which of its tokens are alive.
+        importance: ``[n]`` float32 of the last scored stage; 0 at separators.
+        stage_scores: ``[patches]`` float32 of the last stage.
+    """
+
+    __slots__ = ("alive", "capture", "importance", "slots", "stage_scores")
+
+    def __init__(self, slots: Tensor, capture: ImageCapture) -> None:
+        self.slots = slots
+        self.capture = capture
+        self.alive = torch.arange(len(slots), device=slots.device)
+        self.importance: Tensor | None = None
+        self.stage_scores = torch.empty(0)
+
+
+def assign_images(slots: list[Tensor], capture: VisionCapture | None) -> list[list[ImageTokens]]:
+    """Return the images of each batch row.
+
+    Args:
+        slots: Per row the slots of its image tokens, ``[n]`` int64 ascending.
+        capture: Of the encoder call that belongs to the forward.
+
+    Raises:
+        UnsupportedModelError: The features are unknown or do not fit.
+    """
+    if capture is None:
+        raise UnsupportedModelError(
+            "the image features of this forward were computed before prunetune.apply, or "
+            "sliced by prefill_chunk_size; pass pixel_values and leave prefill_chunk_size unset"
+        )
+    members = spread_images([len(s) for s in slots], [i.length for i in capture.images])
+    result = []
+    for row_slots, row in zip(slots, members, strict=True):
+        images = [capture.images[m] for m in row]
+        parts = torch.split(row_slots, [image.length for image in images])
+        result.append([ImageTokens(part, image) for part, image in zip(parts, images, strict=True)])
+    return result
+
+
+def stage_trace(
+    layer: int, before: list[int], after: list[int], rows: list[list[ImageTokens]]
+) -> StageTrace:
+    """Return what a stage at ``layer`` did, from the state it left the images in."""
+    kept = [
+        torch.cat([i.slots[i.alive] for i in row]) if row else torch.empty(0, dtype=torch.long)
+        for row in rows
+    ]
+    return StageTrace(layer, before, after, kept, [[i.stage_scores for i in row] for row in rows])
+
+
+def spread_images(rows: list[int], lengths: list[int]) -> list[list[int]]:
+    """Assign distinct images to batch rows by their token counts.
+
+    Beams repeat each sample: then every row of a sample gets the same images.
+
+    Args:
+        rows: Image tokens of each batch row.
+        lengths: Tokens of each distinct image, in order.
+
+    Raises:
+        UnsupportedModelError: The counts do not fit.
+    """
+    total, distinct = sum(rows), sum(lengths)
+    fits = distinct > 0 and total % distinct == 0 and len(rows) % (total // distinct or 1) == 0
+    times = total // distinct if fits and total else 0
+    result: list[list[int]] = []
+    image = 0
+    for b in range(0, len(rows), times or 1):
+        members, missing = [], rows[b]
+        while times and missing > 0 and image < len(lengths):
+            members.append(image)
+            missing -= lengths[image]
+            image += 1
+        if not times or missing or any(n != rows[b] for n in rows[b : b + times]):
+            raise UnsupportedModelError(
+                f"a forward with {total} image tokens got features of {distinct}: pass every image "
+                "whole and once; prefill_chunk_size is not supported, leave it unset"
+            )
+        result.extend([members] * times)
+    return result

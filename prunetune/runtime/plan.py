@@ -1,0 +1,46 @@
+"""A config resolved for one model: what every forward reads."""
+
+from prunetune.config import PruningConfig, Stage
+from prunetune.families import Family
+from prunetune.scorers import Scorer
+from prunetune.scorers.base import LAYER_NEEDS
+
+
+class Plan:
+    """A pruning config resolved for one model; immutable and shared by all forwards.
+
+    Attributes:
+        family: Where things are in the model.
+        stages: The config's stages.
+        tapped: Decoder layers whose states a later stage scores.
+        row_layers: Those of them whose last-query attention row is needed.
+        needs: What the vision tower must be tapped for.
+        packed: Whether positions are renumbered after the layer-0 stage.
+        drop_separators: Whether separators go first.
+        digest: Of the config.
+        memo_keys: Scorer's ``id`` to what identifies its scores of an untouched image; scorers
+            with tunable hyperparameters have none.
+    """
+
+    def __init__(self, family: Family, config: PruningConfig) -> None:
+        self.family = family
+        self.config = config
+        self.stages: tuple[Stage, ...] = config.stages
+        self.packed = config.positions == "packed"
+        self.separators = config.separators
+        self.digest = config.digest()
+        used = [(s.layer, scorer) for s in self.stages for scorer in self.scorers_of(s)]
+        layered = [(k, sc) for k, sc in used if sc.needs & LAYER_NEEDS]
+        self.tapped = frozenset(k - 1 for k, _ in layered)
+        self.row_layers = frozenset(k - 1 for k, sc in layered if "last_query" in sc.needs)
+        self.norm_layers = frozenset(k - 1 for k, sc in layered if "layer_states" in sc.needs)
+        self.memo_keys = {
+            id(sc): f"{k}:{sc.model_dump_json(exclude={'weight'})}"
+            for k, sc in used
+            if type(sc).is_fixed()
+        }
+        self.needs = frozenset(need for _, sc in used for need in sc.needs)
+
+    def scorers_of(self, stage: Stage) -> list[Scorer]:
+        """Return the stage's scorers that have their inputs at its layer."""
+        return [scorer for scorer in stage.scorers if scorer.usable_at(stage.layer)]

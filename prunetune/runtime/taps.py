@@ -1,0 +1,80 @@
+"""What scorers need of the language model: states of one layer and one attention row of it."""
+
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class LayerTap:
+    """What is remembered of decoder layer ``k - 1`` for a stage at layer ``k``.
+
+    Attributes:
+        source: ``[B, S, d]`` residual stream entering the layer.
+        target: ``[B, S, d]`` output of its second norm; None until the layer has run.
+        row: ``[B, S]`` float32 attention from the last text token; None when no scorer asks.
+    """
+
+    source: Tensor
+    target: Tensor | None = None
+    row: Tensor | None = None
+
+
+@torch.no_grad()
+def last_query_row(
+    layer: Any,
+    states: Tensor,
+    position_embeddings: tuple[Tensor, Tensor],
+    valid: Tensor,
+    past: tuple[Tensor, Tensor | None] | None = None,
+    at: Tensor | None = None,
+) -> Tensor:
+    """Return the attention row of each sequence's last token at one decoder layer, head mean.
+
+    FastV's score (arXiv 2403.06764) from one query row: no attention maps, any kernel.
+
+    Args:
+        layer: Decoder layer with ``input_layernorm`` and ``self_attn``.
+        states: ``[B, S, d]`` residual stream entering it.
+        position_embeddings: cos and sin, ``[B or 1, S, head_dim]``.
+        valid: ``[B, S]`` bool, False at padding.
+        past: Cached keys ``[B, heads, P, head_dim]`` and which of them are real (``[B, P]``).
+        at: ``[B]`` int64, the querying token of each sequence; None: the last real one. Tokens
+            behind it are not attended to.
+
+    Returns:
+        ``[B, S]`` float32; 0 at padding; with ``past`` the rows do not sum to 1.
+    """
+    attention = layer.self_attn
+    batch, length, _ = states.shape
+    head_dim = int(attention.head_dim)
+    last = length - 1 - valid.flip(1).int().argmax(1) if at is None else at
+    valid = valid & (torch.arange(length, device=states.device) <= last[:, None])
+    rows = torch.arange(batch, device=states.device)
+    normed = layer.input_layernorm(states)
+    query = attention.q_proj(normed[rows, last]).view(batch, 1, -1, head_dim)
+    key = attention.k_proj(normed).view(batch, length, -1, head_dim)
+    if hasattr(attention, "q_norm"):
+        query, key = attention.q_norm(query), attention.k_norm(key)
+    cos, sin = (part.expand(batch, -1, -1) for part in position_embeddings)
+    rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb
+    key = key.transpose(1, 2)
+    _, key = rotate(key, key, cos, sin)
+    query = query.transpose(1, 2)
+    query, _ = rotate(query, query, cos[rows, last][:, None], sin[rows, last][:, None])
+    keep = valid
+    if past is not None:
+        key = torch.cat([past[0].to(key), key], dim=2)
+        before = past[1]
+        if before is None:
+            before = torch.ones(batch, past[0].shape[2], dtype=torch.bool, device=valid.device)
+        keep = torch.cat([before, valid], dim=1)
+    groups = query.shape[1] // key.shape[1]
+    query = query.float().view(batch, key.shape[1], groups, head_dim) * float(attention.scaling)
+    logits = query @ key.float().transpose(2, 3)
+    logits = logits.masked_fill(~keep[:, None, None], -torch.inf)
+    row: Tensor = logits.softmax(-1).mean((1, 2))[:, -length:]
+    return row

@@ -1,0 +1,246 @@
+"""What scorers need of the vision tower: one attention row, without an eager encoder."""
+
+import functools
+import inspect
+import threading
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunetune.families import Family, VisionCall
+from prunetune.tokens import ImageGeometry
+
+
+@dataclass
+class ImageCapture:
+    """One distinct image as the scorers see it.
+
+    Attributes:
+        geometry: Of all its tokens, separators included, on the model's device.
+        vision_attention: ``[n]`` float32, 0 at separators; None when no scorer asked.
+        vision_map: ``[views, patches, patches]`` float32; likewise.
+        patch_entropy: ``[views, patches]`` float32; likewise.
+        seed: Depends on the image's pixels only.
+        memo: Scores that a search need not compute again, by scorer and layer.
+    """
+
+    geometry: ImageGeometry
+    vision_attention: Tensor | None = None
+    vision_map: Tensor | None = None
+    patch_entropy: Tensor | None = None
+    seed: int = 0
+    memo: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def length(self) -> int:
+        """Tokens the image takes in the sequence."""
+        return len(self.geometry)
+
+
+@dataclass
+class VisionCapture:
+    """What one call of the image encoder yielded, plus decisions to replay.
+
+    Attributes:
+        images: The distinct images, in order.
+        prompt: ``input_ids`` of the first forward that used the capture.
+        decisions: ``(stage, row, image) -> alive`` of that forward: with ``use_cache=False`` every
+            decoding step repeats the prefill and must keep the same tokens.
+    """
+
+    images: list[ImageCapture]
+    prompt: Tensor | None = None
+    decisions: dict[tuple[int, int, int], Tensor] = field(default_factory=dict)
+
+    def repeats(self, input_ids: Tensor) -> bool:
+        """Tell whether ``input_ids`` go on where the prompt ended; if not, they are the prompt."""
+        first = self.prompt
+        if first is not None:
+            fits = first.shape[0] == input_ids.shape[0] and first.shape[1] < input_ids.shape[1]
+            if fits and torch.equal(first, input_ids[:, : first.shape[1]]):
+                return True
+            self.decisions.clear()
+        self.prompt = input_ids.clone()
+        return False
+
+
+class VisionTap:
+    """Taps the vision tower's attention inputs while a config is applied.
+
+    Only the hidden states entering one attention module are kept; the row is computed from that
+    module's own q and k projections, so the encoder stays on SDPA or FlashAttention and no N x N
+    weights of all layers exist (FasterVLM's map; methods.md 2.1).
+    """
+
+    def __init__(self, family: Family, needs: frozenset[str]) -> None:
+        self._family = family
+        self._needs = needs
+        self._local = threading.local()
+
+    def install(self) -> list[Any]:
+        """Hook the tower where a scorer asks for it and return the hook handles."""
+        if not self._needs & {"vision_attention", "vision_map"}:
+            return []
+        module = self._family.vision_attention_module()
+        if module is None:
+            from prunetune.families.base import refuse
+
+            raise refuse(self._family.model, "the attention of its vision tower cannot be read")
+        return [module.register_forward_pre_hook(self._remember, with_kwargs=True)]
+
+    def _remember(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._local.module = module
+        self._local.states = args[0] if args else kwargs["hidden_states"]
+
+    def capture(self, call: VisionCall, device: torch.device) -> VisionCapture:
+        """Collect what the scorers need of the images of one encoder call."""
+        images = [ImageCapture(g.to(device)) for g in self._family.geometries(call)]
+        self._add_attention(images, self._family.views(call))
+        if self._needs & {"image_seed", "patch_entropy"}:
+            for image, pixels in zip(images, self._family.pixels(call), strict=True):
+                self._add_pixels(image, pixels)
+        return VisionCapture(images)
+
+    def _add_attention(self, images: list[ImageCapture], views: list[int]) -> None:
+        states = getattr(self._local, "states", None)
+        if states is None:
+            return
+        del self._local.states
+        cls = self._family.vision_has_cls()
+        for image, part in zip(images, torch.split(states, views), strict=True):
+            if "vision_attention" in self._needs:
+                row = attention_row(self._local.module, part, cls=cls)
+                image.vision_attention = _per_token(image.geometry, row)
+            if "vision_map" in self._needs:
+                image.vision_map = attention_map(self._local.module, part, cls=cls)
+
+    def _add_pixels(self, image: ImageCapture, pixels: Tensor) -> None:
+        if "image_seed" in self._needs:
+            first = pixels[0].float().cpu().contiguous()
+            image.seed = zlib.crc32(first.numpy().tobytes())
+        if "patch_entropy" in self._needs:
+            rows, cols = int(image.geometry.tile_rows[0]), int(image.geometry.tile_cols[0])
+            statistics = self._family.pixel_statistics()
+            image.patch_entropy = patch_entropy(pixels, rows, cols, *statistics)
+
+
+def _per_token(geometry: ImageGeometry, row: Tensor) -> Tensor:
+    value = row.to(geometry.tile.device)[geometry.tile, geometry.inside]
+    return value.masked_fill(geometry.separator, 0.0)
+
+
+@torch.no_grad()
+def attention_row(module: Any, states: Tensor, *, cls: bool) -> Tensor:
+    """Return one attention value a patch, head mean, softmax over the view's own tokens.
+
+    With a CLS token: its row, CLS column dropped, not renormalised (FasterVLM). Without: the mean
+    attention each patch receives over queries and heads.
+
+    Args:
+        module: Attention module with ``q_proj``, ``k_proj``, ``head_dim`` (and ``scale``).
+        states: ``[views, tokens, d]`` hidden states entering it.
+        cls: Whether token 0 is a CLS token.
+
+    Returns:
+        ``[views, patches]`` float32.
+    """
+    if cls:
+        key = _heads(module, module.k_proj(states))
+        query = _heads(module, module.q_proj(states[:, :1]))
+        return _weights(module, query, key).mean(1)[:, 0, 1:]
+    return torch.cat([_mean_map(module, view).mean(1) for view in torch.split(states, 1)])
+
+
+@torch.no_grad()
+def attention_map(module: Any, states: Tensor, *, cls: bool) -> Tensor:
+    """Return the head-mean attention of every patch to every patch of its view.
+
+    Returns:
+        ``[views, patches, patches]`` float32, query by key; a CLS token's row and column are
+        dropped, the rest is not renormalised.
+    """
+    maps = torch.cat([_mean_map(module, view) for view in torch.split(states, 1)])
+    return maps[:, 1:, 1:] if cls else maps
+
+
+def _heads(module: Any, projected: Tensor) -> Tensor:
+    """``[views, tokens, d]`` to ``[views, heads, tokens, head_dim]`` float32."""
+    views, tokens, _ = projected.shape
+    return projected.view(views, tokens, -1, int(module.head_dim)).transpose(1, 2).float()
+
+
+def _weights(module: Any, query: Tensor, key: Tensor) -> Tensor:
+    scale = float(getattr(module, "scale", None) or int(module.head_dim) ** -0.5)
+    return (query * scale @ key.transpose(2, 3)).softmax(-1)
+
+
+def _mean_map(module: Any, states: Tensor) -> Tensor:
+    """Return ``[1, tokens, tokens]`` attention of one view, head mean; chunked over queries."""
+    key = _heads(module, module.k_proj(states))
+    query = _heads(module, module.q_proj(states))
+    # 64 MiB of float32 weights at most per chunk.
+    chunk = max(1, (1 << 24) // (key.shape[1] * key.shape[2]))
+    parts = [_weights(module, block, key).mean(1) for block in torch.split(query, chunk, dim=2)]
+    return torch.cat(parts, dim=1)
+
+
+@torch.no_grad()
+def patch_entropy(
+    pixels: Tensor, rows: int, cols: int, mean: tuple[float, ...], std: tuple[float, ...]
+) -> Tensor:
+    """Return the entropy of each patch's grey values: 256 bins, grey is the RGB mean, in bits.
+
+    VFlowOpt, arXiv 2508.05211; its release takes normalised pixels, where negatives wrap around
+    (methods.md 3.2): here the normalising is undone first.
+
+    Args:
+        pixels: ``[views, 3, height, width]`` as the tower got them.
+        rows: Patches down a view.
+        cols: Patches across a view.
+        mean: Per channel, what was subtracted.
+        std: Per channel, what was divided by.
+
+    Returns:
+        ``[views, rows * cols]`` float32.
+    """
+    device = pixels.device
+    shape = (1, -1, 1, 1)
+    raw = pixels.float() * torch.tensor(std, device=device).view(shape)
+    raw = raw + torch.tensor(mean, device=device).view(shape)
+    grey = (raw.clamp(0, 1).mean(1) * 255).round().long()
+    views, height, width = grey.shape
+    ph, pw = height // rows, width // cols
+    grey = grey[:, : ph * rows, : pw * cols].reshape(views, rows, ph, cols, pw)
+    grey = grey.transpose(2, 3).reshape(views, rows * cols, ph * pw)
+    counts = torch.zeros(views, rows * cols, 256, device=device)
+    counts.scatter_add_(2, grey, torch.ones(grey.shape, device=device))
+    share = counts / (ph * pw)
+    return -(share * share.clamp_min(1e-12).log2()).sum(-1)
+
+
+def wrap_encoder(encode: Any, tap: VisionTap, note: Callable[[VisionCapture, Any], None]) -> Any:
+    """Return ``encode`` (a model's ``get_image_features``), noting a capture of every call.
+
+    Args:
+        encode: The bound method.
+        tap: Its attention tap, installed.
+        note: Called with the capture and the encoder's output.
+    """
+    signature = inspect.signature(encode)
+
+    # Without the wrapped signature, generate passes pixels and features both.
+    @functools.wraps(encode)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        output = encode(*args, **kwargs)
+        features = output[1] if isinstance(output, tuple) else output.pooler_output
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        call = VisionCall(bound.arguments, [len(part) for part in features])
+        note(tap.capture(call, features[0].device), output)
+        return output
+
+    return wrapper

@@ -1,0 +1,159 @@
+"""Finds a study again: by its folder, its database file or a storage URL."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import optuna
+
+from prunetune.config import PruningConfig
+from prunetune.errors import StudyError
+from prunetune.search.spec import StudySpec
+from prunetune.search.storage import DATABASE, open_storage, redact, storage_url
+from prunetune.search.study import CONFIG_FILE, SPEC_FILE
+from prunetune.search.trials import FINISHED, config_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from prunetune.search.run import Step
+
+
+@dataclass(frozen=True)
+class Found:
+    """A stored study.
+
+    Attributes:
+        study: Optuna's.
+        spec: What it searches.
+        url: Of its database; may hold a password.
+        folder: The run's folder; None for a storage URL.
+    """
+
+    study: optuna.Study
+    spec: StudySpec
+    url: str
+    folder: Path | None
+
+    @property
+    def shown(self) -> str:
+        """The folder, or the URL without its password."""
+        return redact(self.url) if self.folder is None else str(self.folder)
+
+
+def find_study(target: str, name: str | None = None) -> Found:
+    """Open a stored study.
+
+    Args:
+        target: A run's folder, its ``study.db``, or a storage URL.
+        name: Of the study, where the database holds several.
+
+    Raises:
+        StudyError: There is none, or it cannot be read.
+    """
+    folder = None
+    if "://" in target:
+        url = storage_url(Path(), target)
+        file = url.removeprefix("sqlite:///")
+        if file != url and not Path(file).is_file():
+            raise StudyError(f"no study at {target!r}: {file} does not exist; give its study.db")
+    else:
+        path = Path(target)
+        path = path / DATABASE if path.is_dir() else path
+        if not path.is_file():
+            raise StudyError(
+                f"no study at {target!r}: {path} does not exist; give a folder that "
+                "`prunetune search` wrote, its study.db, or a storage URL"
+            )
+        url, folder = storage_url(path.parent, f"sqlite:///{path.resolve()}"), path.parent
+    storage = open_storage(url)
+    chosen = _name(optuna.get_all_study_names(storage), name, folder, redact(target))
+    study = optuna.load_study(study_name=chosen, storage=storage)
+    if "spec" not in study.user_attrs:
+        raise StudyError(f"study {chosen!r} was not made by prunetune; choose another with --study")
+    spec = StudySpec.parse(study.user_attrs["spec"], origin=f"study {chosen!r}")
+    return Found(study, spec, url, folder)
+
+
+def _name(names: list[str], wanted: str | None, folder: Path | None, shown: str) -> str:
+    known = ", ".join(repr(name) for name in names) or "none"
+    if wanted is None and len(names) > 1 and folder is not None and (folder / SPEC_FILE).exists():
+        wanted = StudySpec.load(folder / SPEC_FILE).study_name
+    if wanted is None and len(names) == 1:
+        return names[0]
+    if wanted is None or wanted not in names:
+        asked = f"holds no study {wanted!r}" if wanted else f"holds {len(names)} studies"
+        raise StudyError(f"{shown} {asked}; its studies: {known}; choose one with --study")
+    return wanted
+
+
+def stored_config(found: Found, trial: int | None) -> PruningConfig | None:
+    """Return the config a finished search wrote; None if it is another trial's, or out of date."""
+    if found.folder is None or not (found.folder / CONFIG_FILE).is_file():
+        return None
+    config = PruningConfig.load(found.folder / CONFIG_FILE)
+    made = config.provenance
+    if made.study != found.study.study_name or (trial is not None and made.trial != trial):
+        return None
+    if made.created is None:
+        return None
+    written = datetime.fromisoformat(made.created).timestamp()
+    ended = [t.datetime_complete for t in found.study.get_trials(deepcopy=False)]
+    later = any(end is not None and end.timestamp() > written + 1 for end in ended)
+    return None if later and trial is None else config
+
+
+def measured_config(
+    found: Found,
+    trial: int | None,
+    *,
+    skip_bad: bool = False,
+    device: Any = None,
+    dtype: Any = None,
+    progress: "Callable[[Step], None]" = lambda step: None,
+) -> PruningConfig:
+    """Measure a trial (by default the best one) on both splits and return its config.
+
+    Raises:
+        StudyError: There is no such trial, or it has not finished.
+    """
+    from prunetune.models import load_model
+    from prunetune.search.prepare import Prepared, load_data
+    from prunetune.search.run import Watched, evaluators
+    from prunetune.search.selection import Winner, choose, measure, with_provenance
+    from prunetune.search.space import Space
+
+    config = None if trial is None else config_of(_trial(found, trial))
+    if trial is None and not found.study.get_trials(deepcopy=False, states=FINISHED):
+        raise StudyError(
+            f"study {found.study.study_name!r} has no finished trial; run the search longer"
+        )
+    spec = found.spec
+    calibration, held_out = load_data(spec, skip_bad=skip_bad)
+    loaded = load_model(spec.model, revision=spec.revision, device=device, dtype=dtype)
+    prepared = Prepared(spec, found.folder or Path(), loaded, calibration, held_out)
+    first, second = evaluators(prepared, progress=progress)
+    watched: Any = Watched(first, "calibration", None, progress)
+    other: Any = Watched(second, "held-out", None, progress)
+    if config is None or trial is None:
+        winner = choose(found.study, spec, watched)
+    else:
+        winner = Winner(trial, config, measure(watched, config), len(calibration))
+    space = Space(spec.space, spec.keep, first.facts())
+    return with_provenance(found.study, spec, space, winner, watched, measure(other, winner.config))
+
+
+def _trial(found: Found, number: int) -> Any:
+    trials = found.study.get_trials(deepcopy=False)
+    if not 0 <= number < len(trials):
+        raise StudyError(
+            f"--trial: received {number}, allowed 0 to {len(trials) - 1} in study "
+            f"{found.study.study_name!r}"
+        )
+    if trials[number].state not in FINISHED:
+        raise StudyError(
+            f"--trial: trial {number} is {trials[number].state.name}; "
+            "choose a complete or pruned trial"
+        )
+    return trials[number]

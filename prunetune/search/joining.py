@@ -1,0 +1,123 @@
+"""What the workers of one command share: the cache of references, and their orders."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prunetune.search.prepare import Prepared, prepare
+from prunetune.search.spec import StudySpec
+
+if TYPE_CHECKING:
+    from prunetune.search.workers import Crew
+
+CACHE_BYTES = 20 << 30
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Where the unpruned references are kept between searches and shared by workers.
+
+    Attributes:
+        folder: None for ``$PRUNETUNE_CACHE``, by default ``~/.cache/prunetune/references``. The
+            references of ``tiny`` take seconds and stay in memory unless a folder is given.
+        limit: Bytes that all references in the folder may take.
+        on_disk: False keeps them in memory.
+    """
+
+    folder: str | None = None
+    limit: int = CACHE_BYTES
+    on_disk: bool = True
+
+    def of(self, model: str) -> Path | None:
+        """Return the folder for a model's references; None for memory."""
+        named = self.folder or os.environ.get("PRUNETUNE_CACHE")
+        if not self.on_disk or (model == "tiny" and not self.folder):
+            return None
+        if named:
+            return Path(named)
+        from prunetune.search.store import default_cache
+
+        return default_cache()
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The worker processes of a search on this machine.
+
+    Attributes:
+        count: This process included.
+        threads: CPU threads of each; None for an equal share.
+    """
+
+    count: int = 1
+    threads: int | None = None
+
+
+def crew(
+    prepared: Prepared,
+    options: Mapping[str, Any],
+    batch_size: int,
+    cache: Cache,
+    workers: Workers,
+) -> "Crew":
+    """Return the workers beside this process; they start when the study exists."""
+    from prunetune.search.workers import Crew
+
+    plain = {
+        name: str(value).removeprefix("torch.") if name in ("dtype", "device") and value else value
+        for name, value in options.items()
+    }
+    order = {
+        "spec": prepared.spec.model_dump(mode="json"),
+        "prepare": {**plain, "out": str(prepared.out)},
+        "batch_size": batch_size,
+        "cache": asdict(cache),
+    }
+    threads = workers.threads or max(1, (os.cpu_count() or 1) // workers.count)
+    return Crew(workers.count - 1, order, threads)
+
+
+def join(order: Mapping[str, Any], stopped: Callable[[], bool], ready: Callable[[], None]) -> None:
+    """Work on the study of another process, as ``crew`` ordered; ``ready`` is called before.
+
+    Args:
+        order: What ``crew`` made, with the ``worker``'s number and its ``threads``.
+        stopped: Tells that no further trial is to be started.
+        ready: Called before the first trial.
+    """
+    import torch
+
+    from prunetune.search.objective import Evaluator
+    from prunetune.search.run import deepest_first_stage
+    from prunetune.search.study import run_trials
+
+    torch.set_num_threads(order["threads"])
+    spec, options = StudySpec.parse(order["spec"]), dict(order["prepare"])
+    devices = torch.cuda.device_count()
+    if options.get("device") is None and spec.model != "tiny" and devices > 1:
+        options["device"] = f"cuda:{order['worker'] % devices}"
+    prepared = prepare(spec, **options)
+    cache = Cache(**order["cache"])
+    evaluator = Evaluator(
+        prepared.loaded,
+        prepared.calibration,
+        deepest=deepest_first_stage(prepared),
+        batch_size=order["batch_size"],
+        cache=cache.of(spec.model),
+        cache_limit=cache.limit,
+    )
+    if stopped():
+        return
+    ready()
+    run_trials(
+        prepared.spec,
+        evaluator,
+        out=prepared.out,
+        storage=options["storage"],
+        study_name=options["study_name"],
+        worker=order["worker"],
+        records=False,
+        stopped=stopped,
+    )

@@ -1,0 +1,132 @@
+"""Who runs a trial: taken, counted and judged dead or alive.
+
+A trial is taken in one transaction with the count of trials that run or have finished, so however
+many workers share a study it never ends with more trials than it was asked for.
+"""
+
+import hashlib
+import json
+import os
+import socket
+import uuid
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+from typing import Any, Protocol
+
+from sqlalchemy import text
+
+OWNER = "worker"
+"""User attribute of a trial: the process that runs it."""
+
+_LOCK = text("SELECT study_id FROM studies WHERE study_id = :study FOR UPDATE")
+_STUDY = text("SELECT study_id FROM trials WHERE trial_id = :trial")
+_START = text(
+    "UPDATE trials SET state = 'RUNNING', datetime_start = :now "
+    "WHERE trial_id = :trial AND state = 'WAITING'"
+)
+_COUNT = text(
+    "SELECT count(*) FROM trials "
+    "WHERE study_id = :study AND state IN ('RUNNING', 'COMPLETE', 'PRUNED')"
+)
+_OWNERS = text(
+    "SELECT t.trial_id, a.value_json FROM trials t JOIN trial_user_attributes a "
+    "ON a.trial_id = t.trial_id AND a.key = :key "
+    "WHERE t.study_id = :study AND t.state = 'RUNNING'"
+)
+_UNSIGN = text("DELETE FROM trial_user_attributes WHERE trial_id = :trial AND key = :key")
+_SIGN = text(
+    "INSERT INTO trial_user_attributes (trial_id, key, value_json) VALUES (:trial, :key, :value)"
+)
+_STILL = text("DELETE FROM trial_heartbeats WHERE trial_id = :trial")
+_BEAT = text(
+    "INSERT INTO trial_heartbeats (trial_id, heartbeat) VALUES (:trial, CURRENT_TIMESTAMP)"
+)
+
+
+class StudyFull(Exception):
+    """As many trials run or have finished as the study may have."""
+
+
+class Connection(Protocol):
+    """What SQLAlchemy's connections and sessions have in common."""
+
+    def execute(self, statement: Any, parameters: Any = None, /) -> Any: ...  # noqa: D102
+
+
+@cache
+def _home() -> str:
+    """Return the process table that this process is in: a pid means nothing in another one."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        table = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return uuid.uuid4().hex[:16]
+    return hashlib.sha256(f"{socket.gethostname()}/{boot}/{table}".encode()).hexdigest()[:16]
+
+
+def _started(pid: int) -> str | None:
+    """Return when a process started, ``""`` if it is a zombie, None if that cannot be read."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return "" if fields[0] in "ZX" else fields[19]
+
+
+def identity() -> str:
+    """Return a name of this process that no other process anywhere has."""
+    return f"{_home()}:{os.getpid()}:{_started(os.getpid()) or ''}"
+
+
+def is_dead(owner: str) -> bool:
+    """Tell whether a process has surely ended; False where that cannot be seen from here."""
+    home, _, process = owner.partition(":")
+    pid, _, started = process.partition(":")
+    if home != _home() or not pid.isdigit():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    now = _started(int(pid))
+    return now is not None and now != started
+
+
+def owners(connection: Connection, study: int) -> dict[int, str]:
+    """Return the owner of each running trial, by trial id."""
+    rows = connection.execute(_OWNERS, {"study": study, "key": OWNER})
+    return {trial: str(json.loads(value)) for trial, value in rows}
+
+
+def sign(connection: Connection, study: int, trial: int, room: int | None) -> None:
+    """Make a trial that this transaction started this process's own.
+
+    Raises:
+        StudyFull: One more would be too many; the transaction has to be rolled back.
+    """
+    if room is not None and connection.execute(_COUNT, {"study": study}).scalar() > room:
+        raise StudyFull
+    key = {"trial": trial, "key": OWNER}
+    connection.execute(_UNSIGN, key)
+    connection.execute(_SIGN, {**key, "value": json.dumps(identity())})
+    connection.execute(_STILL, {"trial": trial})
+    connection.execute(_BEAT, {"trial": trial})
+
+
+def take(connection: Connection, dialect: str, trial: int, room: int | None) -> bool:
+    """Start a waiting trial; False if another worker was faster.
+
+    Raises:
+        StudyFull: See ``sign``.
+    """
+    study = connection.execute(_STUDY, {"trial": trial}).scalar()
+    # SQLite has one writer at a time: the update below is its lock.
+    if dialect != "sqlite":
+        connection.execute(_LOCK, {"study": study})
+    if not connection.execute(_START, {"trial": trial, "now": datetime.now()}).rowcount:
+        return False
+    sign(connection, study, trial, room)
+    return True

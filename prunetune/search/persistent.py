@@ -1,0 +1,84 @@
+"""A study database that may be away for a while: every call tries again."""
+
+import functools
+import logging
+import random
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+from optuna.exceptions import OptunaError, StorageInternalError
+from optuna.storages import RDBStorage
+from sqlalchemy.exc import (
+    DBAPIError,
+    InterfaceError,
+    OperationalError,
+    PendingRollbackError,
+    SQLAlchemyError,
+)
+
+logger = logging.getLogger(__name__)
+
+F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
+
+
+def _surviving(method: F) -> F:
+    """Make a method of the storage try again while the database is away."""
+
+    @functools.wraps(method)
+    def call(self: "PersistentStorage", *args: Any, **kwargs: Any) -> Any:
+        return self.persist(lambda: method(self, *args, **kwargs))
+
+    return cast(F, call)
+
+
+class PersistentStorage(RDBStorage):
+    """Optuna's database storage; calls that a database restart breaks are made again.
+
+    Attributes:
+        patience: Seconds that a call goes on trying while the database is away.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.patience = 0.0
+        super().__init__(*args, **kwargs)
+
+    _create_new_trial = _surviving(RDBStorage._create_new_trial)
+    _get_trials = _surviving(RDBStorage._get_trials)
+    set_trial_system_attr = _surviving(RDBStorage.set_trial_system_attr)
+    set_study_user_attr = _surviving(RDBStorage.set_study_user_attr)
+    set_study_system_attr = _surviving(RDBStorage.set_study_system_attr)
+    get_study_user_attrs = _surviving(RDBStorage.get_study_user_attrs)
+    get_study_system_attrs = _surviving(RDBStorage.get_study_system_attrs)
+    get_study_directions = _surviving(RDBStorage.get_study_directions)
+    get_study_id_from_name = _surviving(RDBStorage.get_study_id_from_name)
+    get_study_name_from_id = _surviving(RDBStorage.get_study_name_from_id)
+
+    def persist(self, call: Callable[[], T]) -> T:
+        """Call, and call again while the database is away, for ``patience`` seconds.
+
+        Raises:
+            StorageInternalError: It stayed away, or waiting cannot help.
+        """
+        deadline, pause = time.monotonic() + self.patience, 0.1
+        while True:
+            try:
+                return call()
+            except (StorageInternalError, SQLAlchemyError) as error:
+                if not _passes(error) or time.monotonic() + pause > deadline:
+                    if isinstance(error, SQLAlchemyError):
+                        raise StorageInternalError(str(error)) from error
+                    raise
+                logger.info("the study database does not answer; trying again: %s", error)
+            time.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(2 * pause, 5.0)
+
+
+def _passes(error: BaseException) -> bool:
+    """Tell whether waiting may help: the database restarts, or another process holds its lock."""
+    cause = error.__cause__ if isinstance(error, OptunaError) else error
+    if not isinstance(cause, OperationalError | InterfaceError | PendingRollbackError):
+        return isinstance(cause, DBAPIError) and cause.connection_invalidated
+    origin = type(getattr(cause, "orig", None))
+    return origin.__module__ != "sqlite3" or "locked" in str(cause)

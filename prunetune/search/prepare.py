@@ -1,0 +1,129 @@
+"""What a search needs, loaded and checked before anything is computed."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prunetune.errors import ConfigError, StudyError
+from prunetune.search.spec import StudySpec, difference
+
+if TYPE_CHECKING:
+    from prunetune.calibration import CalibrationSet
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a search needs, loaded and checked, before anything is computed.
+
+    Attributes:
+        spec: With the data source filled in.
+        out: The run's folder.
+        loaded: ``prunetune.models.LoadedModel``.
+        calibration: Calibration split.
+        held_out: Held-out split.
+    """
+
+    spec: StudySpec
+    out: Path
+    loaded: Any
+    calibration: "CalibrationSet"
+    held_out: "CalibrationSet"
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """One line for every picture or row that was left out as bad."""
+        return (*self.calibration.skipped_names, *self.held_out.skipped_names)
+
+
+def prepare(
+    spec: StudySpec,
+    *,
+    out: str | Path | None = None,
+    storage: str | None = None,
+    study_name: str | None = None,
+    skip_bad: bool = False,
+    dtype: Any = None,
+    device: Any = None,
+) -> Prepared:
+    """Load and check everything that can be wrong, before anything is computed."""
+    from prunetune.models import load_model
+    from prunetune.search.storage import check_folder, open_storage, storage_url
+
+    given, spec = spec.data, with_data(spec)
+    folder = check_folder(Path(out) if out is not None else default_folder(spec))
+    if storage is None and study_name is None:
+        _refuse_other_spec(folder, spec)
+    open_storage(storage_url(folder, storage))
+    calibration, held_out = load_data(spec, skip_bad=skip_bad)
+    loaded = load_model(spec.model, revision=spec.revision, dtype=dtype, device=device)
+    _check_budget(spec, loaded)
+    if given is None and spec.model != "tiny":
+        logger.warning(
+            "no --data is given: calibrating %s on the shipped set 'tiny' of generated pictures; "
+            "give pictures and questions like yours for a config that fits them",
+            spec.model,
+        )
+    return Prepared(spec, folder, loaded, calibration, held_out)
+
+
+def with_data(spec: StudySpec) -> StudySpec:
+    """Return the spec with its calibration source filled in."""
+    if spec.data is not None:
+        return spec
+    return spec.model_copy(update={"data": "tiny"})
+
+
+def default_folder(spec: StudySpec) -> Path:
+    """Return ``studies/<model>-keep<keep>`` under the current folder."""
+    name = spec.model.rstrip("/").rpartition("/")[2] or "model"
+    return Path("studies") / f"{name}-keep{spec.keep:g}"
+
+
+def load_data(
+    spec: StudySpec, *, skip_bad: bool = False
+) -> "tuple[CalibrationSet, CalibrationSet]":
+    """Load a spec's calibration and held-out samples."""
+    from prunetune.calibration import load_calibration
+
+    source = spec.data or "tiny"
+    if spec.held_out is None:
+        return load_calibration(source, seed=spec.seed, samples=spec.samples, skip_bad=skip_bad)
+    calibration, _ = load_calibration(
+        source, seed=spec.seed, samples=spec.samples, skip_bad=skip_bad, held_out=0
+    )
+    held_out, _ = load_calibration(spec.held_out, seed=spec.seed, skip_bad=skip_bad, held_out=0)
+    return calibration, held_out
+
+
+def _check_budget(spec: StudySpec, loaded: Any) -> None:
+    from prunetune.budget import check_keep, least_keep
+
+    first, depth = (spec.space.layers or (0, 0))[0], depth_of(loaded)
+    if first >= depth:
+        raise ConfigError(
+            f"layers: received {first}, allowed 0 to {depth - 1} for a model of {depth} layers"
+        )
+    check_keep(spec.keep, least_keep(first, depth, spec.space.floor))
+
+
+def depth_of(loaded: Any) -> int:
+    """Return the number of decoder layers of a loaded model."""
+    return int(loaded.model.config.get_text_config().num_hidden_layers)
+
+
+def _refuse_other_spec(folder: Path, spec: StudySpec) -> None:
+    """Refuse before minutes are spent what resuming would refuse, or would overwrite."""
+    from prunetune.search.storage import DATABASE
+    from prunetune.search.study import SPEC_FILE
+
+    if not ((folder / DATABASE).exists() and (folder / SPEC_FILE).exists()):
+        return
+    fields = difference(StudySpec.load(folder / SPEC_FILE), spec)
+    if fields:
+        raise StudyError(
+            f"{folder} holds a study with another spec: {', '.join(fields)}; give the stored "
+            "values to resume it, or choose another folder with --out"
+        )

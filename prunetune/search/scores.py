@@ -1,0 +1,77 @@
+"""What measures a config, and the means of what it measured."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from prunetune.budget import ModelFacts
+    from prunetune.config import PruningConfig
+
+
+class SampleScore(Protocol):
+    """What a config did to one sample: ``prunetune.search.objective.SampleResult``."""
+
+    @property
+    def gap(self) -> float: ...  # noqa: D102
+    @property
+    def kl(self) -> float: ...  # noqa: D102
+    @property
+    def agrees(self) -> bool: ...  # noqa: D102
+    @property
+    def correct(self) -> bool | None: ...  # noqa: D102
+
+
+class Measures(Protocol):
+    """What measures configs on one split: ``prunetune.search.objective.Evaluator``."""
+
+    @property
+    def samples(self) -> Sequence[Any]:
+        """The split, in the order that trials use."""
+
+    @property
+    def unpruned_correct(self) -> Sequence[bool | None]:
+        """Whether the unpruned model answers each sample; None without an answer."""
+
+    def evaluate(self, config: "PruningConfig") -> Iterator[Any]:
+        """Yield batches of (sample index, result); a caller may stop early."""
+
+    def facts(self) -> "ModelFacts":
+        """Return what is known of the model and the data."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Means of a config over samples.
+
+    Attributes:
+        gap: Mean gap.
+        kl: Mean KL of the next-token distribution.
+        agreement: Share of samples with the unpruned model's most likely token.
+        accuracy: Share of answered samples; None where no sample has an answer.
+        samples: Number of samples.
+    """
+
+    gap: float
+    kl: float
+    agreement: float
+    accuracy: float | None
+    samples: int
+
+    @classmethod
+    def of(cls, results: Sequence[SampleScore]) -> "Scores":
+        """Return the means of ``results`` (at least one)."""
+        count = len(results)
+        return cls(
+            gap=sum(r.gap for r in results) / count,
+            kl=sum(r.kl for r in results) / count,
+            agreement=sum(r.agrees for r in results) / count,
+            accuracy=accuracy([r.correct for r in results]),
+            samples=count,
+        )
+
+
+def accuracy(correct: Sequence[bool | None]) -> float | None:
+    """Return the share of answered samples; None where no sample has an answer."""
+    known = [c for c in correct if c is not None]
+    return sum(known) / len(known) if known else None

@@ -1,0 +1,228 @@
+"""Where references live: in memory, or memory-mapped on disk and shared by searches."""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import zlib
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from prunetune.files import write_atomically
+from prunetune.search.packing import pack, unpack
+from prunetune.search.reference import Reference
+
+logger = logging.getLogger(__name__)
+
+LAYOUT = 1
+"""Version of the files' layout; another one is another key, so old files are never misread."""
+
+_GIB = 1 << 30
+_KEY = re.compile("[0-9a-f]{32}")
+
+
+class Store(Protocol):
+    """Keeps one reference a batch."""
+
+    def get(self, batch: int) -> Reference | None:
+        """Return a batch's reference, or None when it has to be computed."""
+
+    def put(self, batch: int, reference: Reference) -> None:
+        """Keep a batch's reference."""
+
+
+class MemoryStore:
+    """Keeps references in memory."""
+
+    def __init__(self) -> None:
+        self._references: dict[int, Reference] = {}
+
+    def get(self, batch: int) -> Reference | None:
+        """Return what ``put`` was given."""
+        return self._references.get(batch)
+
+    def put(self, batch: int, reference: Reference) -> None:
+        """Keep it."""
+        self._references[batch] = reference
+
+
+class DiskStore:
+    """Keeps references in a folder; a batch is mapped when asked for and let go after use.
+
+    Safe for several processes: files appear whole, and two that compute the same batch write the
+    same content. A damaged file (size or checksum) is deleted and computed again. Where a file
+    cannot be written (full disk, read-only folder), the batch is kept in memory, with one warning.
+
+    Args:
+        folder: Root of all caches.
+        key: What the references depend on, as ``store_key`` returns it.
+        limit: Bytes that all caches may take; the least recently used ones go first.
+    """
+
+    def __init__(self, folder: Path, key: str, limit: int = 20 * _GIB) -> None:
+        self.folder = folder / key
+        self._root = folder
+        self._limit = limit
+        self._memory = MemoryStore()
+        self._checked: set[int] = set()
+        self._memos: dict[tuple[int, int], dict[str, Tensor]] = {}
+        self._warned = False
+
+    def get(self, batch: int) -> Reference | None:
+        """Map a batch's file, checking it the first time."""
+        kept = self._memory.get(batch)
+        if kept is not None:
+            return kept
+        path = self.folder / f"{batch}.safetensors"
+        try:
+            if batch not in self._checked:
+                if not path.exists() or not self._intact(path):
+                    return None
+                self._checked.add(batch)
+            reference = self._map(path)
+        except FileNotFoundError:
+            self._checked.discard(batch)
+            return None
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            logger.warning("cache file %s is damaged and is computed again: %s", path, error)
+            self._checked.discard(batch)
+            return None
+        for i, image in enumerate(reference.capture.images):
+            image.memo = self._memos.setdefault((batch, i), {})
+        return reference
+
+    def put(self, batch: int, reference: Reference) -> None:
+        """Write a batch's file, or keep the batch in memory where that fails."""
+        path = self.folder / f"{batch}.safetensors"
+        try:
+            tensors, facts = pack(reference)
+            content = save(tensors, {"facts": json.dumps(facts)})
+            make_room(self._root, self.folder, len(content), self._limit)
+            sums = {"size": len(content), "crc32": zlib.crc32(content)}
+            write_atomically(path, content)
+            write_atomically(path.with_suffix(".json"), json.dumps(sums).encode())
+            self._checked.add(batch)
+        except OSError as error:
+            if not self._warned:
+                logger.warning(
+                    "the cache %s cannot be written (%s): references stay in memory; "
+                    "choose another with --cache-dir",
+                    self._root,
+                    error.strerror or error,
+                )
+                self._warned = True
+            self._memory.put(batch, reference)
+
+    def _intact(self, path: Path) -> bool:
+        sums = json.loads(path.with_suffix(".json").read_text())
+        if path.stat().st_size != sums["size"]:
+            raise ValueError(f"{path.stat().st_size} bytes instead of {sums['size']}")
+        crc = 0
+        with path.open("rb") as file:
+            while block := file.read(1 << 22):
+                crc = zlib.crc32(block, crc)
+        if crc != sums["crc32"]:
+            raise ValueError("its checksum is wrong")
+        try:
+            os.utime(self.folder)
+        except OSError:
+            logger.debug("cannot mark %s as used", self.folder)
+        return True
+
+    def _map(self, path: Path) -> Reference:
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads(file.metadata()["facts"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return unpack(tensors, facts)
+
+
+def make_room(root: Path, keep: Path, size: int, limit: int) -> None:
+    """Delete least recently used caches until ``size`` more bytes fit under ``limit``.
+
+    A cache that another process has mapped stays readable to it until it lets go.
+    """
+    entries = [(_used(e), _size(e), e) for e in _folders(root)]
+    total = sum(entry[1] for entry in entries) + size
+    for _, taken, entry in sorted(entries):
+        if total <= limit:
+            return
+        if entry != keep:
+            shutil.rmtree(entry, ignore_errors=True)
+            logger.info("cache %s evicted: %d bytes", entry, taken)
+            total -= taken
+
+
+def _used(folder: Path) -> float:
+    try:
+        return folder.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _folders(root: Path) -> list[Path]:
+    """Return the caches in ``root``; whatever else lies there is not ours to delete."""
+    try:
+        entries = list(root.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return [e for e in entries if _KEY.fullmatch(e.name) and e.is_dir() and not e.is_symlink()]
+
+
+def _size(folder: Path) -> int:
+    # Other processes evict, too: what has gone takes no room.
+    total = 0
+    try:
+        for entry in folder.iterdir():
+            total += entry.stat().st_size
+    except FileNotFoundError:
+        return total
+    return total
+
+
+def store_key(model: nn.Module, fingerprint: str, data_digest: str, **options: Any) -> str:
+    """Return what references depend on, as a folder name.
+
+    Args:
+        model: Its weights count, by a strided sample of every tensor.
+        fingerprint: Of the architecture.
+        data_digest: Over pixels and texts.
+        options: What else changes them: order and size of batches, layers kept, attention kernel.
+    """
+    from transformers import __version__
+
+    attention = getattr(model.config, "_attn_implementation", None)
+    facts = {
+        "layout": LAYOUT,
+        "fingerprint": fingerprint,
+        "weights": weights_digest(model),
+        "data": data_digest,
+        "transformers": __version__,
+        "torch": torch.__version__,
+        "attention": attention,
+        "options": options,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Return a sha256 over dtype, shape and up to 256 strided elements of every parameter."""
+    total = hashlib.sha256()
+    for name, parameter in model.state_dict().items():
+        flat = parameter.detach().flatten()
+        some = flat[:: max(1, len(flat) // 256)].float().cpu().contiguous()
+        total.update(f"{name}{parameter.dtype}{tuple(parameter.shape)}".encode())
+        total.update(some.numpy().tobytes())
+    return total.hexdigest()
+
+
+def default_cache() -> Path:
+    """Return the user's cache folder: ``$XDG_CACHE_HOME/prunetune`` or ``~/.cache/prunetune``."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "prunetune" / "references"

@@ -1,0 +1,218 @@
+"""What a search found, as numbers, as JSON and as a plain-text table."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from prunetune.search.scores import Scores
+
+if TYPE_CHECKING:
+    from prunetune.config import PruningConfig
+
+_DRAWS = 2000
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A preset on the held-out split, at the tuned config's budget.
+
+    Attributes:
+        name: Of the preset.
+        scores: None where the preset cannot be run at this budget; ``note`` says why.
+        mean_retention: Over all decoder layers.
+        note: What had to change to meet the budget.
+        gap_difference: 95% interval of the tuned config's gap minus this one's, sample by sample.
+        p_value: Of a one-sided Wilcoxon test that the tuned config's gap is lower.
+    """
+
+    name: str
+    scores: Scores | None
+    mean_retention: float | None = None
+    note: str = ""
+    gap_difference: tuple[float, float] | None = None
+    p_value: float | None = None
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search ends with.
+
+    Attributes:
+        study: Name of the study.
+        trials: Number of trials by outcome: complete, pruned, failed.
+        seconds: Wall time of this run.
+        sample_evaluations: Samples that configs were run on, over all of the study.
+        trial: Number of the best trial.
+        calibration: Its scores on the calibration split.
+        held_out: Its scores on the held-out split.
+        held_out_ci: Bootstrap 95% interval of the held-out gap.
+        mean_retention: Over all decoder layers.
+        flops_ratio: Prefill FLOPs of the language model, pruned over unpruned.
+        kv_ratio: Visual KV-cache share.
+        unpruned_accuracy: On the held-out split, without pruning.
+        baselines: All presets at the same budget.
+        verdict: One sentence that says whether the search paid.
+        config: Where the best config was written.
+        best: The best config.
+        report: Where the report was written, if one was.
+    """
+
+    study: str
+    trials: dict[str, int]
+    seconds: float
+    sample_evaluations: int
+    trial: int
+    calibration: Scores
+    held_out: Scores
+    held_out_ci: tuple[float, float]
+    mean_retention: float
+    flops_ratio: float
+    kv_ratio: float
+    unpruned_accuracy: float | None
+    baselines: tuple[Baseline, ...]
+    verdict: str
+    config: str
+    best: "PruningConfig" = field(repr=False)
+    report: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what ``search --json`` prints."""
+        return {
+            "study": self.study,
+            "trials": self.trials,
+            "seconds": round(self.seconds, 2),
+            "sample_evaluations": self.sample_evaluations,
+            "best": {
+                "trial": self.trial,
+                "gap": self.calibration.gap,
+                "held_out_gap": self.held_out.gap,
+                "held_out_ci": list(self.held_out_ci),
+                "top1_agreement": self.held_out.agreement,
+                "accuracy": self.held_out.accuracy,
+                "mean_retention": self.mean_retention,
+                "flops_ratio": self.flops_ratio,
+                "kv_ratio": self.kv_ratio,
+            },
+            "unpruned": {"accuracy": self.unpruned_accuracy},
+            "baselines": [
+                {
+                    "name": row.name,
+                    "held_out_gap": row.scores and row.scores.gap,
+                    "top1_agreement": row.scores and row.scores.agreement,
+                    "accuracy": row.scores and row.scores.accuracy,
+                    "mean_retention": row.mean_retention,
+                    "notes": row.note,
+                }
+                for row in self.baselines
+            ],
+            "verdict": self.verdict,
+            "config": self.config,
+            "report": self.report,
+        }
+
+
+def bootstrap_ci(
+    values: Sequence[float], groups: Sequence[str] | None = None, seed: int = 0
+) -> tuple[float, float]:
+    """Return the bootstrap 95% interval of the mean.
+
+    Args:
+        values: One a sample.
+        groups: Samples of one group are drawn together: questions on one picture are not
+            independent. None draws samples one by one.
+        seed: Of the draws.
+    """
+    names = list(groups) if groups is not None else [str(i) for i in range(len(values))]
+    index = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    member = np.array([index[name] for name in names])
+    sums = np.bincount(member, weights=np.asarray(values, dtype=float))
+    counts = np.bincount(member)
+    drawn = np.random.default_rng(seed).integers(len(index), size=(_DRAWS, len(index)))
+    means = sums[drawn].sum(1) / counts[drawn].sum(1)
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def verdict(tuned: Scores, baselines: Sequence[Baseline]) -> str:
+    """Return one sentence: does the tuned config beat every baseline, in gap and in accuracy?"""
+    rows = [(row, row.scores) for row in baselines if row.scores is not None]
+    if not rows:
+        return "No baseline could be run at this budget, so nothing is known about the gain."
+    next_row, best = min(rows, key=lambda item: item[1].gap)
+    lower = [row.name for row, scores in rows if not tuned.gap < scores.gap]
+    better = [row.name for row, scores in rows if _more(scores.accuracy, tuned.accuracy)]
+    accuracies = ""
+    if tuned.accuracy is not None:
+        top, other = max(rows, key=lambda item: item[1].accuracy or 0.0)
+        accuracies = (
+            f"; accuracy {_percent(tuned.accuracy)} against {_percent(other.accuracy)} ({top.name})"
+        )
+    numbers = f"gap {tuned.gap:.4f} against {best.gap:.4f} ({next_row.name}){accuracies}"
+    if lower or better:
+        reasons = [f"{', '.join(lower)}: no higher gap"] if lower else []
+        reasons += [f"{', '.join(better)}: higher accuracy"] if better else []
+        return (
+            "The tuned config does not beat every baseline on held-out data "
+            f"({'; '.join(reasons)}): {numbers}."
+        )
+    unsure = [row.name for row, _ in rows if row.gap_difference and row.gap_difference[1] >= 0]
+    doubt = f"; the gap's difference to {', '.join(unsure)} is within noise" if unsure else ""
+    return f"The tuned config beats every baseline on held-out data: {numbers}{doubt}."
+
+
+def _more(one: float | None, other: float | None) -> bool:
+    return one is not None and other is not None and one > other
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}%"
+
+
+def table_rows(result: SearchResult) -> list[tuple[str, ...]]:
+    """Return the held-out table, heading first: tuned, baselines by gap, unpruned."""
+    low, high = result.held_out_ci
+    rows: list[tuple[str, ...]] = [
+        ("", "gap", "95% interval", "top-1", "accuracy", "retention", "")
+    ]
+    tuned = result.held_out
+    rows.append(_row("tuned", tuned, f"{low:.4f}-{high:.4f}", result.mean_retention, ""))
+    known = sorted(
+        (b for b in result.baselines if b.scores is not None),
+        key=lambda b: b.scores.gap if b.scores else 0.0,
+    )
+    rows += [_row(b.name, b.scores, "", b.mean_retention, b.note) for b in known]
+    rows += [_row(b.name, None, "", None, b.note) for b in result.baselines if b.scores is None]
+    rows.append(("unpruned", "0", "", "100.0%", _percent(result.unpruned_accuracy), "1", ""))
+    return rows
+
+
+def _row(
+    name: str, scores: Scores | None, interval: str, retention: float | None, note: str
+) -> tuple[str, ...]:
+    if scores is None:
+        return (name, "-", "", "-", "-", "-", note)
+    return (
+        name,
+        f"{scores.gap:.4f}",
+        interval,
+        _percent(scores.agreement),
+        _percent(scores.accuracy),
+        "-" if retention is None else f"{retention:.4g}",
+        note,
+    )
+
+
+def render_table(result: SearchResult) -> str:
+    """Return the held-out table and the verdict as plain text."""
+    rows = table_rows(result)
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if i in (0, len(widths) - 1) else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths))
+        ).rstrip()
+        for row in rows
+    ]
+    return "\n".join([*lines, "", result.verdict])

@@ -1,0 +1,293 @@
+"""One trial: decode a config, measure it sample by sample, stop early, write down what it was."""
+
+import json
+import logging
+import math
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from optuna import Study, Trial, TrialPruned
+from optuna.exceptions import OptunaError, StorageInternalError, UpdateFinishedTrialError
+from optuna.trial import FrozenTrial, TrialState
+
+from prunetune.budget import mean_retention
+from prunetune.config import PruningConfig
+from prunetune.errors import ConfigError, StudyError
+from prunetune.presets import load_preset
+from prunetune.search.scores import Measures, SampleScore, Scores
+from prunetune.search.space import Space
+
+logger = logging.getLogger(__name__)
+
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+ENDED = (*FINISHED, TrialState.FAIL)
+Metric = Literal["cosine", "kl", "cosine+kl"]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A preset on a study's budget.
+
+    Attributes:
+        name: Of the preset.
+        config: None where it cannot be run here; ``note`` says why.
+        note: What had to change to meet the budget.
+    """
+
+    name: str
+    config: PruningConfig | None
+    note: str
+
+
+def presets_at(names: Sequence[str], space: Space) -> list[Preset]:
+    """Return presets moved onto a space's budget, for its model."""
+    facts, out = space.facts, []
+    for name in names:
+        try:
+            config, note = load_preset(
+                name, model_type=facts.model_type, num_layers=facts.num_layers, keep=space.keep
+            )
+        except ConfigError as error:
+            out.append(Preset(name, None, f"not attainable: {error}"))
+            continue
+        used = {scorer.name for stage in config.stages for scorer in stage.scorers}
+        if missing := sorted(used - set(facts.scorers)):
+            note = f"not attainable: {facts.model_type} cannot give {', '.join(missing)}"
+            out.append(Preset(name, None, note))
+            continue
+        config = config.model_copy(update={"model": space.model_ref()})
+        out.append(Preset(name, config, note))
+    return out
+
+
+def sample_value(metric: Metric, result: SampleScore) -> float:
+    """Return what a search minimises the mean of.
+
+    Raises:
+        StudyError: It is not a finite number, so the config cannot be compared.
+    """
+    value = {"cosine": result.gap, "kl": result.kl, "cosine+kl": result.gap + result.kl}[metric]
+    if not math.isfinite(value):
+        raise StudyError(f"a sample's {metric} is {value}: the pruned model gave no usable state")
+    return value
+
+
+def config_of(trial: FrozenTrial) -> PruningConfig:
+    """Return the config a finished trial measured.
+
+    Raises:
+        StudyError: The trial holds none.
+    """
+    if "config" not in trial.user_attrs:
+        raise StudyError(
+            f"trial {trial.number} holds no config (it is {trial.state.name}); "
+            "choose a complete or pruned trial"
+        )
+    return PruningConfig.parse(trial.user_attrs["config"], origin=f"trial {trial.number}")
+
+
+def best_complete(study: Study) -> FrozenTrial | None:
+    """Return the complete trial with the lowest value, or None before there is one."""
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return min(complete, key=lambda t: cast(float, t.value), default=None)
+
+
+def estimated_mean(values: Mapping[int, float], best: FrozenTrial | None) -> float:
+    """Estimate a config's mean over all samples from its values on the first ones.
+
+    It is the best trial's mean plus the mean difference to it on the shared samples, which no run
+    of easy samples can flatter.
+
+    Args:
+        values: Sample index to value; what is no sample of the best trial is left out.
+        best: The best complete trial; None before there is one.
+    """
+    if best is None:
+        return math.fsum(values.values()) / len(values)
+    theirs = best.intermediate_values
+    shared = [value - theirs[i] for i, value in values.items() if i in theirs]
+    return cast(float, best.value) + math.fsum(shared) / len(shared)
+
+
+class Objective:
+    """What Optuna calls once a trial.
+
+    Args:
+        space: Decodes suggestions.
+        evaluator: Measures on the calibration split.
+        metric: What is minimised.
+        study: To answer configs that earlier trials measured from memory.
+    """
+
+    def __init__(self, space: Space, evaluator: Measures, metric: Metric, study: Study) -> None:
+        self.space, self.evaluator, self.metric = space, evaluator, metric
+        self.reasons: list[str] = []
+        self._study = study
+        self._known: dict[str, FrozenTrial] = {}
+
+    def _measured(self, digest: str) -> FrozenTrial | None:
+        """Return the first finished trial of a config, another worker's included."""
+        for trial in self._study.get_trials(deepcopy=False, states=FINISHED):
+            self._known.setdefault(trial.user_attrs.get("config_digest", ""), trial)
+        return self._known.get(digest)
+
+    def __call__(self, trial: Trial) -> float:
+        """Return the mean of the metric over all samples.
+
+        Raises:
+            TrialPruned: The config is worse than the best one, as far as it was measured.
+            UpdateFinishedTrialError: Another worker took this trial over.
+            StorageInternalError: The database stays away.
+        """
+        try:
+            value = self._run(trial)
+        except TrialPruned:
+            self.reasons.clear()
+            raise
+        except (UpdateFinishedTrialError, StorageInternalError):
+            # The trial belongs to another worker by now, or the database is gone: no fault of it.
+            raise
+        except Exception as error:
+            self.reasons.append(f"{type(error).__name__}: {' '.join(str(error).split())}")
+            logger.warning("trial %d failed: %s", trial.number, self.reasons[-1])
+            self._record_failure(trial)
+            raise
+        self.reasons.clear()
+        return value
+
+    def _record_failure(self, trial: Trial) -> None:
+        try:
+            trial.set_user_attr("failure", self.reasons[-1])
+        except OptunaError as error:
+            # The database may be what failed; the first error is the one to report.
+            logger.warning("trial %d: its failure is not stored: %s", trial.number, error)
+
+    def _run(self, trial: Trial) -> float:
+        units = self.space.suggest(trial)
+        given = trial.user_attrs.get("given")
+        config = PruningConfig.parse(given) if given else self.space.decode(units)
+        digest = config.digest()
+        _set(trial, describe_config(config) | {"config_digest": digest})
+        known = self._measured(digest)
+        if known is not None:
+            return self._again(trial, known)
+        return self._measure(trial, config, digest)
+
+    def _measure(self, trial: Trial, config: PruningConfig, digest: str) -> float:
+        total = len(self.evaluator.samples)
+        values: list[float] = []
+        results: list[SampleScore] = []
+        # Closed at once: what is left open keeps its hooks on the model.
+        with closing(cast(Any, self.evaluator.evaluate(config))) as batches:
+            for batch in batches:
+                for index, result in batch:
+                    values.append(sample_value(self.metric, result))
+                    results.append(result)
+                    trial.report(values[-1], step=index)
+                if len(values) < total and trial.should_prune():
+                    break
+        _set(trial, _result_attrs(results))
+        # Another worker may have come to the same config meanwhile.
+        if (twin := self._measured(digest)) is not None:
+            trial.set_user_attr("repeats", twin.number)
+        if len(values) < total:
+            estimate = estimated_mean(dict(enumerate(values)), best_complete(trial.study))
+            # Samplers rank a pruned trial by its last report: one sample's value would tell them
+            # nothing. No sample has this step, so the trial pruner never compares it.
+            trial.report(estimate, step=total)
+            raise TrialPruned(f"worse than the best after {len(values)} of {total} samples")
+        return math.fsum(values) / total
+
+    def _again(self, trial: Trial, known: FrozenTrial) -> float:
+        # With its reports: the trial pruner compares with whichever of the two it takes for best.
+        for step, value in known.intermediate_values.items():
+            trial.report(value, step=step)
+        names = ("samples_used", "gap", "kl", "agreement", "accuracy")
+        _set(trial, {k: known.user_attrs[k] for k in names if k in known.user_attrs})
+        trial.set_user_attr("repeats", known.number)
+        if known.state is TrialState.PRUNED:
+            raise TrialPruned(f"the same config as trial {known.number}, which was pruned")
+        return cast(float, known.value)
+
+
+def _set(trial: Trial, attrs: Mapping[str, Any]) -> None:
+    for name, value in attrs.items():
+        trial.set_user_attr(name, value)
+
+
+def _result_attrs(results: Sequence[SampleScore]) -> dict[str, Any]:
+    scores = Scores.of(results)
+    return {
+        "samples_used": scores.samples,
+        "gap": scores.gap,
+        "kl": scores.kl,
+        "agreement": scores.agreement,
+        "accuracy": scores.accuracy,
+    }
+
+
+def describe_config(config: PruningConfig) -> dict[str, Any]:
+    """Return what people read of a trial: its unit parameters say nothing to them."""
+    stages = config.stages
+    weights = [
+        f"{stage.layer}: " + ", ".join(f"{s.name} {s.weight:+.3g}" for s in stage.scorers)
+        for stage in stages
+        if stage.scorers
+    ]
+    return {
+        "schedule": ", ".join(f"{s.layer}: {s.retention:.4g}" for s in stages),
+        "weights": "; ".join(weights),
+        "mean_retention": mean_retention(stages, config.model.num_layers),
+        "config": config.model_dump(mode="json"),
+    }
+
+
+class TrialLog:
+    """``log.jsonl``: one line for every trial that ended, those of a killed run included."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._seen = set(self._numbers())
+
+    def _numbers(self) -> list[int]:
+        if not self.path.exists():
+            return []
+        found = []
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                found.append(int(json.loads(line)["trial"]))
+            except (ValueError, KeyError, TypeError):
+                logger.warning("%s holds a broken line; it is left as it is", self.path)
+        return found
+
+    def __call__(self, study: Study) -> None:
+        """Append the trials that ended and are not in the file yet."""
+        ended = study.get_trials(deepcopy=False, states=ENDED)
+        new = [trial for trial in ended if trial.number not in self._seen]
+        if not new:
+            return
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.writelines(f"{log_line(trial)}\n" for trial in new)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            # The database is the record; a full disk must not end the search here.
+            logger.warning("cannot write %s: %s", self.path, error.strerror)
+            return
+        self._seen.update(trial.number for trial in new)
+
+
+def log_line(trial: FrozenTrial) -> str:
+    """Return a finished trial as one line of JSON, for ``log.jsonl``."""
+    names = ["preset", "schedule", "weights", "mean_retention", "samples_used", "gap", "kl"]
+    names += ["agreement", "accuracy", "repeats", "failure"]
+    seconds = trial.duration.total_seconds() if trial.duration else None
+    data = {"trial": trial.number, "state": trial.state.name, "seconds": seconds}
+    data["value"] = trial.value if trial.state is TrialState.COMPLETE else None
+    data |= {name: trial.user_attrs[name] for name in names if name in trial.user_attrs}
+    return json.dumps(data)

@@ -1,0 +1,139 @@
+"""Geometry of visual tokens and keep-index algebra: pure tensors that know no model.
+
+A *visual token* is one projected patch; a *separator* is an image token that is not a patch
+(LLaVA-NeXT's newline). Both count as image tokens.
+"""
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ImageGeometry:
+    """Where each of one image's tokens comes from, in sequence order.
+
+    Attributes:
+        tile: ``[n]`` int64, 0 for the thumbnail (or the only view), 1.. for tiles in raster order;
+            a separator carries the tile of the token before it.
+        row: ``[n]`` int64, row inside the tile's full grid (before unpadding).
+        col: ``[n]`` int64, column inside the tile's full grid.
+        tile_rows: ``[n]`` int64, rows of the grid of the token's tile.
+        tile_cols: ``[n]`` int64, columns of the grid of the token's tile.
+        y: ``[n]`` float32 in [0, 1], centre of the patch in the original picture, from the top.
+        x: ``[n]`` float32 in [0, 1], centre of the patch in the original picture, from the left.
+        height: ``[n]`` float32 in (0, 1], height of the patch in the original picture.
+        width: ``[n]`` float32 in (0, 1], width of the patch in the original picture.
+        separator: ``[n]`` bool, True for image tokens that are not patches.
+    """
+
+    tile: Tensor
+    row: Tensor
+    col: Tensor
+    tile_rows: Tensor
+    tile_cols: Tensor
+    y: Tensor
+    x: Tensor
+    height: Tensor
+    width: Tensor
+    separator: Tensor
+
+    def __len__(self) -> int:
+        return int(self.tile.shape[0])
+
+    @property
+    def inside(self) -> Tensor:
+        """Raster position inside the token's tile, ``[n]`` int64."""
+        return self.row * self.tile_cols + self.col
+
+    def select(self, index: Tensor) -> "ImageGeometry":
+        """Return the geometry of the tokens at ``index`` (``[m]`` int64), in that order."""
+        return ImageGeometry(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
+
+    def to(self, device: torch.device | str) -> "ImageGeometry":
+        """Return a copy on ``device``."""
+        return ImageGeometry(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+
+def grid_geometry(rows: int, cols: int) -> ImageGeometry:
+    """Return the geometry of one view of ``rows`` x ``cols`` patches in raster order."""
+    row, col = torch.meshgrid(torch.arange(rows), torch.arange(cols), indexing="ij")
+    row, col = row.flatten(), col.flatten()
+    n = rows * cols
+    return ImageGeometry(
+        tile=torch.zeros(n, dtype=torch.long),
+        row=row,
+        col=col,
+        tile_rows=torch.full((n,), rows),
+        tile_cols=torch.full((n,), cols),
+        y=(row.float() + 0.5) / rows,
+        x=(col.float() + 0.5) / cols,
+        height=torch.full((n,), 1.0 / rows),
+        width=torch.full((n,), 1.0 / cols),
+        separator=torch.zeros(n, dtype=torch.bool),
+    )
+
+
+def keep_count(total: int, retention: float, alive: int) -> int:
+    """Return how many of an image's tokens a stage keeps: ``retention * total``, rounded half up.
+
+    Args:
+        total: The image's original number of tokens, separators included.
+        retention: Share of ``total`` to be alive after the stage, in (0, 1].
+        alive: Tokens alive before the stage; the result never exceeds it.
+    """
+    return max(1, min(alive, int(retention * total + 0.5)))
+
+
+def top_indices(scores: Tensor, count: int) -> Tensor:
+    """Return the ascending positions of the ``count`` highest scores.
+
+    Equal scores are kept in order of position, so the answer does not depend on the device.
+
+    Args:
+        scores: ``[n]`` floating; NaN ranks lowest.
+        count: Number of positions, at most ``n``.
+
+    Returns:
+        ``[count]`` int64, ascending.
+    """
+    clean = torch.where(torch.isnan(scores), torch.full_like(scores, -torch.inf), scores)
+    order = torch.argsort(clean, descending=True, stable=True)
+    return order[:count].sort().values
+
+
+def spread_indices(n: int, count: int, device: torch.device | None = None) -> Tensor:
+    """Return ``count`` of ``range(n)``, evenly spaced and ascending (``[count]`` int64)."""
+    if count >= n:
+        return torch.arange(n, device=device)
+    return ((torch.arange(count, device=device) * 2 + 1) * n) // (2 * count)
+
+
+def split_budget(separators: int, count: int, policy: str) -> tuple[int, int]:
+    """Split a stage's keep count between separators and patches.
+
+    With ``policy="keep"`` every separator stays as long as it leaves at least half of the count
+    to patches; below that they are thinned evenly. With ``"drop"`` none stays.
+
+    Returns:
+        ``(separators kept, patches kept)``; their sum is ``count``.
+    """
+    kept = min(separators, count // 2) if policy == "keep" else 0
+    return kept, count - kept
+
+
+def left_pad(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Stack index rows of unequal length, padding on the left with 0.
+
+    Args:
+        rows: ``[m_b]`` int64 each.
+
+    Returns:
+        ``(index [B, max m_b] int64, valid [B, max m_b] bool)``.
+    """
+    width = max(row.shape[0] for row in rows)
+    index = torch.stack([torch.nn.functional.pad(row, (width - row.shape[0], 0)) for row in rows])
+    lengths = torch.tensor([row.shape[0] for row in rows], device=index.device)
+    valid = torch.arange(width, device=index.device)[None] >= (width - lengths)[:, None]
+    return index, valid

@@ -1,0 +1,44 @@
+"""What holds for every test: no network, one thread a process, reproducible random examples."""
+
+import os
+import signal
+import socket
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# Two busy cores make any deadline a coin toss. CI must not fail on a draw that nobody made before.
+settings.register_profile("here", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("ci", settings.get_profile("here"), derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "here")
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # Started with `&` by a shell: the searches that tests interrupt would inherit deaf ears.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Tests of an unreachable hub need the code that would reach for it.
+os.environ.pop("HF_HUB_OFFLINE", None)
+
+LOCAL = {"localhost", "127.0.0.1", "::1", "0.0.0.0", "", None}
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """Fail at once, and in the same way everywhere, where a test would reach the network."""
+    connect, resolve = socket.socket.connect, socket.getaddrinfo
+
+    def local_connect(self, address):
+        if self.family != socket.AF_UNIX and address[0] not in LOCAL:
+            raise OSError(f"tests have no network: connect to {address}")
+        return connect(self, address)
+
+    def local_resolve(host, *args, **kwargs):
+        if host not in LOCAL:
+            raise socket.gaierror(f"tests have no network: look-up of {host!r}")
+        return resolve(host, *args, **kwargs)
+
+    monkeypatch.setattr(socket.socket, "connect", local_connect)
+    monkeypatch.setattr(socket, "getaddrinfo", local_resolve)

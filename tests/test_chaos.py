@@ -1,0 +1,77 @@
+"""Workers are killed, the database restarts: no trial too many, too few, or measured twice."""
+
+import time
+
+import optuna
+import pytest
+from cluster import FINISHED, Postgres, Team, binaries, check
+
+from prunetune.search.storage import open_storage, storage_url
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+NAME = "fake/keep0.25/cosine"
+needs_postgres = pytest.mark.skipif(
+    binaries() is None, reason="PostgreSQL's initdb and pg_ctl are not here (pg_config --bindir)"
+)
+
+
+def drive(team, study, trials, *, every, restart=None, deadline=240.0):
+    """Kill a worker every few seconds until enough trials are finished; then wait for the end."""
+    begun = last = time.monotonic()
+    while not team.ended:
+        assert time.monotonic() - begun < deadline, "workers are left hanging"
+        time.sleep(0.1)
+        done = count(study)
+        team.replace_crashed()
+        if done < trials and time.monotonic() - last > every:
+            team.kill_one()
+            last = time.monotonic()
+        if restart is not None and done > trials // 3:
+            restart()
+            restart = None
+    assert restart is None, "the database was not restarted"
+
+
+def count(study):
+    return len(study().get_trials(deepcopy=False, states=FINISHED))
+
+
+def loader(url):
+    """Return what loads the study, once it exists."""
+    opened = open_storage(url)
+    empty = optuna.create_study()
+    found = []
+
+    def load():
+        if not found and NAME in optuna.get_all_study_names(opened):
+            found.append(optuna.load_study(study_name=NAME, storage=opened))
+        return found[0] if found else empty
+
+    return load
+
+
+@needs_postgres
+def test_eight_workers_on_postgresql_killed_and_the_database_restarted(tmp_path):
+    with Postgres() as postgres:
+        study = loader(storage_url(tmp_path, postgres.url))
+        team = Team(8, postgres.url, tmp_path, trials=200, remote=True)
+        try:
+            drive(team, study, 200, every=2.0, restart=lambda: postgres.restart(2.0))
+            states = check(study().get_trials(), 200)
+        finally:
+            team.end()
+        assert team.killed >= 3, "too few were killed to prove anything"
+        print(f"\n{team.killed} killed, {team.crashed} crashed, {dict(states)}")
+
+
+def test_two_workers_on_sqlite_killed(tmp_path):
+    study = loader(storage_url(tmp_path, None))
+    team = Team(2, None, tmp_path, trials=60, remote=False)
+    try:
+        drive(team, study, 60, every=2.0)
+        states = check(study().get_trials(), 60)
+    finally:
+        team.end()
+    assert team.killed >= 2, "too few were killed to prove anything"
+    print(f"\n{team.killed} killed, {team.crashed} crashed, {dict(states)}")

@@ -1,0 +1,262 @@
+"""The checks can fail: planted bugs in the runtime turn them red."""
+
+import pytest
+import test_runtime
+import test_runtime_generate
+import test_runtime_removal
+import test_runtime_restorers
+import test_runtime_turns
+import torch
+from reference import measure
+from reference_models import make_batch, make_config, tiny
+
+from prunetune.errors import UnsupportedModelError
+from prunetune.runtime import choose, frame, images, masks
+from prunetune.runtime.apply import Handle
+from prunetune.runtime.cache import CacheState, CacheView, extend_prefix
+from prunetune.runtime.frame import Frame
+from prunetune.runtime.segment import Segment
+from prunetune.runtime.vision import VisionCapture
+from prunetune.tokens import left_pad
+
+# -- checks: each raises when something is wrong -------------------------------------------------
+
+
+def greedy(schedule="0+1+3", positions="original", attention="sdpa"):
+    model = tiny("llava", attention)
+    batch, config = make_batch(model), make_config(model, schedule, positions=positions)
+    test_runtime.check(measure(model, config, batch, steps=4), batch, config)
+
+
+def packed():
+    greedy("0", "packed")
+
+
+def late():
+    greedy("2+4")
+
+
+def turns():
+    test_runtime_turns.test_text_after_images("llava", "0+1+3", "original", "dynamic")
+
+
+def counts():
+    test_runtime.test_trace_counts("llava_next", "0+1+3", "keep")
+
+
+def rows():
+    test_runtime.test_a_row_alone_equals_its_row_in_the_batch("llava", "0")
+
+
+def no_cache():
+    test_runtime_generate.test_no_cache_repeats_the_prefill_with_the_same_keep_indices()
+
+
+def blending():
+    probe = (test_runtime_restorers.Probe(),)
+    test_runtime_restorers.test_restorers("llava", 2, "blend", probe)
+
+
+def identity():
+    test_runtime_removal.test_keeping_everything_is_the_identity("llava", "sdpa", "original")
+
+
+def removal():
+    test_runtime_removal.test_leaves_the_model_as_found("llava", "with")
+
+
+CHECKS = (greedy, packed, late, turns, counts, rows, no_cache, blending, identity, removal)
+
+
+# -- mutants: each plants one bug ----------------------------------------------------------------
+
+
+def wrap(patch, owner, name, change):
+    """Replace ``owner.name`` by ``change(original)``."""
+    patch.setattr(owner, name, change(getattr(owner, name)))
+
+
+def renumbered_positions(patch):
+    """Survivors are numbered from 0, as if nothing had been dropped."""
+
+    def embeddings(self, hidden, kwargs):
+        full = (len(hidden), -1, -1)
+        return tuple(e.expand(full)[:, : hidden.shape[1]] for e in kwargs["position_embeddings"])
+
+    patch.setattr(Frame, "_embeddings", embeddings)
+
+
+def unsorted_keep_index(patch):
+    patch.setattr(frame, "left_pad", lambda rows: left_pad([row.flip(0) for row in rows]))
+
+
+def padded_on_the_right(patch):
+    """Ragged rows are moved to the left, but counted as if they stood on the right."""
+
+    def padded(rows):
+        index, valid = left_pad(rows)
+        moved = [torch.nn.functional.pad(r, (0, index.shape[1] - len(r))) for r in rows]
+        return torch.stack(moved), valid
+
+    patch.setattr(frame, "left_pad", padded)
+
+
+def a_layer_late(patch):
+    wrap(
+        patch, Frame, "enter",
+        lambda enter: lambda self, index, *a: enter(self, max(0, index - 1), *a),
+    )  # fmt: skip
+
+
+def unmasked_ragged_pads(patch):
+    for module in (frame, masks):
+        patch.setattr(module, "extend_prefix", lambda old, past, new: None)
+
+
+def pads_forgotten_when_decoding(patch):
+    patch.setattr(CacheState, "rows", lambda self, stage, batch: None)
+
+
+def mask_columns_shifted(patch):
+    def shifted(*args):
+        valid = extend_prefix(*args)
+        return valid if valid is None else valid.roll(1, 1)
+
+    for module in (frame, masks):
+        patch.setattr(module, "extend_prefix", shifted)
+
+
+def decode_mask_of_layer_0(patch):
+    for name in ("get_query_offset", "get_mask_sizes"):
+        wrap(patch, CacheView, name, lambda of: lambda self, *a, **k: of(self, *a[:-1], 0))
+
+
+def wrong_rows_gathered(patch):
+    wrap(patch, frame, "places", lambda places: lambda *a: places(*a).roll(1, 0))
+
+
+def neighbours_gathered(patch):
+    wrap(patch, frame, "places", lambda places: lambda *a: places(*a).roll(1, 1))
+
+
+def stale_cache_validity(patch):
+    """A second turn over a pruned cache leaves the first turn's validity in place."""
+
+    def finish(original):
+        return lambda self: None if self.state is not None else original(self)
+
+    wrap(patch, Frame, "finish", finish)
+
+
+def validity_of_another_stage(patch):
+    def rows(original):
+        return lambda self, stage, batch: original(self, 0, batch)
+
+    wrap(patch, CacheState, "rows", rows)
+
+
+def logical_length_forgotten(patch):
+    patch.setattr(frame, "count_dropped", lambda *args, **options: None)
+
+
+def shift_forgotten(patch):
+    patch.setattr(CacheState, "shifts", lambda self, batch: None)
+
+
+def one_token_too_many(patch):
+    wrap(
+        patch,
+        choose,
+        "keep_count",
+        lambda count: lambda n, r, alive: min(alive, count(n, r, alive) + 1),
+    )
+
+
+def rounded_down(patch):
+    patch.setattr(choose, "keep_count", lambda n, r, alive: max(1, min(alive, int(r * n))))
+
+
+def images_of_other_rows(patch):
+    wrap(patch, images, "spread_images", lambda spread: lambda rows, n: _reversed(spread(rows, n)))
+
+
+def _reversed(rows):
+    flat = iter([image for row in rows for image in row][::-1])
+    return [[next(flat) for _ in row] for row in rows]
+
+
+def output_scattered_one_off(patch):
+    wrap(patch, Segment, "scatter", lambda of: lambda *a: of(*a).roll(1, 1))
+
+
+def chosen_anew_without_a_cache(patch):
+    patch.setattr(VisionCapture, "repeats", lambda self, input_ids: False)
+
+
+def blend_lost(patch):
+    wrap(patch, frame, "choose", lambda choosing: lambda *a: choosing(*a)[:0])
+
+
+def a_hook_left_behind(patch):
+    def remove(original):
+        def removed(self):
+            self._hooks[-1:] = []
+            original(self)
+
+        return removed
+
+    wrap(patch, Handle, "remove", remove)
+
+
+def encoder_left_wrapped(patch):
+    def remove(original):
+        def removed(self):
+            base = self.plan.family.base
+            wrapped = base.get_image_features
+            original(self)
+            base.get_image_features = wrapped
+
+        return removed
+
+    wrap(patch, Handle, "remove", remove)
+
+
+MUTANTS = {
+    renumbered_positions: (greedy, late),
+    unsorted_keep_index: (greedy, late),
+    padded_on_the_right: (greedy, late),
+    a_layer_late: (greedy, late),
+    unmasked_ragged_pads: (greedy, late, packed),
+    pads_forgotten_when_decoding: (greedy, late, turns),
+    mask_columns_shifted: (greedy, late, identity),
+    decode_mask_of_layer_0: (greedy, late),
+    wrong_rows_gathered: (greedy, late),
+    neighbours_gathered: (greedy, late),
+    stale_cache_validity: (turns,),
+    validity_of_another_stage: (greedy, late),
+    logical_length_forgotten: (turns,),
+    shift_forgotten: (packed,),
+    one_token_too_many: (counts, greedy),
+    rounded_down: (counts,),
+    images_of_other_rows: (rows,),
+    output_scattered_one_off: (greedy, identity),
+    chosen_anew_without_a_cache: (no_cache,),
+    blend_lost: (blending,),
+    a_hook_left_behind: (removal,),
+    encoder_left_wrapped: (removal,),
+}
+PAIRS = [(mutant, check) for mutant, checks in MUTANTS.items() for check in checks]
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda c: c.__name__)
+def test_green_without_a_bug(check):
+    check()
+
+
+@pytest.mark.parametrize(("mutant", "check"), PAIRS, ids=lambda f: f.__name__)
+def test_red_with_a_bug(mutant, check, monkeypatch):
+    mutant(monkeypatch)
+    # What a check, a tensor operation or the runtime's own refusal raises counts, not a mistake in
+    # the mutant.
+    with pytest.raises((AssertionError, RuntimeError, IndexError, UnsupportedModelError)):
+        check()

@@ -1,0 +1,71 @@
+import pytest
+
+from prunetune import presets
+from prunetune.budget import mean_retention
+from prunetune.config import PruningConfig
+from prunetune.errors import ConfigError
+from prunetune.presets import load_preset, preset_names, read_preset
+
+
+def preset(name, num_layers=32, keep=None):
+    return load_preset(name, model_type="llava_next", num_layers=num_layers, keep=keep)
+
+
+def test_the_published_methods_and_the_controls_are_there():
+    assert {"topv", "fastervlm", "fastv", "uniform", "random"} <= set(preset_names())
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_is_a_config_with_its_source_and_meets_budgets(name):
+    data = read_preset(name)
+    assert data["name"] == name
+    assert len(data["source"]) > 20
+    published, note = preset(name)
+    assert note == ""
+    assert PruningConfig.parse(published.model_dump(mode="json")) == published
+    for num_layers, keep in ((16, 0.1), (16, 0.25), (28, 0.5), (32, 1.0), (32, 0.05)):
+        config, _ = preset(name, num_layers, keep)
+        assert abs(mean_retention(config.stages, num_layers) - keep) < 1e-9
+        assert {s.name for s in config.stages[0].scorers} == {
+            s.name for s in published.stages[0].scorers
+        }
+
+
+def test_the_settings_are_the_published_ones():
+    topv = preset("topv")[0].stages[0]
+    scorer = topv.scorers[0]
+    assert (topv.layer, topv.retention, topv.restorer.every) == (2, 0.625, 4)
+    assert (scorer.feature, scorer.spatial, scorer.central, scorer.per_crop) == (1, 1, 0.01, True)
+    fastervlm = preset("fastervlm")[0]
+    assert (fastervlm.stages[0].layer, fastervlm.separators, fastervlm.positions) == (
+        0,
+        "drop",
+        "packed",
+    )
+    assert fastervlm.stages[0].scorers[0].per_crop
+    fastv = preset("fastv")[0].stages[0]
+    assert (fastv.layer, fastv.retention, fastv.scorers[0].name) == (2, 0.5, "last_query")
+
+
+def test_what_had_to_change_is_said():
+    assert preset("fastv", 16, 0.1)[1] == "moved from layer 2 to 1"
+    assert preset("topv", 16, 0.1)[1] == "moved from layer 2 to 1; uniform_recovery every 4 -> 49"
+    assert preset("uniform", 16, 0.1)[1] == ""
+    with pytest.raises(ConfigError, match="last_query"):
+        preset("fastv", 16, 0.05)
+
+
+def test_an_unknown_preset_suggests_a_neighbour():
+    with pytest.raises(ConfigError, match="did you mean 'fastv'"):
+        preset("fastvv")
+
+
+def test_a_share_of_the_depth_and_a_model_type_of_its_own(monkeypatch):
+    data = read_preset("uniform")
+    stage = {"depth": 0.25, "retention": 0.5, "scorers": [{"name": "coverage"}]}
+    data["stages"] = [stage]
+    data["by_model_type"] = {"qwen": {"stages": [{**stage, "depth": 0.5}]}}
+    monkeypatch.setattr(presets, "read_preset", lambda name: dict(data))
+    for model_type, num_layers, layer in (("llava", 28, 7), ("llava", 16, 4), ("qwen", 16, 8)):
+        config, _ = load_preset("uniform", model_type=model_type, num_layers=num_layers)
+        assert config.stages[0].layer == layer

@@ -1,0 +1,174 @@
+"""What cannot work is refused in one line, and what only might be wrong is warned about."""
+
+import logging
+
+import pytest
+import torch
+from reference import measure
+from reference_models import LAYERS, make_batch, make_config, needs, tiny
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    MistralConfig,
+    Qwen2Config,
+)
+
+import prunetune
+from prunetune.config import PruningConfig
+from prunetune.errors import ConfigError, PrunetuneError, UnsupportedModelError
+
+ONE_LINE = r"\A[^\n]+\Z"
+
+
+def with_model(config, **changes):
+    return config.model_copy(update={"model": config.model.model_copy(update=changes)})
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model_type": "llava_next"}, ("llava_next", "llava")),
+        ({"num_layers": LAYERS + 1}, (str(LAYERS), str(LAYERS + 1))),
+    ],
+    ids=["model_type", "depth"],
+)
+def test_a_config_for_another_model(changes, words):
+    model = tiny("llava")
+    config = with_model(make_config(model), **changes)
+    with pytest.raises(ConfigError, match=ONE_LINE) as error:
+        prunetune.apply(model, config)
+    assert all(word in str(error.value) for word in words)
+    assert "get_image_features" not in vars(model.model)
+
+
+def test_an_unknown_model_lists_the_supported():
+    config = LlamaConfig(
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        vocab_size=9,
+        num_attention_heads=2,
+    )
+    model = LlamaForCausalLM(config)
+    for other in (model, torch.nn.Linear(2, 2)):
+        with pytest.raises(UnsupportedModelError, match=ONE_LINE) as error:
+            prunetune.apply(other, make_config(tiny("llava")))
+        assert "llava_next" in str(error.value)
+
+
+def test_what_is_not_a_config():
+    with pytest.raises(ConfigError, match="PruningConfig"):
+        prunetune.apply(tiny("llava"), {"stages": []})
+
+
+def test_fingerprint(caplog):
+    from prunetune.models import fingerprint
+
+    model = tiny("llava")
+    same = with_model(make_config(model), fingerprint=fingerprint(model.config))
+    other = with_model(make_config(model), fingerprint="0" * 64)
+    with caplog.at_level(logging.WARNING, logger="prunetune"):
+        prunetune.apply(model, same, strict=True).remove()
+        prunetune.apply(model, make_config(model), strict=True).remove()
+        assert not caplog.records
+        prunetune.apply(model, other).remove()
+        assert "fingerprint" in caplog.text
+    with pytest.raises(ConfigError, match=ONE_LINE):
+        prunetune.apply(model, other, strict=True)
+
+
+@pytest.mark.parametrize("family", ["llava", "llava_next"])
+@pytest.mark.parametrize("schedule", ["0", "2+4"])
+@torch.no_grad()
+def test_chunked_prefill(family, schedule):
+    model = tiny(family)
+    batch = make_batch(model)
+    plain = model.generate(**batch.inputs, max_new_tokens=3, do_sample=False, prefill_chunk_size=16)
+    assert plain.shape[1] == batch.length + 3
+    with prunetune.apply(model, make_config(model, schedule)):
+        with pytest.raises(PrunetuneError, match="prefill_chunk_size"):
+            model.generate(**batch.inputs, max_new_tokens=3, prefill_chunk_size=16)
+        model.generate(**batch.inputs, max_new_tokens=3)
+
+
+@needs("5.18", "it takes no features, so that none can be passed")
+@torch.no_grad()
+def test_features_computed_before_apply():
+    model = tiny("llava")
+    batch = make_batch(model)
+    inputs = dict(batch.inputs)
+    early = model.model.get_image_features(inputs.pop("pixel_values"), return_dict=True)
+    with (
+        prunetune.apply(model, make_config(model)),
+        pytest.raises(PrunetuneError, match=ONE_LINE),
+    ):
+        model(**inputs, mm_encoder_outputs={"image": early})
+
+
+def windowed(kind, window):
+    torch.manual_seed(0)
+    shape = {
+        "vocab_size": 120, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": LAYERS,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.1,
+        "sliding_window": window, "pad_token_id": 0, "eos_token_id": None,
+    }  # fmt: skip
+    vision = CLIPVisionConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
+        image_size=20, patch_size=4, initializer_range=0.2,
+    )  # fmt: skip
+    text = {
+        "mistral": lambda: MistralConfig(**shape),
+        "qwen2, windowed": lambda: Qwen2Config(
+            **shape, use_sliding_window=True, max_window_layers=3
+        ),
+        "qwen2, not windowed": lambda: Qwen2Config(**shape, use_sliding_window=False),
+    }[kind]()
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=99)
+    model = LlavaForConditionalGeneration(config).eval()
+    model.generation_config.suppress_tokens = [99]
+    return model
+
+
+@pytest.mark.parametrize(
+    ("kind", "window", "refused"),
+    [
+        ("mistral", 40, True),
+        ("mistral", 100, False),
+        ("qwen2, windowed", 40, True),
+        ("qwen2, not windowed", 40, False),
+    ],
+)
+@pytest.mark.parametrize("schedule", ["0", "2+4"])
+def test_a_sliding_window_shorter_than_the_prompt(kind, window, refused, schedule):
+    """81 tokens of prompt and 6 new ones; a window of 100 never binds."""
+    model = windowed(kind, window)
+    batch, config = make_batch(model), make_config(model, schedule)
+    if refused:
+        with pytest.raises(UnsupportedModelError, match="sliding window"):
+            measure(model, config, batch, steps=6)
+    else:
+        measured = measure(model, config, batch, steps=6)
+        assert measured.worst < 1e-5
+        assert measured.moved > 0.05
+
+
+@torch.no_grad()
+def test_a_window_that_decoding_outgrows():
+    model = windowed("mistral", 85)
+    batch = make_batch(model)
+    with prunetune.apply(model, make_config(model, "2+4")):
+        model.generate(**batch.inputs, max_new_tokens=4)
+        with pytest.raises(UnsupportedModelError, match="sliding window"):
+            model.generate(**batch.inputs, max_new_tokens=9)
+
+
+def test_loading_and_applying_a_file(tmp_path):
+    model = tiny("llava_next")
+    config = make_config(model, "0+1+3")
+    loaded = PruningConfig.load(config.save(tmp_path / "c.json"))
+    one, two = (measure(model, c, make_batch(model), steps=3) for c in (config, loaded))
+    assert one.worst == two.worst
+    assert one.kv == two.kv

@@ -1,0 +1,163 @@
+"""Several turns on one pruned cache, against one full-length recomputation of the conversation."""
+
+import copy
+
+import pytest
+import torch
+from reference import alive_slots, reference_logits, worst
+from reference_models import FAMILIES, IMAGE, SCHEDULES, Batch, make_batch, make_config, tiny
+from transformers import DynamicCache, StaticCache
+
+import prunetune
+
+TOLERANCE = 1e-5
+NEW = 4
+POLICIES = [(s, "original") for s in SCHEDULES] + [("0", "packed"), ("0+1+3", "packed")]
+SIZES = {"llava": (20, 20), "llava_next": (20, 60)}
+
+
+class Chat:
+    """A conversation held with ``generate`` over one cache, and its reference."""
+
+    def __init__(self, model, config, cache=None):
+        self.model, self.config = model, config
+        self.plain = copy.deepcopy(model)
+        self.cache = DynamicCache(config=model.config.text_config) if cache is None else cache
+        self.inputs = None
+        self.passes, self.logits, self.places = [], [], []
+
+    def turn(self, handle, batch):
+        """Add a turn's tokens (and images) and generate; remember what to compare."""
+        ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"]
+        past = 0
+        if self.inputs:
+            past = self.inputs["input_ids"].shape[1] - 1
+            ids = torch.cat([self.inputs["input_ids"], ids], 1)
+            mask = torch.cat([self.inputs["attention_mask"], mask], 1)
+        images = {k: v for k, v in batch.inputs.items() if k in ("pixel_values", "image_sizes")}
+        pruned = len(handle.trace)
+        output = self.model.generate(
+            input_ids=ids, attention_mask=mask, past_key_values=self.cache, do_sample=False,
+            max_new_tokens=NEW, return_dict_in_generate=True, output_logits=True, **images,
+        )  # fmt: skip
+        assert len(handle.trace) == pruned + bool(images)
+        if images:
+            self.passes.append((past, handle.trace[-1]))
+        self.places.append(ids.shape[1])
+        self.logits.append(torch.stack(output.logits, 1))
+        images = (
+            {k: _join(self.inputs.get(k), v) for k, v in images.items()} if self.inputs else images
+        )
+        self.inputs = (self.inputs or {}) | images
+        self.inputs["input_ids"] = output.sequences
+        self.inputs["attention_mask"] = torch.nn.functional.pad(mask, (0, NEW), value=1)
+
+    def gap(self, **options):
+        """Return the largest difference between all turns' logits and the reference."""
+        batch = Batch(self.inputs, [])
+        alive = alive_slots(tuple(batch.valid.shape), *self.passes)
+        reference = reference_logits(self.plain, batch, alive, **options)
+        return max(
+            worst(logits, reference[:, place - 1 : place - 1 + NEW])
+            for logits, place in zip(self.logits, self.places, strict=True)
+        )
+
+
+def _join(one, two):
+    if one is None:
+        return two
+    if one.ndim == 5:
+        most = max(one.shape[1], two.shape[1])
+        one, two = (torch.nn.functional.pad(t, (0,) * 7 + (most - t.shape[1],)) for t in (one, two))
+    return torch.cat([one, two])
+
+
+def cache_of(kind, model):
+    text = model.config.text_config
+    return DynamicCache(config=text) if kind == "dynamic" else StaticCache(text, max_cache_len=320)
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+@pytest.mark.parametrize(("schedule", "positions"), POLICIES)
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_text_after_images(family, schedule, positions, kind):
+    """Two more turns of text, ragged and left padded: padding ends up inside the conversation."""
+    model = tiny(family)
+    config = make_config(model, schedule, positions=positions)
+    chat = Chat(model, config, cache_of(kind, model))
+    with prunetune.apply(model, config) as handle:
+        chat.turn(handle, make_batch(model))
+        chat.turn(handle, make_batch(model, ((3,), (5,), (1,)), seed=5))
+        chat.turn(handle, make_batch(model, ((2,), (2,), (2,)), seed=6))
+    assert chat.gap(packed=positions == "packed") < TOLERANCE
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+@pytest.mark.parametrize(("schedule", "positions"), POLICIES)
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_a_new_image_in_a_later_turn(family, schedule, positions, kind):
+    model, size = tiny(family), SIZES[family]
+    config = make_config(model, schedule, positions=positions)
+    chat = Chat(model, config, cache_of(kind, model))
+    with prunetune.apply(model, config) as handle:
+        chat.turn(handle, make_batch(model, ((2, size, 3),), seed=1))
+        chat.turn(handle, make_batch(model, ((2, size, 4),), seed=2))
+        chat.turn(handle, make_batch(model, ((3,),), seed=3))
+    assert len(chat.passes) == 2
+    assert chat.gap(packed=positions == "packed") < TOLERANCE
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@torch.no_grad()
+def test_text_before_the_first_image(schedule):
+    """The cache was filled without pruning; a later turn brings the first images, ragged."""
+    model = tiny("llava")
+    config = make_config(model, schedule)
+    chat = Chat(model, config)
+    with prunetune.apply(model, config) as handle:
+        chat.turn(handle, make_batch(model, ((5,), (3,), (4,)), seed=1))
+        chat.turn(handle, make_batch(model, seed=2))
+        chat.turn(handle, make_batch(model, ((2,), (3,), (1,)), seed=3))
+    assert chat.gap() < TOLERANCE
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_a_copied_cache_continues_alike(family, schedule):
+    """By plain forwards, without ``generate``: several tokens, then one."""
+    model = tiny(family)
+    plain, batch, config = copy.deepcopy(model), make_batch(model), make_config(model, schedule)
+    more = torch.randint(2, IMAGE, (3, 5), generator=torch.Generator().manual_seed(0))
+    mask = torch.nn.functional.pad(batch.inputs["attention_mask"], (0, 5), value=1)
+    with prunetune.apply(model, config) as handle:
+        cache = model(**batch.inputs, use_cache=True).past_key_values
+        trace = handle.trace[-1]
+        results = []
+        for one in (copy.deepcopy(cache), cache):
+            step = {"past_key_values": one, "use_cache": True}
+            first = model(input_ids=more[:, :4], attention_mask=mask[:, :-1], **step).logits
+            last = model(input_ids=more[:, 4:], attention_mask=mask, **step).logits
+            results.append(torch.cat([first, last], 1))
+    assert torch.equal(results[0], results[1])
+    alive = alive_slots(tuple(batch.valid.shape), (0, trace))
+    reference = reference_logits(plain, batch, alive, more)[:, batch.length :]
+    assert worst(results[0], reference) < TOLERANCE
+
+
+@torch.no_grad()
+def test_a_cache_of_another_config_is_refused():
+    from prunetune.errors import ConfigError
+
+    model = tiny("llava")
+    batch = make_batch(model)
+    with prunetune.apply(model, make_config(model, "2")):
+        cache = model(**batch.inputs, use_cache=True).past_key_values
+    more = {"input_ids": torch.full((3, 1), 5), "past_key_values": cache}
+    with (
+        prunetune.apply(model, make_config(model, "0")),
+        pytest.raises(ConfigError, match="cache"),
+    ):
+        model(**more)

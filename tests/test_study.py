@@ -1,0 +1,539 @@
+import json
+import math
+import random
+import sqlite3
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from prunetune.budget import ModelFacts, mean_retention
+from prunetune.config import PruningConfig
+from prunetune.errors import ConfigError, StudyError
+from prunetune.presets import preset_names
+from prunetune.scorers import SCORERS
+from prunetune.search.samplers import make_sampler, sampler_seed
+from prunetune.search.scores import Scores, accuracy
+from prunetune.search.selection import shortlist
+from prunetune.search.spec import SpaceSpec, StudySpec
+from prunetune.search.storage import open_storage, redact, storage_url
+from prunetune.search.study import run_search, run_trials
+from prunetune.search.summary import Baseline, bootstrap_ci, render_table, verdict
+
+FILES = {"study.db", "spec.toml", "config.json", "log.jsonl"}
+
+
+@dataclass(frozen=True)
+class Result:
+    gap: float
+    kl: float
+    agrees: bool
+    correct: bool | None
+
+
+@dataclass(frozen=True)
+class Picture:
+    image_id: str
+
+
+class Fake:
+    """A model whose gap is least with coverage weighted 1, topv -0.5 and the first stage at 1."""
+
+    def __init__(self, count=48, seed=0, digest="abc", answers=True, fail=None):
+        noise = random.Random(seed)
+        self.noise = [noise.uniform(0.5, 1.5) for _ in range(count)]
+        self.samples = [Picture(f"image{i // 4}") for i in range(count)]
+        self.unpruned_correct = [True if answers else None] * count
+        self.answers, self.digest, self.fail = answers, digest, fail
+        self.configs = []
+        self.measured = 0
+        self.open = 0
+
+    def facts(self):
+        return ModelFacts(
+            "llava_next", 16, 128, 512, 4, 4, 32, 336, 20, scorers=tuple(SCORERS),
+            name="fake", calibration_digest=self.digest,
+        )  # fmt: skip
+
+    def badness(self, config):
+        first = config.stages[0]
+        weights = {s.name: s.weight for s in first.scorers}
+        bad = abs(weights.get("coverage", 0.0) - 1.0) + abs(weights.get("topv", 0.0) + 0.5)
+        bad += sum(abs(w) for n, w in weights.items() if n not in ("coverage", "topv"))
+        return 0.02 + 0.05 * bad + 0.1 * abs(first.layer - 1)
+
+    def evaluate(self, config):
+        self.configs.append(config)
+        if self.fail is not None:
+            self.fail(len(self.configs))
+        bad = self.badness(config)
+        self.open += 1
+        try:
+            for first in range(0, len(self.samples), 8):
+                batch = []
+                for i in range(first, min(first + 8, len(self.samples))):
+                    gap = bad * self.noise[i]
+                    self.measured += 1
+                    correct = gap < 0.2 if self.answers else None
+                    batch.append((i, Result(gap, 2 * gap, gap < 0.1, correct)))
+                yield batch
+        finally:
+            self.open -= 1
+
+
+def spec(**fields):
+    return StudySpec(**{"model": "fake", "trials": 12, "trial_pruner": "none", **fields})
+
+
+def search(tmp_path, evaluator=None, held_out=None, **fields):
+    options = {k: fields.pop(k) for k in ("resume", "on_progress", "worker") if k in fields}
+    return run_search(
+        spec(**fields), evaluator or Fake(), held_out or Fake(seed=1), out=tmp_path, **options
+    )
+
+
+def trials_of(tmp_path):
+    study = optuna.load_study(study_name=None, storage=open_storage(storage_url(tmp_path, None)))
+    return study.trials
+
+
+def test_a_search_from_end_to_end(tmp_path):
+    seen = []
+    result = search(tmp_path, trials=8, on_progress=seen.append)
+    assert {p.name for p in tmp_path.iterdir()} - {"study.db-wal", "study.db-shm"} == FILES
+    config = PruningConfig.load(tmp_path / "config.json")
+    assert config == result.best
+    assert abs(mean_retention(config.stages, 16) - 0.25) < 1e-9
+    fake = Fake()
+    gap = fake.badness(config) * sum(fake.noise) / len(fake.noise)
+    assert config.provenance.gap == pytest.approx(gap, abs=1e-9)
+    assert config.provenance.gap_ci[0] < gap < config.provenance.gap_ci[1]
+    assert config.provenance.calibration_digest == "abc"
+    assert (config.provenance.trial, config.provenance.study) == (
+        result.trial,
+        "fake/keep0.25/cosine",
+    )
+    assert [p.finished for p in seen] == list(range(1, 9))
+    assert seen[-1].best == pytest.approx(gap, abs=1e-9)
+    assert StudySpec.load(tmp_path / "spec.toml").trials == 8
+
+
+def test_the_json_of_a_search(tmp_path):
+    result = search(tmp_path, trials=5)
+    data = json.loads(json.dumps(result.to_dict()))
+    assert list(data) == [
+        "study", "trials", "seconds", "sample_evaluations", "best", "unpruned", "baselines",
+        "verdict", "config", "report",
+    ]  # fmt: skip
+    assert list(data["best"]) == [
+        "trial", "gap", "held_out_gap", "held_out_ci", "top1_agreement", "accuracy",
+        "mean_retention", "flops_ratio", "kv_ratio",
+    ]  # fmt: skip
+    assert set(data["trials"]) == {"complete", "pruned", "failed"}
+    assert {row["name"] for row in data["baselines"]} == set(preset_names())
+    assert all(row["mean_retention"] == pytest.approx(0.25) for row in data["baselines"])
+    low, high = data["best"]["held_out_ci"]
+    assert low < data["best"]["held_out_gap"] < high
+    assert data["unpruned"]["accuracy"] == 1.0
+    text = render_table(result)
+    assert all(name in text for name in (*preset_names(), "tuned", "unpruned", result.verdict))
+
+
+def test_baselines_that_had_to_move_or_cannot_run_say_so(tmp_path):
+    rows = {row.name: row for row in search(tmp_path, keep=0.1, trials=2).baselines}
+    assert rows["fastv"].note == "moved from layer 2 to 1"
+    assert rows["fastv"].scores is not None
+    rows = {row.name: row for row in search(tmp_path / "low", keep=0.05, trials=2).baselines}
+    assert rows["fastv"].scores is None
+    assert "0.0719" in rows["fastv"].note
+    assert rows["uniform"].scores is not None
+
+
+def test_the_same_seed_gives_the_same_trials(tmp_path):
+    runs = {}
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        search(tmp_path / name, seed=seed, trials=12 if seed == 0 else 6)
+        runs[name] = [(t.params, t.value) for t in trials_of(tmp_path / name)]
+    assert runs["a"] == runs["b"]
+    assert runs["a"][:6] != runs["c"]
+    assert runs["a"][:4] == runs["c"][:4]  # the presets
+
+
+def test_presets_are_the_first_trials_and_are_measured_as_they_are(tmp_path):
+    evaluator = Fake()
+    search(tmp_path, evaluator, presets=("fastervlm", "fastv", "random"), trials=6)
+    first, second, third = trials_of(tmp_path)[:3]
+    assert [t.user_attrs.get("preset") for t in (first, second, third)] == [
+        "fastervlm",
+        "fastv",
+        None,
+    ]
+    assert evaluator.configs[0].positions == "packed"
+    assert evaluator.configs[0].stages[0].scorers[0].per_crop
+    assert PruningConfig.parse(first.user_attrs["config"]) == evaluator.configs[0]
+
+
+def test_what_people_read_is_stored_decoded(tmp_path):
+    search(tmp_path, trials=6)
+    # What is enqueued beyond the last trial still waits.
+    attrs = [t for t in trials_of(tmp_path) if t.state.is_finished()][-1].user_attrs
+    assert {"schedule", "weights", "mean_retention", "samples_used", "gap", "kl"} <= set(attrs)
+    assert attrs["samples_used"] == 48
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["trial"] for line in lines] == list(range(6))
+    assert lines[-1]["gap"] == attrs["gap"]
+
+
+@pytest.mark.parametrize(("metric", "factor"), [("cosine", 1.0), ("kl", 2.0), ("cosine+kl", 3.0)])
+def test_the_metric_decides_what_is_minimised(tmp_path, metric, factor):
+    result = search(tmp_path, metric=metric, trials=5)
+    best = trials_of(tmp_path)[result.trial]
+    assert best.value == pytest.approx(factor * result.calibration.gap)
+    assert result.study == f"fake/keep0.25/{metric}"
+
+
+def test_the_trial_pruner_saves_samples_and_the_winner_is_scored_on_all(tmp_path):
+    full, saving = Fake(count=128), Fake(count=128)
+    search(tmp_path / "a", full, trials=30)
+    result = search(tmp_path / "b", saving, trials=30, trial_pruner="wilcoxon")
+    assert result.trials["pruned"] > 0
+    assert saving.measured < 0.8 * full.measured
+    assert result.calibration.samples == 128
+    assert saving.open == 0
+    pruned = next(t for t in trials_of(tmp_path / "b") if t.state is TrialState.PRUNED)
+    assert 16 <= pruned.user_attrs["samples_used"] < 128
+    # Its samples, then the estimate of its mean that samplers rank it by.
+    assert list(pruned.intermediate_values) == [*range(pruned.user_attrs["samples_used"]), 128]
+    assert result.sample_evaluations <= saving.measured
+
+
+def test_a_config_that_comes_again_is_answered_from_memory(tmp_path):
+    # One layer and one scorer leave a handful of configs.
+    small = SpaceSpec(
+        max_stages=1,
+        scorers=("coverage",),
+        layers=(0, 1),
+        restorers=("none",),
+        separators=("drop",),
+    )
+    evaluator = Fake()
+    result = search(tmp_path, evaluator, space=small, trials=12, presets=())
+    assert result.trials["complete"] == 12
+    trials = trials_of(tmp_path)
+    different = {t.user_attrs["config_digest"] for t in trials}
+    assert len(different) <= 4
+    repeats = [t for t in trials if "repeats" in t.user_attrs]
+    assert len(repeats) == 12 - len(different)
+    for trial in repeats:
+        original = trials[trial.user_attrs["repeats"]]
+        assert trial.value == original.value
+        assert trial.intermediate_values == original.intermediate_values
+    # Searched configs, the winner once more, nothing else.
+    assert len(evaluator.configs) == len(different) + 1
+    assert result.sample_evaluations == evaluator.measured
+
+
+# Resuming.
+
+
+def test_a_resumed_study_goes_on_with_fresh_points_up_to_the_total(tmp_path):
+    search(tmp_path, trials=4, presets=())
+    before = [t.params for t in trials_of(tmp_path)]
+    result = search(tmp_path, trials=8, presets=())
+    after = [t.params for t in trials_of(tmp_path)]
+    assert after[:4] == before
+    assert len(after) == 8 == result.trials["complete"]
+    assert not any(p in before for p in after[4:])
+    assert sampler_seed(0, 0, 0) != sampler_seed(0, 0, 8) != sampler_seed(0, 1, 8)
+    evaluator = Fake()
+    search(tmp_path, evaluator, trials=8, presets=())
+    assert len(evaluator.configs) == 1  # the winner's proof only
+    numbers = [json.loads(x)["trial"] for x in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert numbers == list(range(8))
+
+
+def test_another_spec_is_refused_with_the_fields_that_differ(tmp_path):
+    search(tmp_path, trials=3)
+    same_name = {"study_name": "fake/keep0.25/cosine", "out": tmp_path}
+    with pytest.raises(StudyError) as error:
+        run_trials(spec(trials=4, keep=0.3, seed=1), Fake(), **same_name)
+    assert "keep (0.25 -> 0.3), seed (0 -> 1)" in str(error.value)
+    with pytest.raises(StudyError, match="calibration data"):
+        run_trials(spec(trials=4), Fake(digest="other"), **same_name)
+    with pytest.raises(StudyError, match="exists already"):
+        search(tmp_path, trials=4, resume=False)
+    assert search(tmp_path, trials=4, timeout=60).trials["complete"] == 4
+
+
+def test_a_study_of_someone_else_is_left_alone(tmp_path):
+    storage = open_storage(storage_url(tmp_path, None))
+    study = optuna.create_study(storage=storage, study_name="fake/keep0.25/cosine")
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
+    with pytest.raises(StudyError, match="not made by prunetune"):
+        search(tmp_path)
+
+
+def test_an_interrupt_leaves_a_study_that_the_same_call_resumes(tmp_path):
+    def interrupt(call):
+        if call == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        search(tmp_path, Fake(fail=interrupt), trials=8)
+    states = [t.state for t in trials_of(tmp_path)]
+    assert states[3] is TrialState.FAIL
+    assert TrialState.RUNNING not in states
+    result = search(tmp_path, trials=8)
+    assert (result.trials["complete"], result.trials["failed"]) == (8, 1)
+
+
+def test_a_killed_process_loses_no_finished_trial(tmp_path):
+    code = f"""
+import os, sys
+sys.path.insert(0, {str(sys.path[0])!r}); sys.path.insert(0, "tests")
+from test_study import *
+def die(call):
+    if call == 5:
+        os.kill(os.getpid(), 9)
+from pathlib import Path
+search(Path({str(tmp_path)!r}), Fake(fail=die), trials=8)
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True)
+    assert done.returncode == -9, done.stderr.decode()
+    before = trials_of(tmp_path)
+    assert sum(t.state is TrialState.COMPLETE for t in before) == 4
+    (tmp_path / "log.jsonl").write_text('{"trial": 0}\n{"tri')
+    result = search(tmp_path, trials=8)
+    assert result.trials["complete"] == 8
+    assert [t.value for t in trials_of(tmp_path)[:4]] == [t.value for t in before[:4]]
+
+
+def test_the_timeout_ends_the_run(tmp_path):
+    result = search(tmp_path, timeout=0.5, trials=10_000)
+    assert 1 <= result.trials["complete"] < 10_000
+    with pytest.raises(StudyError, match="no finished trial"):
+        search(tmp_path / "none", timeout=1e-9)
+
+
+def test_reports_are_written_many_at_a_time_and_never_lost(tmp_path, monkeypatch):
+    storage = open_storage(storage_url(tmp_path, None))
+    study = optuna.create_study(storage=storage)
+    trial = study.ask()
+
+    def stored():
+        with sqlite3.connect(tmp_path / "study.db") as connection:
+            return connection.execute("select count(*) from trial_intermediate_values").fetchone()[
+                0
+            ]
+
+    for step in range(10):
+        trial.report(step / 7, step)
+    assert stored() == 0
+    monkeypatch.setattr("prunetune.search.storage._REPORT_SECONDS", -1)
+    trial.report(0.5, 10)
+    assert stored() == 11
+    monkeypatch.undo()
+    trial.report(0.1, 11)
+    study.tell(trial, 0.3)
+    expected = {step: step / 7 for step in range(10)} | {10: 0.5, 11: 0.1}
+    assert trials_of(tmp_path)[0].intermediate_values == expected
+
+
+# Failures.
+
+
+def test_a_failing_trial_is_logged_and_the_search_goes_on(tmp_path, caplog):
+    def fail(call):
+        if call in (2, 3):
+            raise RuntimeError("out of memory\nsecond line")
+
+    result = search(tmp_path, Fake(fail=fail), trials=6)
+    assert (result.trials["complete"], result.trials["failed"]) == (6, 2)
+    assert "out of memory second line" in caplog.text
+    failed = [json.loads(x) for x in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [x["failure"] for x in failed if x["state"] == "FAIL"] == [
+        "RuntimeError: out of memory second line"
+    ] * 2
+
+
+def test_five_failures_in_a_row_end_the_search_with_the_reason(tmp_path):
+    def fail(call):
+        if call > 3:
+            raise RuntimeError("no such kernel")
+
+    evaluator = Fake(fail=fail)
+    with pytest.raises(StudyError, match="RuntimeError: no such kernel") as error:
+        search(tmp_path, evaluator, trials=50)
+    assert "\n" not in str(error.value)
+    assert len(evaluator.configs) == 8
+
+
+def test_a_gap_that_is_no_number_fails_the_trial(tmp_path):
+    class Broken(Fake):
+        def badness(self, config):
+            return math.nan if len(self.configs) == 2 else super().badness(config)
+
+    result = search(tmp_path, Broken(), trials=4)
+    assert (result.trials["complete"], result.trials["failed"]) == (4, 1)
+
+
+def test_no_finished_trial_is_nothing_to_export(tmp_path):
+    study = optuna.create_study()
+    from prunetune.search.selection import choose
+
+    with pytest.raises(StudyError, match="no finished trial"):
+        choose(study, spec(), Fake())
+
+
+def test_unusable_databases_and_folders(tmp_path):
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    (bad / "study.db").write_bytes(b"not a database at all" * 100)
+    file = tmp_path / "file"
+    file.write_text("")
+    other = tmp_path / "other"
+    other.mkdir()
+    with sqlite3.connect(other / "study.db") as connection:
+        connection.execute("create table studies (name text)")
+    for out in (bad, file / "deep", other):
+        with pytest.raises(StudyError) as error:
+            search(out)
+        assert "\n" not in str(error.value)
+        assert len(str(error.value)) < 500
+    with pytest.raises(ConfigError, match=r"0\.0719"):
+        search(tmp_path / "low", keep=0.05, space=SpaceSpec(scorers=("topv",)))
+    assert not (tmp_path / "low").exists()
+
+
+def test_storage_urls_and_their_passwords(tmp_path):
+    assert storage_url(tmp_path, None) == f"sqlite:///{tmp_path}/study.db"
+    url = storage_url(tmp_path, "postgresql://me:se:cret@host/db?password=hidden")
+    assert url.startswith("postgresql+psycopg://")
+    assert redact(url) == "postgresql+psycopg://me:***@host/db?password=***"
+    assert redact(f"cannot reach {url}!").count("***") == 2
+    assert redact("sqlite:////tmp/study.db") == "sqlite:////tmp/study.db"
+    for bad in ("no url", "postgresql://me:secret@127.0.0.1:1/db"):
+        with pytest.raises(StudyError) as error:
+            open_storage(storage_url(tmp_path, bad))
+        assert "secret" not in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["tpe", "tpe-uni", "gp", "qmc", "random"])
+def test_every_sampler_searches_the_space(tmp_path, name):
+    trials = 11 if name in ("gp", "tpe") else 3
+    assert search(tmp_path, sampler=name, trials=trials, presets=()).trials["complete"] == trials
+
+
+def test_a_sampler_without_its_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cmaes", None)
+    with pytest.raises(StudyError, match="pip install cmaes"):
+        make_sampler("cmaes", 0)
+
+
+# Choosing and judging.
+
+
+def add_trial(study, values, state, digest):
+    study.add_trial(
+        optuna.trial.create_trial(
+            state=state,
+            value=sum(values) / len(values),
+            intermediate_values=dict(enumerate(values)),
+            user_attrs={"config_digest": digest},
+        )
+    )
+
+
+def test_a_pruned_trial_is_not_flattered_by_easy_samples():
+    study = optuna.create_study()
+    add_trial(study, [0.1, 0.1, 0.5, 0.5], TrialState.COMPLETE, "best")
+    add_trial(study, [0.2, 0.2], TrialState.PRUNED, "worse, on the easy half")
+    add_trial(study, [0.05, 0.1], TrialState.PRUNED, "better")
+    add_trial(study, [0.1, 0.1, 0.5, 0.5], TrialState.COMPLETE, "best")
+    assert [t.number for t in shortlist(study, 5)] == [2, 0, 1]
+    assert len(shortlist(study, 2)) == 2
+
+
+def test_the_bootstrap_interval_holds_the_mean_and_knows_groups():
+    values = [random.Random(i).random() for i in range(200)]
+    low, high = bootstrap_ci(values)
+    assert low < sum(values) / 200 < high
+    assert bootstrap_ci(values) == (low, high)
+    # The same value four times an image is no new knowledge.
+    fourfold, images = [v for v in values[:50] for _ in range(4)], [str(i // 4) for i in range(200)]
+    alone, together = bootstrap_ci(fourfold), bootstrap_ci(fourfold, images)
+    assert 1.7 < (together[1] - together[0]) / (alone[1] - alone[0]) < 2.4
+
+
+def scores(gap, accuracy=None):
+    return Scores(gap=gap, kl=gap, agreement=0.9, accuracy=accuracy, samples=10)
+
+
+def row(name, gap, accuracy=None, interval=(-0.2, -0.1)):
+    return Baseline(name, scores(gap, accuracy), gap_difference=interval)
+
+
+def test_the_verdict_is_honest():
+    tuned = scores(0.1, 0.8)
+    good = verdict(tuned, [row("fastv", 0.2, 0.8), row("random", 0.3, 0.5)])
+    assert good.startswith("The tuned config beats every baseline")
+    assert "0.1000 against 0.2000 (fastv)" in good
+    assert "within noise" in verdict(tuned, [row("fastv", 0.2, 0.8, (-0.2, 0.01))])
+    for rows in ([row("fastv", 0.1, 0.5)], [row("fastv", 0.2, 0.81)]):
+        assert "does not beat every baseline" in verdict(tuned, rows)
+    assert "accuracy" not in verdict(scores(0.1), [row("fastv", 0.2)])
+    assert "nothing is known" in verdict(tuned, [Baseline("fastv", None)])
+
+
+def test_accuracy_counts_answered_samples_only(tmp_path):
+    assert accuracy([True, None, False]) == 0.5
+    assert accuracy([None]) is None
+    result = search(tmp_path, Fake(answers=False), Fake(answers=False), trials=3)
+    assert result.to_dict()["best"]["accuracy"] is None
+    assert "accuracy" not in result.verdict
+
+
+def test_a_pruned_trial_is_ranked_by_its_estimated_mean_not_by_one_sample():
+    from optuna.trial import TrialState, create_trial
+
+    from prunetune.search.trials import estimated_mean
+
+    def complete(values):
+        mean = sum(values) / len(values)
+        return create_trial(
+            state=TrialState.COMPLETE, value=mean, intermediate_values=dict(enumerate(values))
+        )
+
+    best = complete([0.1, 0.1, 0.9, 0.9])
+    # 0.05 worse on the two samples seen, both easy: 0.05 worse than the best mean, 0.5.
+    assert estimated_mean({0: 0.15, 1: 0.15}, best) == pytest.approx(0.55)
+    # The twin: without a best trial the easy samples do flatter.
+    assert estimated_mean({0: 0.15, 1: 0.15}, None) == pytest.approx(0.15)
+
+
+def test_a_trial_is_stopped_only_if_its_mean_is_worse_too():
+    from optuna.pruners import WilcoxonPruner
+
+    from prunetune.search.stopping import MeanWilcoxonPruner
+
+    def stops(kind, values):
+        study = optuna.create_study(pruner=kind(p_threshold=0.1, n_startup_steps=8))
+        best = study.ask()
+        for step, value in enumerate([0.01] * 14 + [1.0] * 2):
+            best.report(value, step)
+        study.tell(best, 2.14 / 16)
+        trial = study.ask()
+        for step, value in enumerate(values):
+            trial.report(value, step)
+        return trial.should_prune()
+
+    # A little worse on most samples; the mean hangs on two, far better and far worse.
+    open_still = [0.02] * 14 + [0.5, 1.6]
+    assert not stops(MeanWilcoxonPruner, open_still)
+    # The twin: ranks alone would stop it; and what is worse in the mean is stopped.
+    assert stops(WilcoxonPruner, open_still)
+    assert stops(MeanWilcoxonPruner, [0.3] * 14 + [1.0] * 2)

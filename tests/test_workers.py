@@ -1,0 +1,277 @@
+"""Workers that share a study: leases, exact counts, lost trials, seeds, and processes that end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import optuna
+import pytest
+from cli_runner import call, write_set
+from optuna.trial import TrialState
+from sqlalchemy.exc import OperationalError
+from test_study import Fake, search, spec, trials_of
+
+from prunetune.errors import StudyError
+from prunetune.search import leases, loop
+from prunetune.search.space import Space
+from prunetune.search.storage import open_storage, quiet, redact, storage_url, sweep
+from prunetune.search.study import run_trials
+from prunetune.search.trials import Objective
+from prunetune.search.workers import Crew
+
+NAME = "fake/keep0.25/cosine"
+
+
+@pytest.fixture
+def shared(tmp_path):
+    """A study with room for three trials, and its storage."""
+    storage = open_storage(storage_url(tmp_path, None))
+    storage.room = 3
+    with quiet():
+        yield optuna.create_study(storage=storage, study_name="shared"), storage
+
+
+def wait(true, seconds=60.0):
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+# Counts and leases.
+
+
+def test_no_trial_starts_when_enough_run_or_have_finished(shared):
+    study, _ = shared
+    study.enqueue_trial({"x": 0.5})
+    first, _, third = study.ask(), study.ask(), study.ask()
+    study.tell(third, 1.0)
+    study.enqueue_trial({"x": 0.7})
+    for _ in range(2):  # neither the waiting one nor a new one
+        with pytest.raises(leases.StudyFull):
+            study.ask()
+    assert [t.state.name for t in study.trials] == ["RUNNING", "RUNNING", "COMPLETE", "WAITING"]
+    study.tell(first, state=TrialState.FAIL)
+    assert study.ask().number == 3
+
+
+def test_a_trial_has_an_owner_and_a_heartbeat_from_its_first_moment(shared):
+    study, storage = shared
+    trial = study.ask()
+    with storage.engine.connect() as connection:
+        assert leases.owners(connection, 1) == {trial._trial_id: leases.identity()}
+        beats = connection.exec_driver_sql("select count(*) from trial_heartbeats").scalar()
+    assert beats == 1
+
+
+def test_a_trial_of_a_dead_process_is_run_again_with_its_reports(shared):
+    study, storage = shared
+    trial = storage.running = None
+    trial = study.ask()
+    x = trial.suggest_float("x", 0, 1)
+    trial.report(0.5, 3)
+    trial.set_user_attr("preset", "topv")
+    storage.running = trial._trial_id
+    sweep(study)  # it runs here: nothing happens
+    assert [t.state.name for t in study.trials] == ["RUNNING"]
+    storage.running = None  # now it is one that this process has forgotten
+    sweep(study)
+    assert [t.state.name for t in study.trials] == ["FAIL", "WAITING"]
+    again = study.ask()
+    assert again.suggest_float("x", 0, 1) == x
+    assert study.trials[1].intermediate_values == {3: 0.5}
+    assert study.trials[1].user_attrs["preset"] == "topv"
+    again.report(0.6, 3)
+    again.report(0.7, 4)
+    study.tell(again, 0.1)
+    assert study.trials[1].intermediate_values == {3: 0.5, 4: 0.7}
+    # The twin writes over what is there already.
+    other = study.ask()
+    for value in (0.1, 0.2):
+        storage.set_trial_intermediate_value(other._trial_id, 0, value)
+        storage.get_trial(other._trial_id)
+    assert study.trials[2].intermediate_values == {0: 0.2}
+
+
+def test_who_is_dead():
+    assert not leases.is_dead(leases.identity())
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    home, _, _ = leases.identity().partition(":")
+    owner = f"{home}:{child.pid}:{leases._started(child.pid)}"
+    assert not leases.is_dead(owner)
+    assert leases.is_dead(f"{home}:{child.pid}:0")  # the number went to another process
+    child.kill()
+    wait(lambda: leases.is_dead(owner))  # a zombie is dead
+    child.wait()
+    assert leases.is_dead(owner)
+    assert not leases.is_dead(owner.replace(home, "elsewhere"))
+    assert not leases.is_dead("nonsense")
+
+
+# Lost trials and databases that go away.
+
+
+def test_a_trial_taken_over_by_another_worker_is_dropped_and_the_search_goes_on(tmp_path, caplog):
+    def take_over(call):
+        if call == 3:
+            other = optuna.load_study(study_name=NAME, storage=f"sqlite:///{tmp_path}/study.db")
+            running = [t for t in other.trials if t.state is TrialState.RUNNING]
+            other.tell(running[0].number, state=TrialState.FAIL)
+
+    result = search(tmp_path, Fake(fail=take_over), trials=6)
+    assert (result.trials["complete"], result.trials["failed"]) == (6, 1)
+    assert "taken over by another worker" in caplog.text
+
+
+def test_calls_are_made_again_while_the_database_is_away(shared, monkeypatch):
+    _, storage = shared
+    calls = []
+
+    def away(times, message="server closed the connection"):
+        calls.clear()
+
+        def call():
+            calls.append(1)
+            if len(calls) <= times:
+                raise OperationalError("select 1", {}, Exception(message))
+            return "answer"
+
+        return call
+
+    assert storage.persist(away(3)) == "answer"
+    assert len(calls) == 4
+    storage.patience = 0.0
+    with pytest.raises(optuna.exceptions.StorageInternalError):
+        storage.persist(away(1))
+    assert len(calls) == 1
+
+
+def test_a_heartbeat_outlives_an_error(shared, monkeypatch):
+    study, storage = shared
+    storage.heartbeat_interval = 0.02
+    storage.running = study.ask()._trial_id
+    beats = []
+
+    def record(trial):
+        beats.append(trial)
+        if len(beats) < 3:
+            raise RuntimeError("the database is away")
+
+    monkeypatch.setattr(storage, "record_heartbeat", record)
+    with loop.Heartbeat(storage):
+        wait(lambda: len(beats) >= 5)
+
+
+# Seeds.
+
+
+def test_each_worker_draws_its_own_points_and_one_worker_the_same(tmp_path):
+    def draw(name, worker):
+        run_trials(spec(trials=8, presets=()), Fake(), out=tmp_path / name, worker=worker)
+        return [t.params for t in trials_of(tmp_path / name)]
+
+    first = draw("a", 0)
+    assert draw("b", 0) == first
+    assert draw("c", 1) != first
+
+
+def test_workers_that_join_a_database_draw_fresh_points(tmp_path):
+    url = f"sqlite:///{tmp_path}/shared.db"
+    for total in (3, 6, 9):
+        run_trials(spec(trials=total, presets=()), Fake(), out=tmp_path, storage=url)
+    trials = optuna.load_study(study_name=NAME, storage=url).trials
+    assert len({json.dumps(t.params, sort_keys=True) for t in trials}) == 9
+
+
+def test_a_config_that_another_worker_measured_is_answered_from_memory(tmp_path):
+    evaluator = Fake()
+    storage = open_storage(storage_url(tmp_path, None))
+    with quiet():
+        search(tmp_path, trials=9, presets=())
+        study = optuna.load_study(study_name=NAME, storage=storage)
+        space = Space(spec().space, 0.25, evaluator.facts())
+        objective = Objective(space, evaluator, "cosine", study)
+        study.enqueue_trial(study.trials[8].params)
+        trial = study.ask()
+        study.tell(trial, objective(trial))
+    assert study.trials[9].user_attrs["repeats"] == 8
+    assert evaluator.configs == []
+
+
+# Processes.
+
+
+def order(tmp_path, **fields):
+    spec = {"model": "tiny", "trials": 4, "data": "tiny", "samples": 8, **fields}
+    return {
+        "spec": spec,
+        "prepare": {"out": str(tmp_path), "storage": None, "study_name": None},
+        "batch_size": 8,
+        "cache": {},
+    }
+
+
+def test_a_worker_that_cannot_start_is_one_line_and_no_more(tmp_path, caplog):
+    with Crew(1, order(tmp_path, keep=7), 1) as crew:
+        crew.processes[0].process.wait(60)
+        crew.processes[0]._listener.join(60)
+    lines = [r.getMessage() for r in caplog.records if "worker 1 ended early" in r.getMessage()]
+    assert len(lines) == 1
+    assert "keep" in lines[0]
+    assert "\n" not in lines[0]
+
+
+def test_a_crew_ends_with_whoever_started_it(tmp_path):
+    with pytest.raises(KeyboardInterrupt), Crew(2, order(tmp_path), 1) as crew:
+        raise KeyboardInterrupt
+    assert all(p.process.poll() is not None for p in crew.processes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_stopped_search_leaves_no_orphan_and_can_be_resumed(tmp_path, number):
+    data, tmp_path = write_set(tmp_path / "data"), tmp_path / "run"
+    argv = ["search", "--model", "tiny", "--data", str(data), "--out", str(tmp_path)]
+    argv += ["--workers", "2", "--threads", "1"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "prunetune", *argv, "--trials", "500"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    folder = f"/proc/{process.pid}/task/{process.pid}/children"
+    wait((tmp_path / "log.jsonl").exists, 120)
+    children = [int(pid) for pid in open(folder).read().split()]  # noqa: SIM115
+    assert len(children) == 1
+    process.send_signal(number)
+    _, said = process.communicate(timeout=90)
+    assert process.returncode == (-9 if number == signal.SIGKILL else 130)
+    assert "Traceback" not in said
+    wait(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in children), 60)
+    before = sum(t.state in loop.FINISHED for t in trials_of(tmp_path))
+    total = before + 2
+    ran = call(*argv, "--trials", total, "--json")
+    assert ran.status == 0, ran.err
+    counts = ran.json["trials"]
+    assert counts["complete"] + counts["pruned"] == total
+
+
+# Passwords.
+
+
+def test_passwords_are_nowhere(tmp_path):
+    for url in ("postgresql://me:p@ss/w:rd@host/db", "postgresql://me:secret@host:5432/db"):
+        assert redact(f"cannot reach {url} now") == (
+            f"cannot reach postgresql://me:***@{url.rpartition('@')[2]} now"
+        )
+    url = "postgresql://me:hidden@127.0.0.1:1/db"
+    argv = ("search", "--model", "tiny", "--out", tmp_path, "--storage", url, "--debug")
+    ran = call(*argv)
+    assert ran.status == 2
+    assert "hidden" not in ran.err + ran.out
+    with pytest.raises(StudyError) as error:
+        run_trials(spec(), Fake(), out=tmp_path, storage=url)
+    assert "hidden" not in str(error.value)

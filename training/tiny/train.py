@@ -1,0 +1,198 @@
+"""Trains `tiny` on pictures drawn on the way.
+
+One command starts two single-threaded processes:
+
+    python -m training.tiny.train --start START.safetensors --run runs/tiny --minutes 80 --compile
+
+Repeat it with `--resume` to go on after an interruption. Batches depend on the seed and the step
+only, so there is no random state to save beside weights, moments and progress.
+"""
+
+import argparse
+import math
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from training.tiny.batches import SIZE_SHARES, SIZES, make_batch
+from training.tiny.fast import Forward
+from training.tiny.losses import step_loss
+from training.tiny.make_calibration import SEEDS
+from training.tiny.model import Heads, build, load_start, parameters
+from training.tiny.optimiser import Optimiser
+from training.tiny.questions import TYPES
+
+SHARES = {
+    "color": 0.6,
+    "shape": 0.8,
+    "digit": 1.5,
+    "count": 1.4,
+    "where": 0.6,
+    "relation": 4.0,
+    "exists": 0.7,
+    "by_digit": 0.9,
+    "list": 1.4,
+}
+# large blocks stay with the process instead of going back to the system after each step
+ALLOCATOR = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "100000000000",
+    "MALLOC_TOP_PAD_": "268435456",
+    "MALLOC_ARENA_MAX": "1",
+    "OMP_NUM_THREADS": "1",
+    "TORCHINDUCTOR_COMPILE_THREADS": "1",
+}
+LOG_EVERY = 25
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--start", type=Path, help="fp32 safetensors to continue from")
+    parser.add_argument("--run", type=Path, required=True, help="folder of checkpoint and log")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --run")
+    parser.add_argument("--minutes", type=float, default=70, help="wall clock of the schedule")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--pictures", type=int, default=8, help="pictures a step and process")
+    parser.add_argument("--rate", type=float, default=7e-4, help="highest learning rate")
+    parser.add_argument("--last", type=float, default=0.03, help="share of it at the end")
+    parser.add_argument("--slow", type=float, default=0.3, help="its factor for the vision tower")
+    parser.add_argument("--warm", type=int, default=100, help="steps of linear warm-up")
+    parser.add_argument(
+        "--keep", type=int, default=0, help="visual tokens shown to the decoder (0: all), for speed"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--save-every", type=int, default=100, help="steps")
+    parser.add_argument("--max-steps", type=int, default=10**9)
+    parser.add_argument("--compile", action="store_true", help="torch.compile the layers")
+    parser.add_argument(
+        "--pause-file", type=Path, help="sleep before a step for as long as this file exists"
+    )
+    return parser.parse_args()
+
+
+def launch(processes: int) -> int:
+    """Starts this command once a process; returns the first non-zero exit status, else 0."""
+    meeting = Path(f"/tmp/prunetune-train-{os.getpid()}")
+    children = []
+    for rank in range(processes):
+        shared = {"RANK": str(rank), "WORLD_SIZE": str(processes), "MEETING": str(meeting)}
+        command = [sys.executable, "-m", "training.tiny.train", *sys.argv[1:]]
+        children.append(subprocess.Popen(command, env={**os.environ, **ALLOCATOR, **shared}))
+    try:
+        return max(child.wait() for child in children)
+    finally:
+        for child in children:
+            child.terminate()
+        meeting.unlink(missing_ok=True)
+
+
+class Log:
+    """Sums up what happened since the last line."""
+
+    def __init__(self) -> None:
+        self.parts: list[dict[str, float]] = []
+        self.right, self.asked = np.zeros(len(TYPES)), np.zeros(len(TYPES))
+
+    def add(self, parts: dict[str, float], outcome: torch.Tensor) -> None:
+        """Takes in one step's losses and (right, type) of its answer words."""
+        right, kind = outcome.numpy()
+        kept = kind >= 0
+        self.parts.append(parts)
+        self.right += np.bincount(kind[kept], right[kept], minlength=len(TYPES))
+        self.asked += np.bincount(kind[kept], minlength=len(TYPES))
+
+    def line(self) -> str:
+        """Mean losses and accuracy by type."""
+        losses = {k: np.mean([p[k] for p in self.parts]) for k in self.parts[0]}
+        shares = self.right / np.maximum(self.asked, 1)
+        return " ".join(
+            [
+                *(f"{name} {value:.3f}" for name, value in losses.items()),
+                "|",
+                *(f"{name} {share:.3f}" for name, share in zip(TYPES, shares, strict=True)),
+            ]
+        )
+
+
+def elapsed_everywhere(elapsed: float) -> float:
+    """The first process's clock, so that all stop at the same step."""
+    if not dist.is_initialized():
+        return elapsed
+    clock = torch.tensor([elapsed], dtype=torch.float64)
+    dist.broadcast(clock, 0)
+    return float(clock)
+
+
+def train(args: argparse.Namespace, rank: int) -> None:
+    """The loop of one process."""
+    torch.set_num_threads(1)
+    torch.manual_seed(args.seed)
+    model, heads = build(), Heads()
+    named = parameters(model, heads)
+    if args.start and not args.resume:
+        missing = load_start(args.start, model, heads)
+        print(f"weights not in {args.start.name}: {missing}", flush=True)
+    optimiser = Optimiser(named, args.rate, args.slow)
+    model.bfloat16()
+    heads.bfloat16()
+    checkpoint = args.run / "checkpoint.safetensors"
+    progress = {"step": 0, "seconds": 0.0}
+    if args.resume:
+        progress = optimiser.load(checkpoint)
+    optimiser.push()
+    forward, log, began = Forward(model, args.compile), Log(), time.monotonic()
+    began -= progress["seconds"]
+    shares = np.array([SHARES[kind] for kind in TYPES])
+    step = int(progress["step"])
+    while step < args.max_steps:
+        while args.pause_file and args.pause_file.exists():
+            time.sleep(1)
+        seconds = elapsed_everywhere(time.monotonic() - began)
+        done = seconds / (60 * args.minutes)
+        if done >= 1:
+            break
+        common = np.random.default_rng([SEEDS["training"], args.seed, step])
+        size = SIZES[int(common.choice(len(SIZES), p=SIZE_SHARES))]
+        seed = [SEEDS["training"], args.seed, step, 1 + rank]
+        batch = make_batch(seed, size, args.pictures, shares / shares.sum(), args.keep)
+        loss, parts, outcome = step_loss(forward, model.lm_head, heads, batch)
+        loss.backward()
+        falling = args.last + (1 - args.last) * (1 + math.cos(math.pi * done)) / 2
+        norm = optimiser.step(min(1.0, (step + 1) / args.warm) * falling)
+        log.add(parts, outcome)
+        step += 1
+        if rank == 0 and step % LOG_EVERY == 0:
+            print(f"{seconds:.0f}s step {step} {log.line()} | norm {norm:.2f}", flush=True)
+            log = Log()
+        if rank == 0 and step % args.save_every == 0:
+            optimiser.save(checkpoint, {"step": step, "seconds": time.monotonic() - began})
+    if rank == 0:
+        optimiser.save(checkpoint, {"step": step, "seconds": time.monotonic() - began})
+        print(f"saved after {step} steps", flush=True)
+
+
+def main() -> int:
+    args = arguments()
+    args.run.mkdir(parents=True, exist_ok=True)
+    if "RANK" not in os.environ and args.processes > 1:
+        return launch(args.processes)
+    rank = int(os.environ.get("RANK", "0"))
+    if args.processes > 1:
+        meeting = f"file://{os.environ['MEETING']}"
+        dist.init_process_group(
+            "gloo", init_method=meeting, rank=rank, world_size=int(os.environ["WORLD_SIZE"])
+        )
+    train(args, rank)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
