@@ -17,17 +17,26 @@ WEIGHT_DECAY = 0.05
 class Optimiser:
     """AdamW on fp32 masters of named weights; gradients come from their copies in any dtype."""
 
-    def __init__(self, named: list[tuple[str, nn.Parameter]], rate: float, slow: float) -> None:
+    def __init__(
+        self,
+        named: list[tuple[str, nn.Parameter]],
+        rate: float,
+        slow: float,
+        average: float = 0.0,
+    ) -> None:
         """Keeps fp32 copies of the weights.
 
         Args:
             named: weights that compute, by name.
             rate: learning rate.
             slow: its factor for the vision tower.
+            average: decay of a running average of the weights (0: none kept).
         """
         self.names = [name for name, _ in named]
         self.copies = [weight for _, weight in named]
         self.masters = [weight.detach().float().clone() for weight in self.copies]
+        self.decay = average
+        self.averages = [master.clone() for master in self.masters] if average else []
         groups: dict[tuple[float, float], list[Tensor]] = {}
         for name, master in zip(self.names, self.masters, strict=True):
             own_rate = rate * (slow if "vision" in name else 1.0)
@@ -66,6 +75,8 @@ class Optimiser:
         for group in self.adamw.param_groups:
             group["lr"] = group["full"] * factor
         self.adamw.step()
+        if self.averages:
+            torch._foreach_lerp_(self.averages, self.masters, 1 - self.decay)
         self.push()
         return norm
 
@@ -76,16 +87,20 @@ class Optimiser:
             copy.copy_(master)
 
     def save(self, path: Path, progress: dict[str, float]) -> None:
-        """Writes weights, moments and progress; the file appears whole or not at all."""
+        """Writes weights, moments and progress; a file appears whole or not at all.
+
+        The running average goes to ``average.safetensors`` beside it.
+        """
         tensors = {}
         for name, master in zip(self.names, self.masters, strict=True):
             tensors[name] = master
             for key in ("exp_avg", "exp_avg_sq"):
                 if key in self.adamw.state[master]:
                     tensors[f"{key}/{name}"] = self.adamw.state[master][key]
-        beside = path.with_suffix(".part")
-        save_file(tensors, beside, metadata={"progress": json.dumps(progress)})
-        os.replace(beside, path)
+        _write(path, tensors, progress)
+        if self.averages:
+            averaged = dict(zip(self.names, self.averages, strict=True))
+            _write(path.with_name("average.safetensors"), averaged, progress)
 
     def load(self, path: Path) -> dict[str, float]:
         """Restores what `save` wrote; returns the progress."""
@@ -100,5 +115,16 @@ class Optimiser:
                     "exp_avg": stored.get_tensor(f"exp_avg/{name}"),
                     "exp_avg_sq": stored.get_tensor(f"exp_avg_sq/{name}"),
                 }
+        averaged = path.with_name("average.safetensors")
+        if self.averages and averaged.exists():
+            with safe_open(averaged, "pt") as stored:
+                for name, mean in zip(self.names, self.averages, strict=True):
+                    mean.copy_(stored.get_tensor(name))
         self.push()
         return progress
+
+
+def _write(path: Path, tensors: dict[str, Tensor], progress: dict[str, float]) -> None:
+    beside = path.with_suffix(".part")
+    save_file(tensors, beside, metadata={"progress": json.dumps(progress)})
+    os.replace(beside, path)

@@ -34,10 +34,10 @@ SHARES = {
     "digit": 1.5,
     "count": 1.4,
     "where": 0.6,
-    "relation": 4.0,
+    "relation": 5.0,
     "exists": 0.7,
     "by_digit": 0.9,
-    "list": 1.4,
+    "list": 3.0,
 }
 # large blocks stay with the process instead of going back to the system after each step
 ALLOCATOR = {
@@ -67,6 +67,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--warm", type=int, default=100, help="steps of linear warm-up")
     parser.add_argument(
         "--keep", type=int, default=0, help="visual tokens shown to the decoder (0: all), for speed"
+    )
+    parser.add_argument(
+        "--average", type=float, default=0.0, help="decay of a running average (0: none)"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save-every", type=int, default=100, help="steps")
@@ -140,7 +143,7 @@ def train(args: argparse.Namespace, rank: int) -> None:
     if args.start and not args.resume:
         missing = load_start(args.start, model, heads)
         print(f"weights not in {args.start.name}: {missing}", flush=True)
-    optimiser = Optimiser(named, args.rate, args.slow)
+    optimiser = Optimiser(named, args.rate, args.slow, args.average)
     model.bfloat16()
     heads.bfloat16()
     checkpoint = args.run / "checkpoint.safetensors"
