@@ -1,5 +1,6 @@
 """Workers that share a study: leases, exact counts, lost trials, seeds, and processes that end."""
 
+import contextlib
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ from sqlalchemy.exc import OperationalError
 from test_study import Fake, search, spec, trials_of
 
 from prunetune.errors import StudyError
-from prunetune.search import leases, loop
+from prunetune.search import interrupts, leases, loop
 from prunetune.search.space import Space
 from prunetune.search.storage import open_storage, quiet, redact, storage_url, sweep
 from prunetune.search.study import run_trials
@@ -230,6 +231,68 @@ def test_a_crew_ends_with_whoever_started_it(tmp_path):
     assert all(p.process.poll() is not None for p in crew.processes)
 
 
+def swallowed(at):
+    """Return what raises SIGINT at a call, where its exception goes nowhere."""
+
+    def fail(call):
+        if call == at:
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+
+    return fail
+
+
+# In a trial, in the last one, in the winner's proof.
+@pytest.mark.parametrize("at", [2, 6, 7])
+def test_an_interrupt_whose_exception_is_swallowed_ends_the_search_all_the_same(tmp_path, at):
+    with pytest.raises(KeyboardInterrupt), interrupts.heeded(signal.SIGINT):
+        search(tmp_path, Fake(fail=swallowed(at)), trials=6)
+    states = [t.state for t in trials_of(tmp_path)]
+    assert TrialState.RUNNING not in states
+    assert states.count(TrialState.COMPLETE) == min(at - 1, 6)
+    interrupts.check()  # The mark is gone with the block:
+    assert search(tmp_path, trials=6).trials["complete"] == 6
+
+
+def test_an_interrupt_is_heeded_in_the_held_out_table(tmp_path):
+    with pytest.raises(KeyboardInterrupt), interrupts.heeded(signal.SIGINT):
+        search(tmp_path, held_out=Fake(fail=swallowed(3)), trials=2)
+
+
+def test_an_interrupt_that_became_another_exception_is_an_interrupt():
+    @interrupts.heeded(signal.SIGINT)
+    def convert():
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt as error:
+            raise RuntimeError("made of it by somebody") from error
+
+    with pytest.raises(KeyboardInterrupt):
+        convert()
+
+
+def test_the_twin_without_a_mark_the_search_goes_on_to_its_end(tmp_path):
+    result = search(tmp_path, Fake(fail=swallowed(2)), trials=6)
+    assert result.trials["complete"] == 6
+
+
+def test_handlers_are_left_as_they_were(monkeypatch):
+    before = signal.getsignal(signal.SIGINT)
+    with interrupts.heeded(signal.SIGINT):
+        ours = signal.getsignal(signal.SIGINT)
+        with interrupts.heeded(signal.SIGINT):  # its own, so it stays
+            assert signal.getsignal(signal.SIGINT) is ours
+    assert signal.getsignal(signal.SIGINT) is before is not ours
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with interrupts.heeded(signal.SIGINT):
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        with interrupts.heeded(signal.SIGINT, ignored_too=True):
+            assert signal.getsignal(signal.SIGINT) is ours
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_stopped_search_leaves_no_orphan_and_can_be_resumed(tmp_path, number):
@@ -237,7 +300,7 @@ def test_a_stopped_search_leaves_no_orphan_and_can_be_resumed(tmp_path, number):
     argv = ["search", "--model", "tiny", "--data", str(data), "--out", str(tmp_path)]
     argv += ["--workers", "2", "--threads", "1"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "prunetune", *argv, "--trials", "500"],
+        [sys.executable, "-m", "prunetune", *argv, "--trials", "100000"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

@@ -4,9 +4,7 @@ import logging
 import math
 import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -135,6 +133,7 @@ def search(
     a study that was interrupted or is given more trials; on other machines, with one --storage
     postgresql://..., it joins the study.
     """
+    from prunetune.search.interrupts import heeded
     from prunetune.search.joining import Cache, Workers
     from prunetune.search.spec import StudySpec
 
@@ -171,7 +170,9 @@ def search(
     names = {"storage": storage, "study_name": study}
     options = {"skip_bad": skip_bad, "dtype": dtype, "device": device}
     try:
-        result, prepared = _run(wanted, out, names, options, how)
+        # SIGTERM is a batch system's warning: it ends a search as Ctrl-C does, resumable.
+        with heeded(signal.SIGINT, signal.SIGTERM):
+            result, prepared = _run(wanted, out, names, options, how)
     except KeyboardInterrupt:
         from prunetune.search.storage import redact
 
@@ -205,7 +206,7 @@ def _run(
         *(prepared.spec.model, prepared.spec.keep, len(prepared.calibration)),
         *(prepared.spec.trials, prepared.out),
     )
-    with _terminated(), progress() as show:
+    with progress() as show:
         result = run(
             prepared,
             **names,
@@ -223,23 +224,6 @@ def share_threads(workers: "Workers") -> "Workers":
     if workers.threads is not None or workers.count == 1:
         return workers
     return replace(workers, threads=max(1, physical_cores() // workers.count))
-
-
-@contextmanager
-def _terminated() -> Iterator[None]:
-    """Let SIGTERM, a batch system's warning, end a search as Ctrl-C does: resumable."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _print(out: Output, result: "SearchResult", prepared: "Prepared") -> None:

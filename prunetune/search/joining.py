@@ -89,6 +89,7 @@ def join(order: Mapping[str, Any], stopped: Callable[[], bool], ready: Callable[
     """
     import torch
 
+    from prunetune.search.interrupts import check
     from prunetune.search.objective import Evaluator
     from prunetune.search.run import deepest_first_stage
     from prunetune.search.study import run_trials
@@ -107,6 +108,7 @@ def join(order: Mapping[str, Any], stopped: Callable[[], bool], ready: Callable[
         batch_size=order["batch_size"],
         cache=cache.of(spec.model),
         cache_limit=cache.limit,
+        progress=lambda done: check(),
     )
     if stopped():
         return

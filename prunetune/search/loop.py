@@ -10,6 +10,7 @@ from optuna.exceptions import OptunaError, StorageInternalError, UpdateFinishedT
 from optuna.trial import FrozenTrial, TrialState
 
 from prunetune.errors import StudyError
+from prunetune.search.interrupts import check
 from prunetune.search.leases import StudyFull
 from prunetune.search.storage import BatchedStorage, quiet, sweep
 from prunetune.search.trials import FINISHED, Objective
@@ -103,6 +104,7 @@ class Loop:
         with quiet(), Heartbeat(self._storage):
             try:
                 while finished(self._study) < self._total and not self._stopped():
+                    check()
                     if deadline is not None and time.monotonic() >= deadline:
                         break
                     sweep(self._study)

@@ -1,5 +1,6 @@
 """From a spec to a result: prepares, builds the evaluators, runs the study."""
 
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunetune.errors import ConfigError
+from prunetune.search.interrupts import check, heeded
 from prunetune.search.joining import Cache, Workers, crew
 from prunetune.search.prepare import Prepared, depth_of, prepare
 from prunetune.search.spec import StudySpec
@@ -91,6 +93,7 @@ def search(
     )
 
 
+@heeded(signal.SIGINT)
 def run(
     prepared: Prepared,
     *,
@@ -110,7 +113,12 @@ def run(
     from prunetune.search.study import Progress, run_search
 
     begun = time.monotonic()
-    report = progress or (lambda step: None)
+
+    def report(step: Step) -> None:
+        check()
+        if progress is not None:
+            progress(step)
+
     evaluator, held_out = evaluators(prepared, batch_size=batch_size, cache=cache, progress=report)
     others = None
     if workers.count > 1:

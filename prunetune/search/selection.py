@@ -17,6 +17,7 @@ from prunetune.budget import flops_ratio, kv_ratio, mean_retention
 from prunetune.config import Provenance, PruningConfig
 from prunetune.errors import StudyError
 from prunetune.presets import preset_names
+from prunetune.search.interrupts import check
 from prunetune.search.scores import Measures, SampleScore, Scores, accuracy
 from prunetune.search.space import Space
 from prunetune.search.spec import StudySpec
@@ -55,6 +56,7 @@ def measure(evaluator: Measures, config: PruningConfig) -> list[SampleScore]:
     """Return a config's results on all samples of a split, in order."""
     found: dict[int, SampleScore] = {}
     for batch in evaluator.evaluate(config):
+        check()
         found.update(batch)
     return [found[index] for index in sorted(found)]
 

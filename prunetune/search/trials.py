@@ -18,6 +18,7 @@ from prunetune.budget import mean_retention
 from prunetune.config import PruningConfig
 from prunetune.errors import ConfigError, StudyError
 from prunetune.presets import load_preset
+from prunetune.search.interrupts import check
 from prunetune.search.scores import Measures, SampleScore, Scores
 from prunetune.search.space import Space
 
@@ -184,6 +185,7 @@ class Objective:
         # Closed at once: what is left open keeps its hooks on the model.
         with closing(cast(Any, self.evaluator.evaluate(config))) as batches:
             for batch in batches:
+                check()
                 for index, result in batch:
                     values.append(sample_value(self.metric, result))
                     results.append(result)

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from prunetune.search.interrupts import heeded
 from prunetune.search.storage import redact
 
 logger = logging.getLogger(__name__)
@@ -188,24 +189,19 @@ def _tell(line: str) -> None:
     sys.stderr.flush()
 
 
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
-
-
 def main() -> int:
     """Run one worker; its order is the first line of stdin."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        # A shell's background jobs inherit that SIGINT is ignored.
-        signal.signal(number, _interrupt)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     # The parent has said the same.
     logging.getLogger("prunetune.search.prepare").setLevel(logging.ERROR)
     try:
-        order = json.loads(sys.stdin.readline())
-        stopped = _obey(sys.stdin)
-        from prunetune.search.joining import join
+        # A shell's background jobs inherit that SIGINT is ignored.
+        with heeded(signal.SIGINT, signal.SIGTERM, ignored_too=True):
+            order = json.loads(sys.stdin.readline())
+            stopped = _obey(sys.stdin)
+            from prunetune.search.joining import join
 
-        join(order, stopped.is_set, lambda: _tell(_READY))
+            join(order, stopped.is_set, lambda: _tell(_READY))
     except KeyboardInterrupt:
         return 130
     except Exception as error:
