@@ -1,6 +1,6 @@
 """What a family tells the runtime: where things are in a model, and where each token comes from."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -26,6 +26,21 @@ class VisionCall:
 
     arguments: Mapping[str, Any]
     lengths: list[int]
+
+
+@dataclass(frozen=True)
+class TappedAttention:
+    """What the vision tower gave one of its attention modules in one encoder call.
+
+    Attributes:
+        module: The attention module.
+        states: Hidden states entering it.
+        arguments: Its other arguments by name.
+    """
+
+    module: Any
+    states: Tensor
+    arguments: Mapping[str, Any]
 
 
 class Family:
@@ -104,6 +119,37 @@ class Family:
     def vision_has_cls(self) -> bool:
         """Tell whether the tower's first token is a CLS token."""
         return False
+
+    @property
+    def patches_per_token(self) -> int:
+        """Patches of the tower that are merged into one visual token."""
+        return 1
+
+    def vision_heads(
+        self, tapped: TappedAttention, call: VisionCall, *, first_only: bool
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield each image's query and key as the softmax of its attention sees them.
+
+        The default fits modules with ``q_proj`` and ``k_proj`` that got ``[views, patches, d]``.
+
+        Args:
+            tapped: What the module was given.
+            call: The encoder call.
+            first_only: Whether the first patch's query is enough (a CLS token's).
+
+        Yields:
+            Query, scaled, and key: ``[views, heads, patches, head_dim]`` float32. Patches merged
+            into one visual token are neighbours, tokens in raster order; a CLS token is first.
+        """
+        module = tapped.module
+        scale = float(getattr(module, "scale", None) or int(module.head_dim) ** -0.5)
+        for states in torch.split(tapped.states, self.views(call)):
+            asking = states[:, :1] if first_only else states
+            query, key = (
+                part.unflatten(2, (-1, int(module.head_dim))).transpose(1, 2).float()
+                for part in (module.q_proj(asking), module.k_proj(states))
+            )
+            yield query * scale, key
 
 
 def clip_like_attention(family: Family) -> nn.Module | None:

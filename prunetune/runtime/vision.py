@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from prunetune.families import Family, VisionCall
+from prunetune.families.base import TappedAttention, refuse
 from prunetune.tokens import ImageGeometry
 
 
@@ -87,36 +88,36 @@ class VisionTap:
             return []
         module = self._family.vision_attention_module()
         if module is None:
-            from prunetune.families.base import refuse
-
             raise refuse(self._family.model, "the attention of its vision tower cannot be read")
         return [module.register_forward_pre_hook(self._remember, with_kwargs=True)]
 
     def _remember(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._local.module = module
-        self._local.states = args[0] if args else kwargs["hidden_states"]
+        states = args[0] if args else kwargs["hidden_states"]
+        self._local.tapped = TappedAttention(module, states, kwargs)
 
     def capture(self, call: VisionCall, device: torch.device) -> VisionCapture:
         """Collect what the scorers need of the images of one encoder call."""
         images = [ImageCapture(g.to(device)) for g in self._family.geometries(call)]
-        self._add_attention(images, self._family.views(call))
+        self._add_attention(images, call)
         if self._needs & {"image_seed", "patch_entropy"}:
             for image, pixels in zip(images, self._family.pixels(call), strict=True):
                 self._add_pixels(image, pixels)
         return VisionCapture(images)
 
-    def _add_attention(self, images: list[ImageCapture], views: list[int]) -> None:
-        states = getattr(self._local, "states", None)
-        if states is None:
+    def _add_attention(self, images: list[ImageCapture], call: VisionCall) -> None:
+        tapped: TappedAttention | None = getattr(self._local, "tapped", None)
+        if tapped is None:
             return
-        del self._local.states
-        cls = self._family.vision_has_cls()
-        for image, part in zip(images, torch.split(states, views), strict=True):
+        del self._local.tapped
+        family, maps = self._family, "vision_map" in self._needs
+        cls, group = family.vision_has_cls(), family.patches_per_token
+        heads = family.vision_heads(tapped, call, first_only=cls and not maps)
+        for image, (query, key) in zip(images, heads, strict=True):
             if "vision_attention" in self._needs:
-                row = attention_row(self._local.module, part, cls=cls)
+                row = attention_row(query, key, cls=cls, group=group)
                 image.vision_attention = _per_token(image.geometry, row)
-            if "vision_map" in self._needs:
-                image.vision_map = attention_map(self._local.module, part, cls=cls)
+            if maps:
+                image.vision_map = attention_map(query, key, cls=cls, group=group)
 
     def _add_pixels(self, image: ImageCapture, pixels: Tensor) -> None:
         if "image_seed" in self._needs:
@@ -134,57 +135,61 @@ def _per_token(geometry: ImageGeometry, row: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def attention_row(module: Any, states: Tensor, *, cls: bool) -> Tensor:
-    """Return one attention value a patch, head mean, softmax over the view's own tokens.
+def attention_row(query: Tensor, key: Tensor, *, cls: bool, group: int = 1) -> Tensor:
+    """Return one attention value a visual token, head mean, softmax over the view's own patches.
 
     With a CLS token: its row, CLS column dropped, not renormalised (FasterVLM). Without: the mean
-    attention each patch receives over queries and heads.
+    attention received over queries and heads. A token merged of several patches gets their sum.
 
     Args:
-        module: Attention module with ``q_proj``, ``k_proj``, ``head_dim`` (and ``scale``).
-        states: ``[views, tokens, d]`` hidden states entering it.
-        cls: Whether token 0 is a CLS token.
+        query: ``[views, heads, patches, head_dim]`` float32, scaled; the first is enough with CLS.
+        key: ``[views, heads, patches, head_dim]`` float32.
+        cls: Whether patch 0 is a CLS token.
+        group: Neighbouring patches that make one visual token.
 
     Returns:
-        ``[views, patches]`` float32.
+        ``[views, tokens]`` float32.
     """
     if cls:
-        key = _heads(module, module.k_proj(states))
-        query = _heads(module, module.q_proj(states[:, :1]))
-        return _weights(module, query, key).mean(1)[:, 0, 1:]
-    return torch.cat([_mean_map(module, view).mean(1) for view in torch.split(states, 1)])
+        row = _weights(query[:, :, :1], key).mean(1)[:, 0, 1:]
+    else:
+        views = zip(torch.split(query, 1), torch.split(key, 1), strict=True)
+        row = torch.cat([_mean_map(q, k).mean(1) for q, k in views])
+    return row.reshape(len(row), -1, group).sum(2)
 
 
 @torch.no_grad()
-def attention_map(module: Any, states: Tensor, *, cls: bool) -> Tensor:
-    """Return the head-mean attention of every patch to every patch of its view.
+def attention_map(query: Tensor, key: Tensor, *, cls: bool, group: int = 1) -> Tensor:
+    """Return the head-mean attention of every visual token to every token of its view.
+
+    A token merged of several patches attends as their mean and receives their sum, so that rows
+    still sum to 1.
+
+    Args:
+        query: As in ``attention_row``, all of them.
+        key: As there.
+        cls: As there; a CLS token's row and column are dropped, the rest is not renormalised.
+        group: As there.
 
     Returns:
-        ``[views, patches, patches]`` float32, query by key; a CLS token's row and column are
-        dropped, the rest is not renormalised.
+        ``[views, tokens, tokens]`` float32, query by key.
     """
-    maps = torch.cat([_mean_map(module, view) for view in torch.split(states, 1)])
-    return maps[:, 1:, 1:] if cls else maps
+    views = zip(torch.split(query, 1), torch.split(key, 1), strict=True)
+    maps = torch.cat([_mean_map(q, k) for q, k in views])
+    maps = maps[:, 1:, 1:] if cls else maps
+    tokens = maps.shape[1] // group
+    return maps.reshape(-1, tokens, group, tokens, group).sum(4).mean(2)
 
 
-def _heads(module: Any, projected: Tensor) -> Tensor:
-    """``[views, tokens, d]`` to ``[views, heads, tokens, head_dim]`` float32."""
-    views, tokens, _ = projected.shape
-    return projected.view(views, tokens, -1, int(module.head_dim)).transpose(1, 2).float()
+def _weights(query: Tensor, key: Tensor) -> Tensor:
+    return (query @ key.transpose(2, 3)).softmax(-1)
 
 
-def _weights(module: Any, query: Tensor, key: Tensor) -> Tensor:
-    scale = float(getattr(module, "scale", None) or int(module.head_dim) ** -0.5)
-    return (query * scale @ key.transpose(2, 3)).softmax(-1)
-
-
-def _mean_map(module: Any, states: Tensor) -> Tensor:
-    """Return ``[1, tokens, tokens]`` attention of one view, head mean; chunked over queries."""
-    key = _heads(module, module.k_proj(states))
-    query = _heads(module, module.q_proj(states))
+def _mean_map(query: Tensor, key: Tensor) -> Tensor:
+    """Return ``[1, patches, patches]`` attention of one view, head mean; chunked over queries."""
     # 64 MiB of float32 weights at most per chunk.
     chunk = max(1, (1 << 24) // (key.shape[1] * key.shape[2]))
-    parts = [_weights(module, block, key).mean(1) for block in torch.split(query, chunk, dim=2)]
+    parts = [_weights(block, key).mean(1) for block in torch.split(query, chunk, dim=2)]
     return torch.cat(parts, dim=1)
 
 
