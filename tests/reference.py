@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from reference_models import IMAGE, LAYERS, Batch
+from reference_models import LAYERS, Batch, family
 from torch import Tensor
 
 import prunetune
@@ -53,31 +53,35 @@ def masked(
         packed: Number positions over the slots alive at layer 0.
         rewrite: New states of a layer's input (what a restorer does), by layer.
     """
-    text = model.model.language_model
+    spec, seen = family(model), {}
+    text = spec.text_model(model)
 
     def fit(mask: Tensor, shape: torch.Size) -> Tensor:
         mask = mask.repeat_interleave(shape[0] // mask.shape[0], 0)
         return torch.nn.functional.pad(mask, (0, shape[1] - mask.shape[1]), value=True)
 
+    def ids(_: Any, args: Any, kwargs: Any) -> None:
+        seen["ids"] = args[0] if args else kwargs.get("input_ids")
+
     def positions(_: Any, args: Any, kwargs: Any) -> Any:
         assert kwargs.get("past_key_values") is None, "the reference recomputes everything"
         numbered = valid & alive[0] if packed else valid
         numbered = fit(numbered, kwargs["inputs_embeds"].shape)
-        return args, kwargs | {"position_ids": (numbered.cumsum(1) - 1).clamp_min(0)}
+        numbers = spec.positions(model, numbered)
+        return args, kwargs if numbers is None else kwargs | {"position_ids": numbers}
 
     def mask(layer: int, _: Any, args: Any, kwargs: Any) -> Any:
         states = rewrite[layer](args[0]) if rewrite and layer in rewrite else args[0]
         keys = fit(valid & alive[layer], states.shape)
-        allowed = (
-            torch.ones(states.shape[1], states.shape[1], dtype=torch.bool).tril() & keys[:, None]
-        )
+        allowed = spec.allowed(model, seen["ids"], keys, valid.shape[1])
         allowed |= torch.eye(states.shape[1], dtype=torch.bool)
         additive = torch.where(allowed, 0.0, torch.finfo(states.dtype).min)[:, None]
         return (states,), kwargs | {"attention_mask": additive}
 
     with ExitStack() as stack:
-        hook = text.register_forward_pre_hook(positions, with_kwargs=True)
-        stack.callback(hook.remove)
+        for module, look in ((model.model, ids), (text, positions)):
+            hook = module.register_forward_pre_hook(look, with_kwargs=True)
+            stack.callback(hook.remove)
         for i, layer in enumerate(text.layers):
             hook = layer.register_forward_pre_hook(lambda *a, i=i: mask(i, *a), with_kwargs=True)
             stack.callback(hook.remove)
@@ -94,6 +98,8 @@ def reference_logits(
         inputs["input_ids"] = torch.cat([inputs["input_ids"], tokens], 1)
         mask = inputs["attention_mask"]
         inputs["attention_mask"] = torch.cat([mask, torch.ones_like(tokens)], 1)
+        for name in inputs.keys() - {"input_ids", "attention_mask", *family(model).visual_inputs}:
+            inputs[name] = torch.nn.functional.pad(inputs[name], (0, tokens.shape[1]))
     with masked(model, batch.valid, alive, **options):
         return model(**inputs, use_cache=False).logits
 
@@ -136,7 +142,8 @@ def measure(model: Any, config: PruningConfig, batch: Batch, steps: int = 10) ->
     if not torch.equal(alive, kept):
         reference = reference_logits(plain, batch, alive, packed=packed)
     survives = batch.valid & alive[-1]
-    chosen = decoded.index_fill(-1, torch.tensor([IMAGE]), -torch.inf).argmax(-1)
+    suppressed = torch.tensor(plain.generation_config.suppress_tokens)
+    chosen = decoded.index_fill(-1, suppressed, -torch.inf).argmax(-1)
     unpruned = plain(**batch.inputs).logits
     return Measured(
         prefill=worst(output.logits[survives], reference[:, : batch.length][survives]),

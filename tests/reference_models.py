@@ -1,37 +1,17 @@
-"""Tiny random fp32 models of the real classes, and batches and configs made by hand."""
+"""Models, batches and configs made by hand; ``family_models`` holds what differs by family."""
 
-import copy
-from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
-import pytest
 import torch
-import transformers
-from packaging.version import Version
-from torch import Tensor
-from transformers import (
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaNextConfig,
-    LlavaNextForConditionalGeneration,
-)
+from family_models import FAMILIES, IMAGE, LAYERS, VOCAB, Batch, each, family, needs
+from family_models.llava_next import PINPOINTS
 
 from prunetune.config import ModelRef, PruningConfig, Stage
 
-torch.set_num_threads(1)
-IMAGE, VOCAB, LAYERS = 99, 120, 6
-FAMILIES = ("llava", "llava_next")
+# These run through every combination; all families through the contract in test_families.py.
+THOROUGH = ("llava", "llava_next")
 TILE = {"llava": 20, "llava_next": 16}
-PINPOINTS = [[16, 32], [32, 16], [32, 32], [16, 48]]
-# One row a prompt: a number is so many text tokens, a pair is an image of that height and width.
-SQUARE = (20, 20)
-ROWS = {
-    "llava": ((3, SQUARE, 4), (1, SQUARE, 2, SQUARE, SQUARE, 3), (SQUARE, 5, SQUARE, 6)),
-    "llava_next": ((3, (20, 32), 4), (1, (20, 60), (30, 34), 3), ((33, 12), 5, (32, 20), 2)),
-}
+ROWS = {name: family(name).rows for name in THOROUGH}
 SCHEDULES = {
     "2+4": ((2, 0.5, ("random",)), (4, 0.2, ())),
     "0+1+3": ((0, 0.7, ("cls_attention",)), (1, 0.45, ("last_query",)), (3, 0.3, ("coverage",))),
@@ -40,105 +20,14 @@ SCHEDULES = {
 }
 
 
-def needs(version: str, reason: str) -> pytest.MarkDecorator:
-    """Return a mark that skips a test where transformers is older, and says what that one does."""
-    here = Version(transformers.__version__)
-    why = f"transformers {here}: {reason}; {version} does not"
-    return pytest.mark.skipif(here < Version(version), reason=why)
-
-
-@cache
-def _model(family: str, attention: str, **text: Any) -> torch.nn.Module:
-    torch.manual_seed(7)
-    vision = CLIPVisionConfig(
-        hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
-        image_size=TILE[family], patch_size=4, initializer_range=0.2,
-    )  # fmt: skip
-    language = LlamaConfig(
-        vocab_size=VOCAB, hidden_size=64, intermediate_size=96, num_hidden_layers=LAYERS,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=2048,
-        initializer_range=0.1, pad_token_id=0, bos_token_id=1, eos_token_id=None, **text,
-    )  # fmt: skip
-    parts = {"vision_config": vision, "text_config": language, "image_token_id": IMAGE}
-    if family == "llava":
-        config = LlavaConfig(**parts)
-        model = LlavaForConditionalGeneration(config)
-    else:
-        config = LlavaNextConfig(**parts, image_grid_pinpoints=PINPOINTS)
-        model = LlavaNextForConditionalGeneration(config)
-    for name, parameter in model.named_parameters():
-        if name.startswith("model.multi_modal_projector") and parameter.ndim == 2:
-            torch.nn.init.normal_(parameter, std=0.2)
-    model.set_attn_implementation(attention)
-    model.generation_config.pad_token_id = 0
-    model.generation_config.suppress_tokens = [IMAGE]
-    return model.eval()
-
-
-def tiny(family: str, attention: str = "sdpa", **text: Any) -> torch.nn.Module:
+def tiny(name: str, attention: str = "sdpa", **text: Any) -> torch.nn.Module:
     """Return a fresh copy of a random fp32 model, the same weights at every call."""
-    return copy.deepcopy(_model(family, attention, **text))
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Model inputs, and how many tokens each image of each row has."""
-
-    inputs: dict[str, Tensor]
-    images: list[list[int]]
-
-    @property
-    def valid(self) -> Tensor:
-        return self.inputs["attention_mask"].bool()
-
-    @property
-    def length(self) -> int:
-        return self.inputs["input_ids"].shape[1]
-
-
-def _image(model: Any, size: tuple[int, int], seed: int) -> tuple[Tensor, int]:
-    """Return an image's crops ``[tiles, 3, h, w]`` and its number of tokens."""
-    family, random = model.config.model_type, torch.Generator().manual_seed(seed)
-    side = TILE[family]
-    if family == "llava":
-        return torch.randn(1, 3, side, side, generator=random), (side // 4) ** 2
-    from transformers.models.llava_next import modeling_llava_next as code
-
-    tiles = code.image_size_to_num_patches(size, PINPOINTS, side)
-    packed, _ = model.model.pack_image_features(
-        [torch.zeros(tiles, (side // 4) ** 2, 1)], [size], "default", torch.zeros(1)
-    )
-    return torch.randn(tiles, 3, side, side, generator=random), len(packed[0])
+    return family(name).model(attention, **text)
 
 
 def make_batch(model: Any, rows: Any = None, seed: int = 0) -> Batch:
-    """Build a left-padded batch; see ``ROWS`` for what a row is."""
-    random = torch.Generator().manual_seed(1000 + seed)
-    ids, crops, sizes, images = [], [], [], []
-    for row in rows or ROWS[model.config.model_type]:
-        ids.append([])
-        images.append([])
-        for item in row:
-            if isinstance(item, int):
-                ids[-1] += torch.randint(2, IMAGE, (item,), generator=random).tolist()
-                continue
-            pixels, count = _image(model, item, seed * 100 + len(crops))
-            crops.append(pixels)
-            sizes.append(item)
-            images[-1].append(count)
-            ids[-1] += [IMAGE] * count
-    width = max(map(len, ids))
-    inputs = {
-        "input_ids": torch.tensor([[0] * (width - len(row)) + row for row in ids]),
-        "attention_mask": torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in ids]),
-    }
-    if crops and model.config.model_type == "llava":
-        inputs["pixel_values"] = torch.cat(crops)
-    elif crops:
-        most = max(map(len, crops))
-        pad = [torch.nn.functional.pad(c, (0,) * 7 + (most - len(c),)) for c in crops]
-        inputs |= {"pixel_values": torch.stack(pad), "image_sizes": torch.tensor(sizes)}
-    return Batch(inputs, images)
+    """Build a left-padded batch; see ``TinyFamily.rows`` for what a row is."""
+    return family(model).batch(model, rows, seed)
 
 
 def make_config(
@@ -176,3 +65,10 @@ def predicted_kv(batch: Batch, config: PruningConfig) -> list[int]:
             rows.append(text - sum(images) + sum(left))
         lengths.append(max(rows) if passed else batch.length)
     return lengths
+
+
+__all__ = [
+    "FAMILIES", "IMAGE", "LAYERS", "PINPOINTS", "ROWS", "SCHEDULES", "THOROUGH", "TILE", "VOCAB",
+    "Batch", "counts_after", "each", "family", "make_batch", "make_config", "needs",
+    "predicted_kv", "tiny",
+]  # fmt: skip

@@ -6,7 +6,7 @@ import pytest
 import torch
 from cli_runner import refused
 from reference import worst
-from reference_models import FAMILIES, LAYERS, make_batch, make_config, tiny
+from reference_models import LAYERS, THOROUGH, make_batch, make_config, tiny
 from test_runtime import check_counts
 from test_runtime_geometry import token_geometries
 from test_space import facts
@@ -48,7 +48,7 @@ def moved(family, attention, name, keep):
 
 @pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", THOROUGH)
 def test_a_f_keeping_everything_is_the_identity(family, attention, name):
     """Every method and kernel: catches a layer that is not causal any more (methods.md 3.9.1)."""
     difference, same = moved(family, attention, name, 1.0)
@@ -66,7 +66,7 @@ def test_keeping_half_is_not(name):
 
 @pytest.mark.parametrize("keep", [0.5, 0.25])
 @pytest.mark.parametrize("name", PRESETS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", THOROUGH)
 def test_b_every_stage_leaves_its_share_of_every_image(family, name, keep):
     model = tiny(family)
     batch, config = make_batch(model), preset(model, name, keep)
@@ -147,7 +147,7 @@ def states_before_the_question(family, name, question):
 
 
 @pytest.mark.parametrize("name", PRESETS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", THOROUGH)
 def test_d_later_text_never_changes_earlier_states(family, name):
     """Only FastV chooses by the question; what it keeps may change, so its states may."""
     (one, kept), (two, other) = (

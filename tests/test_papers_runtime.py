@@ -6,18 +6,18 @@ import by_hand
 import numpy as np
 import pytest
 import torch
+from family_models import family as spec
 from reference import alive_slots, reference_logits, worst
 from reference_models import (
-    FAMILIES,
     IMAGE,
     LAYERS,
+    THOROUGH,
     VOCAB,
     Batch,
     make_batch,
     make_config,
     tiny,
 )
-from test_runtime import single
 from test_runtime_geometry import token_geometries
 from test_runtime_turns import SIZES, Chat
 from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, SiglipVisionConfig
@@ -98,7 +98,7 @@ class ByHand:
 
 
 @pytest.mark.parametrize("positions", ["packed", "original"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", THOROUGH)
 @torch.no_grad()
 def test_vflowopt_equals_a_full_length_run_with_everything_by_hand(family, positions):
     """Scores, cells, means, counts, the later stage, renumbered positions: prefill and decode."""
@@ -128,7 +128,7 @@ def test_vflowopt_equals_a_full_length_run_with_everything_by_hand(family, posit
         assert worst(decoded, other[:, batch.length - 1 : -1]) > 1e-3
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", THOROUGH)
 @torch.no_grad()
 def test_packed_positions_through_several_turns(family):
     """Two turns with an image each and one of text: positions go on where the kept tokens end."""
@@ -172,7 +172,7 @@ def test_packed_positions_are_refused_where_they_have_no_meaning():
 # -- every scorer ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", THOROUGH)
 @pytest.mark.parametrize("name", SCORERS)
 @torch.no_grad()
 def test_a_sample_alone_and_in_a_batch_keeps_the_same_tokens(name, family):
@@ -185,13 +185,12 @@ def test_a_sample_alone_and_in_a_batch_keeps_the_same_tokens(name, family):
     )
     with prunetune.apply(model, config) as handle:
         model(**batch.inputs)
-        whole, first = handle.trace[-1], 0
-        for row, images in enumerate(batch.images):
-            alone, pad = single(batch, row, first)
-            first += len(images)
-            model(**alone)
+        whole = handle.trace[-1]
+        for row, pieces in enumerate(batch.pieces):
+            alone = spec(family).assemble(model, [pieces])
+            model(**alone.inputs)
             for one, all_ in zip(handle.trace[-1].stages, whole.stages, strict=True):
-                assert torch.equal(one.kept[0] + pad, all_.kept[row])
+                assert torch.equal(one.kept[0] + batch.length - alone.length, all_.kept[row])
     if name not in ("coverage", "tile_prior"):
         other = Batch(dict(batch.inputs, pixel_values=batch.inputs["pixel_values"].flip(-1)), [])
         with prunetune.apply(model, config) as handle:

@@ -2,12 +2,13 @@
 
 from itertools import pairwise
 
+import family_models
 import pytest
 import torch
 from reference import alive_slots, measure, reference_logits, worst
 from reference_models import (
-    FAMILIES,
     SCHEDULES,
+    THOROUGH,
     counts_after,
     make_batch,
     make_config,
@@ -30,7 +31,7 @@ def check(measured, batch, config):
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", THOROUGH)
 def test_equals_masking(family, attention, schedule):
     model = tiny(family, attention)
     batch, config = make_batch(model), make_config(model, schedule)
@@ -39,7 +40,7 @@ def test_equals_masking(family, attention, schedule):
 
 @pytest.mark.parametrize("positions", ["original", "packed"])
 @pytest.mark.parametrize("separators", ["keep", "drop"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", THOROUGH)
 def test_equals_masking_for_every_policy(family, separators, positions):
     model = tiny(family)
     batch = make_batch(model)
@@ -78,7 +79,7 @@ def check_counts(trace, batch, config):
 
 @pytest.mark.parametrize("separators", ["keep", "drop"])
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", THOROUGH)
 def test_trace_counts(family, schedule, separators):
     model = tiny(family)
     batch, config = make_batch(model), make_config(model, schedule, separators)
@@ -92,7 +93,7 @@ def test_trace_counts(family, schedule, separators):
             assert torch.equal(trace.image_slots[row], (ids == 99).nonzero().flatten())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", THOROUGH)
 def test_outputs_keep_their_shape(family):
     model = tiny(family)
     batch, config = make_batch(model), make_config(model, "2+4")
@@ -113,35 +114,22 @@ def test_outputs_keep_their_shape(family):
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", THOROUGH)
 def test_a_row_alone_equals_its_row_in_the_batch(family, schedule):
-    model = tiny(family)
+    model, spec = tiny(family), family_models.family(family)
     batch, config = make_batch(model), make_config(model, schedule)
     with torch.no_grad(), prunetune.apply(model, config) as handle:
         together = model(**batch.inputs).logits
         whole = handle.trace[-1]
-        first = 0
-        for row in range(len(batch.images)):
-            alone, pad = single(batch, row, first)
-            first += len(batch.images[row])
-            logits = model(**alone).logits
+        for row, pieces in enumerate(batch.pieces):
+            alone = spec.assemble(model, [pieces])
+            logits = model(**alone.inputs).logits
             assert worst(logits[0, -1], together[row, -1]) < TOLERANCE
             for one, all_ in zip(handle.trace[-1].stages, whole.stages, strict=True):
-                assert torch.equal(one.kept[0] + pad, all_.kept[row])
+                assert torch.equal(one.kept[0] + batch.length - alone.length, all_.kept[row])
 
 
-def single(batch, row, first):
-    """Return the inputs of one row without its padding, and how much padding it had."""
-    pad = int((~batch.valid[row]).sum())
-    count = len(batch.images[row])
-    inputs = {k: batch.inputs[k][row : row + 1, pad:] for k in ("input_ids", "attention_mask")}
-    for name in ("pixel_values", "image_sizes"):
-        if name in batch.inputs:
-            inputs[name] = batch.inputs[name][first : first + count]
-    return inputs, pad
-
-
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", THOROUGH)
 def test_the_reference_masks_nothing_when_nothing_is_dropped(family):
     model = tiny(family)
     batch = make_batch(model)

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from reference import alive_slots, masked, worst
-from reference_models import FAMILIES, SCHEDULES, make_batch, make_config, needs, tiny
+from reference_models import SCHEDULES, THOROUGH, make_batch, make_config, needs, tiny
 
 import prunetune
 
@@ -38,7 +38,7 @@ SEVERAL = [SAMPLING | {"num_return_sequences": 2}, {"num_beams": 3}]
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", THOROUGH)
 @torch.no_grad()
 def test_sampling_equals_the_masked_model(family, schedule):
     check_decoding(tiny(family), None, schedule, SAMPLING)
@@ -47,7 +47,7 @@ def test_sampling_equals_the_masked_model(family, schedule):
 @needs("5.19", "it mixes up the images of prompts that have several")
 @pytest.mark.parametrize("options", SEVERAL, ids=["two samples a prompt", "beams"])
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", THOROUGH)
 @torch.no_grad()
 def test_several_rows_a_prompt_equal_the_masked_model(family, schedule, options):
     check_decoding(tiny(family), None, schedule, options)
@@ -55,7 +55,7 @@ def test_several_rows_a_prompt_equal_the_masked_model(family, schedule, options)
 
 @pytest.mark.parametrize("options", SEVERAL, ids=["two samples a prompt", "beams"])
 @pytest.mark.parametrize("schedule", ["0+1+3", "2"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", THOROUGH)
 @torch.no_grad()
 def test_several_rows_a_prompt_with_one_image(family, schedule, options):
     sizes = ((20, 60), (33, 12)) if family == "llava_next" else ((20, 20), (20, 20))
@@ -86,7 +86,7 @@ def check_decoding(model, rows, schedule, options):
 )
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", THOROUGH)
 @torch.no_grad()
 def test_caches_agree(family, schedule, attention, options):
     model = tiny(family, attention)
@@ -134,7 +134,7 @@ def test_no_cache_chooses_anew_for_another_prompt():
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", THOROUGH)
 @torch.no_grad()
 def test_prompt_lookup_equals_greedy(family, schedule, monkeypatch):
     """Candidate tokens that are refused leave the cache again."""
@@ -216,7 +216,7 @@ def flash_model(monkeypatch):
 
 @pytest.mark.parametrize("rows", ["batch of three", "batch of one"])
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", THOROUGH)
 @torch.no_grad()
 def test_flash_attention_equals_sdpa(family, schedule, rows, flash_model, monkeypatch):
     model, plain = flash_model(family), tiny(family)

@@ -4,19 +4,22 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from reference_models import FAMILIES, PINPOINTS, TILE, make_batch, tiny
+from reference_models import PINPOINTS, THOROUGH, TILE, make_batch, make_config, tiny
 
-from prunetune.families import FAMILIES as TABLE
-from prunetune.families import VisionCall
+import prunetune
+from prunetune.runtime import frame
 
 SIZES = [(20, 32), (20, 60), (30, 34), (33, 12), (32, 20), (16, 32), (90, 31), (13, 64), (200, 201)]
 
 
 def token_geometries(model, batch):
     """Return what the family says about every image of a batch, by row."""
-    call = VisionCall(batch.inputs, [n for row in batch.images for n in row])
-    flat = iter(TABLE.get(model.config.model_type)(model).geometries(call))
-    return [[next(flat) for _ in row] for row in batch.images]
+    seen, assign = [], frame.assign_images
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr(frame, "assign_images", lambda *a: seen.append(assign(*a)) or seen[-1])
+        with prunetune.apply(model, make_config(model, [(0, 1.0, ("random",))])):
+            model(**batch.inputs)
+    return [[image.capture.geometry for image in row] for row in seen[0]]
 
 
 def features(model, batch):
@@ -36,7 +39,7 @@ def features(model, batch):
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", THOROUGH)
 def test_every_token_is_the_patch_it_says(family, size):
     """Identify each token by its feature alone: the patch or the newline it is equal to."""
     model = tiny(family)
@@ -61,7 +64,7 @@ def test_every_token_is_the_patch_it_says(family, size):
     assert set(geometry.tile_rows.tolist()) == set(geometry.tile_cols.tolist()) == {side}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", THOROUGH)
 def test_rows_and_columns_are_those_of_the_patch_convolution(family):
     """Change one patch of one crop: only the token of that row and column changes."""
     model = tiny(family)

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from reference import alive_slots, reference_logits, worst
-from reference_models import FAMILIES, SCHEDULES, Batch, make_batch, make_config, tiny
+from reference_models import SCHEDULES, THOROUGH, Batch, make_batch, make_config, tiny
 from test_runtime_refusals import windowed
 from test_runtime_turns import Chat
 from transformers import DynamicCache, StaticCache
@@ -29,7 +29,7 @@ def run(model, config, batch, **inputs):
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", THOROUGH)
 def test_padding_on_the_right(family, schedule):
     """As in training and in scoring a given answer."""
     model = tiny(family)
@@ -68,7 +68,7 @@ def test_a_four_dimensional_mask(schedule, kind):
     assert run(model, config, batch, attention_mask=mask)[1] < TOLERANCE
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", THOROUGH)
 def test_positions_of_the_caller(family):
     model = tiny(family)
     batch = make_batch(model)
@@ -77,7 +77,7 @@ def test_positions_of_the_caller(family):
     assert run(model, config, batch, position_ids=positions)[1] < TOLERANCE
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", THOROUGH)
 def test_other_outputs(family):
     model = tiny(family, "eager")
     batch, config = make_batch(model), make_config(model, "0+1+3")
@@ -172,7 +172,7 @@ def test_a_cache_that_was_reset_starts_anew(schedule, kind):
     assert chat.gap() < TOLERANCE
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", THOROUGH)
 @torch.no_grad()
 def test_a_given_answer_does_not_choose_the_tokens(family):
     """Scoring an answer (``logits_to_keep``) prunes as the prompt alone would."""

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from reference import alive_slots, reference_logits, worst
-from reference_models import FAMILIES, SCHEDULES, make_batch, make_config, tiny
+from reference_models import SCHEDULES, THOROUGH, make_batch, make_config, tiny
 
 import prunetune
 from prunetune.errors import ConfigError, PrunetuneError
@@ -22,7 +22,7 @@ def generate(model, batch, **options):
 
 @pytest.mark.parametrize("positions", ["original", "packed"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", THOROUGH)
 @torch.no_grad()
 def test_keeping_everything_is_the_identity(family, attention, positions):
     model = tiny(family, attention)
@@ -74,7 +74,7 @@ ERRORS = {"error in the block": ZeroDivisionError, "error in the forward": Excep
 
 
 @pytest.mark.parametrize("how", ["with", "remove", "error in the block", "error in the forward"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", THOROUGH)
 @torch.no_grad()
 def test_leaves_the_model_as_found(family, how):
     model = tiny(family)
@@ -127,7 +127,7 @@ def test_copying_a_model():
         assert torch.equal(handle.plan.family.model(**batch.inputs).logits, pruned)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", THOROUGH)
 @torch.no_grad()
 def test_text_alone_is_untouched(family):
     model = tiny(family)
@@ -139,7 +139,7 @@ def test_text_alone_is_untouched(family):
         assert not handle.trace
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", THOROUGH)
 @torch.no_grad()
 def test_embeddings_instead_of_ids(family):
     model = tiny(family)
@@ -198,7 +198,7 @@ def test_the_trace_is_bounded():
         assert all(trace is not first for trace in handle.trace)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", THOROUGH)
 @torch.no_grad()
 def test_a_row_without_images(family):
     """A text prompt may share a batch with prompts that have images."""

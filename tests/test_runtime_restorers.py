@@ -3,7 +3,7 @@
 import pytest
 import torch
 from reference import alive_slots, reference_logits, worst
-from reference_models import FAMILIES, make_batch, make_config, tiny
+from reference_models import THOROUGH, make_batch, make_config, tiny
 from test_runtime import TOLERANCE, check_counts
 from test_runtime_geometry import token_geometries
 from test_runtime_taps import Probe, patches_before
@@ -55,7 +55,7 @@ def blended(made, config, batch, geometries, trace, stage, moved):
 @pytest.mark.parametrize("scorers", [(Probe(),), (Probe(weight=0.5), "coverage")], ids=len)
 @pytest.mark.parametrize("restorer", ["blend", *RESTORERS])
 @pytest.mark.parametrize("layer", [0, 2])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", THOROUGH)
 def test_restorers(family, layer, restorer, scorers):
     model, plain = tiny(family), tiny(family)
     batch = make_batch(model)

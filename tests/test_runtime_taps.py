@@ -2,10 +2,11 @@
 
 from typing import ClassVar
 
+import family_models
 import pytest
 import torch
 from reference import alive_slots, masked, worst
-from reference_models import FAMILIES, ROWS, TILE, make_batch, make_config, tiny
+from reference_models import ROWS, THOROUGH, TILE, make_batch, make_config, tiny
 from test_runtime_geometry import token_geometries
 from test_runtime_turns import NEW, SIZES, Chat
 
@@ -63,12 +64,13 @@ def patches_before(batch, geometries, trace, stage):
 def reference_states(plain, batch, alive, layer):
     """Return a decoder layer's input, second norm's output and head-mean attention."""
     got = {}
-    module = plain.model.language_model.layers[layer]
+    spec = family_models.family(plain)
+    module = spec.text_model(plain).layers[layer]
     hooks = [
         module.register_forward_pre_hook(
             lambda m, args, kwargs: got.update(source=args[0]), with_kwargs=True
         ),
-        module.post_attention_layernorm.register_forward_hook(
+        spec.second_norm(module).register_forward_hook(
             lambda m, args, output: got.update(target=output)
         ),
         module.self_attn.register_forward_hook(
@@ -84,7 +86,7 @@ def reference_states(plain, batch, alive, layer):
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("layers", [(2,), (1, 3), (0, 2, 5)], ids=str)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", THOROUGH)
 def test_scorers_see_the_layer_before_the_stage(family, layers, attention, probe):
     """Also after earlier stages, when tokens have moved up."""
     model, plain = tiny(family, attention), tiny(family, "eager")
@@ -109,7 +111,7 @@ def test_scorers_see_the_layer_before_the_stage(family, layers, attention, probe
     assert next(seen, None) is None
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", THOROUGH)
 @torch.no_grad()
 def test_vision_attention_is_the_cls_row_of_the_feature_layer(family, probe):
     model, plain = tiny(family), tiny(family, "eager")
@@ -130,7 +132,7 @@ def test_vision_attention_is_the_cls_row_of_the_feature_layer(family, probe):
         assert torch.equal(context.geometry.tile, patches.tile)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", THOROUGH)
 def test_the_image_seed_is_that_of_the_pixels(family, probe):
     """Same image, same seed, wherever it stands; another image, another seed."""
     model = tiny(family)
@@ -160,7 +162,7 @@ def test_traced_scores_are_those_that_decided(name):
             assert stage or abs(scores.mean()) < 1e-5
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", THOROUGH)
 @torch.no_grad()
 def test_a_new_image_is_scored_with_the_earlier_turns_in_sight(family, probe):
     """The last query's softmax runs over the cached tokens too, pruned as they are."""
