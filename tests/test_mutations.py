@@ -79,7 +79,7 @@ def wrap(patch, owner, name, change):
 def renumbered_positions(patch):
     """Survivors are numbered from 0, as if nothing had been dropped."""
 
-    def embeddings(self, hidden, kwargs):
+    def embeddings(self, index, hidden, kwargs):
         full = (len(hidden), -1, -1)
         return tuple(e.expand(full)[:, : hidden.shape[1]] for e in kwargs["position_embeddings"])
 

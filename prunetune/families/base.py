@@ -93,8 +93,35 @@ class Family:
 
     def second_norm(self, layer: int) -> nn.Module:
         """Return the norm before the MLP of decoder layer ``layer``."""
-        norm: nn.Module = self.layers[layer].post_attention_layernorm  # type: ignore[assignment]
+        block: Any = self.layers[layer]
+        # Gemma 2 and 3 have it beside a norm that closes the attention.
+        own: nn.Module | None = getattr(block, "pre_feedforward_layernorm", None)
+        norm: nn.Module = block.post_attention_layernorm if own is None else own
         return norm
+
+    def layer_kind(self, layer: int) -> str:
+        """Return the kind of decoder layer ``layer``: its kind shares masks and rotary rows."""
+        kinds = getattr(self.text_model.config, "layer_types", None)
+        return str(kinds[layer]) if kinds else ""
+
+    def rotary(self, layer: int, hidden: Tensor, position_ids: Tensor) -> tuple[Tensor, ...]:
+        """Return rotary cos and sin of decoder layer ``layer`` at ``position_ids`` (``[B, S]``)."""
+        embeddings: tuple[Tensor, ...] = self.text_model.rotary_emb(
+            hidden, position_ids=position_ids
+        )
+        return embeddings
+
+    def blocks(self, arguments: Mapping[str, Any]) -> Tensor | None:
+        """Return which tokens of a forward with images attend in both directions.
+
+        Args:
+            arguments: Of the base model's forward, by name.
+
+        Returns:
+            ``[B, S]`` int64: tokens of one number attend to one another, -1 attends causally. None:
+            all of them attend causally.
+        """
+        return None
 
     def geometries(self, call: VisionCall) -> list[ImageGeometry]:
         """Return where each token of each image comes from, in sequence order, on the CPU."""

@@ -5,7 +5,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
+from transformers.cache_utils import (
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    StaticLayer,
+    StaticSlidingWindowLayer,
+)
 
 from prunetune.errors import ConfigError, UnsupportedModelError
 
@@ -131,6 +136,10 @@ class CountedStaticLayer(_Counted, StaticLayer):  # type: ignore[misc]
     """``StaticLayer`` with a logical length."""
 
 
+class CountedStaticSlidingLayer(_Counted, StaticSlidingWindowLayer):  # type: ignore[misc]
+    """``StaticSlidingWindowLayer`` with a logical length (the window never binds)."""
+
+
 def count_dropped(cache: Any, dropped: int, *, anew: bool) -> None:
     """Make layer 0 of ``cache`` report ``dropped`` more tokens than it holds.
 
@@ -145,6 +154,7 @@ def count_dropped(cache: Any, dropped: int, *, anew: bool) -> None:
             DynamicLayer: CountedDynamicLayer,
             DynamicSlidingWindowLayer: CountedSlidingLayer,
             StaticLayer: CountedStaticLayer,
+            StaticSlidingWindowLayer: CountedStaticSlidingLayer,
         }
         kind = kinds.get(type(entry))
         if kind is None:

@@ -41,6 +41,8 @@ class Frame:
             layer runs: by the first stage's layer, the layers below have grown already.
         tail: Tokens after the prompt's last one, that a caller wants checked (assisted decoding).
         memoise: Whether captures live on and may keep scores (a search's trials).
+        blocks: ``[B, S]`` int64, tokens of one number attend to one another in both directions,
+            -1 attends causally; None: all of them do.
     """
 
     plan: Plan
@@ -65,6 +67,7 @@ class Frame:
     query: Tensor | None = None
     tail: int = 0
     memoise: bool = False
+    blocks: Tensor | None = None
     valid: Tensor = field(default_factory=lambda: torch.empty(0))
     padded: bool = False
 
@@ -102,7 +105,7 @@ class Frame:
         segment = self.segments[len(layers) - 1]
         if layers[-1] == index:
             hidden = segment.move(hidden)
-        return hidden, kwargs | segment.told()
+        return hidden, kwargs | segment.inputs[self.plan.family.layer_kind(index)]
 
     def _start(self, hidden: Tensor, kwargs: dict[str, Any]) -> None:
         self.started = True
@@ -182,14 +185,20 @@ class Frame:
     def _substitute(self, index: int, hidden: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
         segment = self.segment
         assert segment is not None
-        if not segment.ready:
+        kind = self.plan.family.layer_kind(index)
+        if kind not in segment.inputs:
             config = self.plan.family.text_model.config
-            segment.mask = segment_mask(config, hidden, segment, self.cache, index)
-            segment.embeddings = self._embeddings(hidden, kwargs)
-            segment.ready = True
-        return kwargs | segment.told()
+            segment.inputs[kind] = {
+                "attention_mask": segment_mask(
+                    config, hidden, segment, self.cache, index, self.blocks
+                ),
+                "position_embeddings": self._embeddings(index, hidden, kwargs),
+                # Gapped position ids would be read as packed sequences (runtime-notes 4.5).
+                "position_ids": None,
+            }
+        return kwargs | segment.inputs[kind]
 
-    def _embeddings(self, hidden: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, ...]:
+    def _embeddings(self, index: int, hidden: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, ...]:
         assert self.segment is not None
         embeddings: tuple[Tensor, ...] = kwargs["position_embeddings"]
         if self.plan.packed:
@@ -200,7 +209,7 @@ class Frame:
                     None if self.state is None else self.state.shifts(batch),
                     self.valid & ~self.alive if self.prunes and self.alive is not None else None,
                 )
-            embeddings = self.plan.family.text_model.rotary_emb(hidden, position_ids=self.packed)
+            embeddings = self.plan.family.rotary(index, hidden, self.packed)
         return rows_of(embeddings, self.segment.index)
 
     # -- what scorers are given ------------------------------------------------------------

@@ -156,6 +156,7 @@ class Handle:
         frame = Frame(
             plan=self.plan,
             image_mask=self._image_mask(bound) if has_images else None,
+            blocks=self.plan.family.blocks(bound) if has_images else None,
             attention_mask=bound.get("attention_mask"),
             input_ids=ids,
             # Assisted decoding prefills candidates behind the prompt and asks for all their logits:

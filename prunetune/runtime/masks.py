@@ -58,8 +58,15 @@ def _seen(mask: Tensor) -> Tensor:
     return last if last.dtype == torch.bool else last.eq(0)
 
 
-def segment_mask(config: Any, hidden: Tensor, segment: Segment, cache: Any, layer: int) -> Any:
-    """Return the mask of a segment's layers, the first of which is ``layer``.
+def segment_mask(
+    config: Any,
+    hidden: Tensor,
+    segment: Segment,
+    cache: Any,
+    layer: int,
+    blocks: Tensor | None = None,
+) -> Any:
+    """Return the mask of those of a segment's layers that are of the kind of ``layer``.
 
     Args:
         config: Of the text model.
@@ -67,12 +74,26 @@ def segment_mask(config: Any, hidden: Tensor, segment: Segment, cache: Any, laye
         segment: The segment.
         cache: The forward's cache, or None.
         layer: 0-based.
+        blocks: ``[B, S]`` int64 over this forward's input: tokens of one number attend to one
+            another in both directions, -1 attends causally. None: all of them do.
     """
     valid = None
     if segment.padded or segment.prefix is not None:
         valid = extend_prefix(segment.prefix, segment.past, segment.valid)
     view = None if cache is None else CacheView(cache)
-    return create_causal_mask(config, hidden, valid, view, position_ids=None, layer_idx=layer)
+    if blocks is not None:
+        if segment.index is not None:
+            blocks = blocks.gather(1, segment.index).masked_fill(~segment.valid, -1)
+        blocks = torch.nn.functional.pad(blocks, (segment.past, 0), value=-1)
+    return create_causal_mask(
+        config,
+        hidden,
+        valid,
+        view,
+        position_ids=None,
+        block_sequence_ids=blocks,
+        layer_idx=layer,
+    )
 
 
 def check_window(config: Any, total: int) -> None:

@@ -41,9 +41,7 @@ class Segment:
         move: What the stage does to the states entering it.
         past: Slots its layers had cached before this forward.
         prefix: ``[B, past]`` bool, which of those are real; None: all.
-        mask: Attention mask of its layers, as the attention implementation wants it.
-        embeddings: Rotary cos and sin of the segment's slots.
-        ready: Whether ``mask`` and ``embeddings`` have been made.
+        inputs: By kind of layer, what its layers get instead of what the model prepared.
     """
 
     index: Tensor | None
@@ -52,18 +50,7 @@ class Segment:
     move: Move = field(default_factory=Move)
     past: int = 0
     prefix: Tensor | None = None
-    mask: Any = None
-    embeddings: tuple[Tensor, ...] | None = None
-    ready: bool = False
-
-    def told(self) -> dict[str, Any]:
-        """Return the layer inputs that differ from what the model prepared."""
-        # Gapped position ids would be read as packed sequences (runtime-notes 4.5).
-        return {
-            "attention_mask": self.mask,
-            "position_embeddings": self.embeddings,
-            "position_ids": None,
-        }
+    inputs: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def scatter(self, hidden: Tensor, length: int) -> Tensor:
         """Put ``[B, m, d]`` states back to ``length`` input slots; 0 where dropped."""

@@ -75,6 +75,9 @@ def last_query_row(
     groups = query.shape[1] // key.shape[1]
     query = query.float().view(batch, key.shape[1], groups, head_dim) * float(attention.scaling)
     logits = query @ key.float().transpose(2, 3)
+    softcap = getattr(attention, "attn_logit_softcapping", None)
+    if softcap is not None:
+        logits = softcap * (logits / softcap).tanh()
     logits = logits.masked_fill(~keep[:, None, None], -torch.inf)
     row: Tensor = logits.softmax(-1).mean((1, 2))[:, -length:]
     return row
