@@ -33,7 +33,7 @@ class Chat:
         self.model, self.config = model, config
         self.plain = copy.deepcopy(model)
         self.cache = DynamicCache(config=model.config.get_text_config()) if cache is None else cache
-        self.inputs = None
+        self.inputs, self.late = None, False
         self.passes, self.logits, self.places = [], [], []
 
     def turn(self, handle, batch):
@@ -44,22 +44,26 @@ class Chat:
         if self.inputs:
             past = self.inputs["input_ids"].shape[1] - 1
             inputs = {k: torch.cat([self.inputs[k], v], 1) for k, v in inputs.items()}
+        before = self.inputs or {}
+        joined = {k: spec.join(k, before[k], v) if k in before else v for k, v in images.items()}
+        self.late = self.late or bool(before and images)
+        explicit = (
+            spec.explicit_positions(self.model, before | joined | inputs) if self.late else {}
+        )
         pruned = len(handle.trace)
         output = self.model.generate(
-            **inputs, past_key_values=self.cache, do_sample=False,
-            max_new_tokens=NEW, return_dict_in_generate=True, output_logits=True, **images,
+            **inputs, past_key_values=self.cache, do_sample=False, max_new_tokens=NEW,
+            return_dict_in_generate=True, output_logits=True, **images, **explicit,
         )  # fmt: skip
         assert len(handle.trace) == pruned + bool(images)
         if images:
             self.passes.append((past, handle.trace[-1]))
         self.places.append(inputs["input_ids"].shape[1])
         self.logits.append(torch.stack(output.logits, 1))
-        before = self.inputs or {}
-        images = {k: spec.join(k, before[k], v) if k in before else v for k, v in images.items()}
         grown = {k: torch.nn.functional.pad(v, (0, NEW)) for k, v in inputs.items()}
         grown["input_ids"] = output.sequences
         grown["attention_mask"][:, -NEW:] = 1
-        self.inputs = before | images | grown
+        self.inputs = before | joined | grown
 
     def gap(self, **options):
         """Return the largest difference between all turns' logits and the reference."""

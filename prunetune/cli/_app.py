@@ -23,7 +23,6 @@ VERBS = (
     "export",
     "verify",
     "show",
-    "diff",
     "models",
     "scorers",
     "presets",

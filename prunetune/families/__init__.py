@@ -12,6 +12,9 @@ FAMILIES: Registry[Family] = Registry(
     {
         "llava": "prunetune.families.llava:Llava",
         "llava_next": "prunetune.families.llava_next:LlavaNext",
+        "qwen2_vl": "prunetune.families.qwen2_vl:Qwen2VL",
+        "qwen2_5_vl": "prunetune.families.qwen2_5_vl:Qwen25VL",
+        "qwen3_vl": "prunetune.families.qwen3_vl:Qwen3VL",
     },
 )
 

@@ -1,6 +1,6 @@
 """What a family tells the runtime: where things are in a model, and where each token comes from."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,6 +13,10 @@ from prunetune.tokens import ImageGeometry
 # What the processors of these towers use; a model does not carry its processor's statistics.
 CLIP_PIXELS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 SIGLIP_PIXELS = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+Survivors = Callable[[], tuple[Tensor, Tensor] | None]
+"""Tells which input slots the states under way are of: (index ``[B, m]`` int64, valid ``[B, m]``
+bool, False at padding); None while all slots are in place."""
 
 
 @dataclass(frozen=True)
@@ -177,6 +181,37 @@ class Family:
                 for part in (module.q_proj(asking), module.k_proj(states))
             )
             yield query * scale, key
+
+    # -- text models that touch states between their layers ----------------------------------
+
+    def follow(self, survivors: Survivors) -> Callable[[], None]:
+        """Make what the text model does between decoder layers fit the tokens that are left.
+
+        Returns:
+            What undoes it.
+        """
+        return lambda: None
+
+    def injected(self, arguments: Mapping[str, Any]) -> list[Tensor]:
+        """Return what the text model adds to image tokens: one item for each of its first layers.
+
+        Args:
+            arguments: Of the text model's forward, by name.
+
+        Returns:
+            ``[image tokens of the batch, d]`` each.
+        """
+        return []
+
+    def inject(self, hidden: Tensor, image_mask: Tensor, features: Tensor) -> Tensor:
+        """Return the states ``[B, m, d]`` that leave a layer, with ``features`` added.
+
+        Args:
+            hidden: What the layer returned.
+            image_mask: ``[B, S]`` bool over the input's slots, dropped ones included.
+            features: One item of ``injected``.
+        """
+        raise NotImplementedError
 
 
 def clip_like_attention(family: Family) -> nn.Module | None:

@@ -37,6 +37,7 @@ class Handle:
         self._local = threading.local()
         self._hooks: list[Any] = []
         self._overridden: Any = None
+        self._unfollow: Any = None
         base = family.base
         if MARK in base.__dict__:
             raise ConfigError(
@@ -73,6 +74,9 @@ class Handle:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
+        if self._unfollow is not None:
+            self._unfollow()
+            self._unfollow = None
         base = self.plan.family.base
         if base.__dict__.get(MARK) is self:
             del base.__dict__[MARK]
@@ -87,6 +91,7 @@ class Handle:
         encode = getattr(base, family.encoder_method)
         base.__dict__[family.encoder_method] = wrap_encoder(encode, self._tap, self._note_capture)
         self._hooks += self._tap.install()
+        self._unfollow = family.follow(self._survivors)
         if family.model is not base:
             self._hooks.append(
                 family.model.register_forward_pre_hook(self._note_tail, with_kwargs=True)
@@ -111,6 +116,12 @@ class Handle:
             self._local.frames = []
         frames: list[Frame] = self._local.frames
         return frames
+
+    def _survivors(self) -> tuple[Tensor, Tensor] | None:
+        segment = self.frames[-1].segment if self.frames else None
+        if segment is None or segment.index is None:
+            return None
+        return segment.index, segment.valid
 
     def _note_capture(self, capture: VisionCapture, output: Any) -> None:
         if not isinstance(output, tuple):

@@ -1,6 +1,6 @@
 """Runs the decoder from a given layer on: what a search repeats, under the very same hooks."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 from transformers.masking_utils import create_causal_mask
@@ -25,6 +25,7 @@ class Prefix:
         capture: Of the batch's images.
         query: ``[B]`` int64, slot of each prompt's last token.
         tap: Of layer ``layer - 1``, for a stage right at ``layer``.
+        injected: What the text model adds behind its first layers, see ``Family.injected``.
     """
 
     layer: int
@@ -36,6 +37,7 @@ class Prefix:
     capture: VisionCapture
     query: Tensor
     tap: LayerTap | None = None
+    injected: list[Tensor] = field(default_factory=list)
 
 
 def run_suffix(handle: Handle, prefix: Prefix, tail: int) -> Tensor:
@@ -74,8 +76,12 @@ def run_suffix(handle: Handle, prefix: Prefix, tail: int) -> Tensor:
         )
     handle.frames.append(frame)
     try:
-        for layer in family.layers[prefix.layer :]:
+        for k, layer in enumerate(family.layers):
+            if k < prefix.layer:
+                continue
             hidden = layer(hidden, **kwargs)
+            if k < len(prefix.injected):
+                hidden = family.inject(hidden, prefix.image_mask, prefix.injected[k])
     finally:
         handle.frames.pop()
     if frame.trace is not None:

@@ -21,6 +21,7 @@ def pack(reference: Reference) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors: dict[str, Tensor] = {name: getattr(reference, name) for name in _PLAIN}
     tensors |= {name: getattr(reference.prompts, name) for name in _PROMPT}
     tensors |= {"cos": reference.embeddings[0], "sin": reference.embeddings[1]}
+    tensors |= {f"injected.{k}": part for k, part in enumerate(reference.injected)}
     tensors |= {f"states.{k}": states for k, states in reference.states.items()}
     for k, tap in reference.taps.items():
         # A tap's source is the state entering its layer: kept once, above.
@@ -50,6 +51,7 @@ def unpack(tensors: dict[str, Tensor], facts: dict[str, Any]) -> Reference:
         KeyError: A tensor is missing.
     """
     states = {int(k.split(".")[1]): v for k, v in tensors.items() if k.startswith("states.")}
+    injected = sum(k.startswith("injected.") for k in tensors)
     layers = [int(k.split(".")[1]) for k in tensors if k.startswith("target.")]
     return Reference(
         first=facts["first"],
@@ -63,6 +65,7 @@ def unpack(tensors: dict[str, Tensor], facts: dict[str, Any]) -> Reference:
         embeddings=(tensors["cos"], tensors["sin"]),
         capture=VisionCapture([_image(tensors, i, s) for i, s in enumerate(facts["seeds"])]),
         correct=facts["correct"],
+        injected=[tensors[f"injected.{k}"] for k in range(injected)],
         **{name: tensors[name] for name in _PLAIN},
     )
 

@@ -6,14 +6,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from prunetune.calibration import Sample, encode
 from prunetune.families import Family
+from prunetune.families.base import multimodal_rotary
 from prunetune.runtime.suffix import Prefix
 from prunetune.runtime.taps import LayerTap, last_query_row
 from prunetune.runtime.vision import VisionCapture, VisionTap, wrap_encoder
 from prunetune.tokens import left_pad
 
+TOKEN_KINDS = ("mm_token_type_ids", "token_type_ids")
 NEEDS = frozenset({"vision_attention", "vision_map", "patch_entropy", "image_seed"})
 
 
@@ -48,6 +51,7 @@ def prepare(processor: Any, samples: Sequence[Sample], device: torch.device) -> 
     """Tokenise a batch of samples with their answers."""
     inputs = dict(encode(processor, samples))
     ids, mask = inputs.pop("input_ids"), inputs.pop("attention_mask").bool()
+    kinds = {name: inputs.pop(name) for name in TOKEN_KINDS if name in inputs}
     answers = [
         None
         if sample.answer is None
@@ -58,6 +62,10 @@ def prepare(processor: Any, samples: Sequence[Sample], device: torch.device) -> 
     full = [torch.cat([r, torch.tensor(a or [], dtype=r.dtype)]) for r, a in zip(rows, answers)]
     padded, valid = left_pad(full)
     behind = torch.tensor([len(a or []) for a in answers])
+    for name, kind in kinds.items():
+        # An answer is text, which is kind 0.
+        parts = [F.pad(row[m], (0, len(a or []))) for row, m, a in zip(kind, mask, answers)]
+        inputs[name] = left_pad(parts)[0]
     pixels = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
     query = padded.shape[1] - 1 - behind
     return Prompts(padded.to(device), valid.to(device), query.to(device), answers, pixels)
@@ -79,6 +87,7 @@ class Reference:
         tail: ``[B, t, d]`` final states of the last ``t`` slots.
         log_probs: ``[B, vocabulary]`` float32, next token after the prompt.
         correct: Whether greedy decoding gives exactly the expected answer; None without one.
+        injected: What the text model adds behind its first layers, see ``Family.injected``.
     """
 
     first: int
@@ -92,6 +101,7 @@ class Reference:
     tail: Tensor
     log_probs: Tensor = field(default_factory=lambda: torch.empty(0))
     correct: list[bool | None] = field(default_factory=list)
+    injected: list[Tensor] = field(default_factory=list)
 
     def prefix(self, first_layer: int) -> Prefix:
         """Return what a config whose first stage is at ``first_layer`` starts from."""
@@ -106,6 +116,7 @@ class Reference:
             capture=self.capture,
             query=self.prompts.query,
             tap=self.taps.get(layer - 1) if layer == first_layer else None,
+            injected=self.injected,
         )
 
 
@@ -124,17 +135,20 @@ class Recorder:
         self._targets: dict[int, Tensor] = {}
         self._kwargs: dict[str, Any] = {}
         self._capture: VisionCapture | None = None
+        self._injected: list[Tensor] = []
 
     def record(self, prompts: Prompts, first: int) -> Reference:
         """Run one batch through the unmodified model."""
         hooks = self._install()
         base = self.family.base
         position_ids = (prompts.valid.long().cumsum(1) - 1).clamp_min(0)
+        # Multimodal rotary positions are the model's own to find.
+        multimodal = multimodal_rotary(self.family.text_model.config)
         try:
             output = base(
                 input_ids=prompts.input_ids,
                 attention_mask=prompts.valid.long(),
-                position_ids=position_ids,
+                position_ids=None if multimodal else position_ids,
                 use_cache=False,
                 **prompts.pixels,
             )
@@ -156,6 +170,7 @@ class Recorder:
             capture=self._capture,
             # A copy: the view would keep the whole sequence's states alive.
             tail=tail.clone(),
+            injected=self._injected,
         )
         for k in range(self.deepest):
             reference.taps[k] = self._tap(reference, k)
@@ -179,6 +194,8 @@ class Recorder:
         hooks = tap.install()
         encode = getattr(base, self.family.encoder_method)
         base.__dict__[self.family.encoder_method] = wrap_encoder(encode, tap, self._note)
+        text: Any = self.family.text_model
+        hooks.append(text.register_forward_pre_hook(self._inject, with_kwargs=True))
         for k in range(self.deepest + 1):
             hooks.append(layers[k].register_forward_pre_hook(self._saving(k), with_kwargs=True))
         for k in range(self.deepest):
@@ -187,6 +204,9 @@ class Recorder:
 
     def _note(self, capture: VisionCapture, output: Any) -> None:
         self._capture = capture
+
+    def _inject(self, text: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._injected = self.family.injected(kwargs)
 
     def _saving(self, k: int) -> Any:
         def saving(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -72,6 +72,7 @@ class TinyFamily:
         visual_inputs: Names of the model inputs that are not ``[B, S]``.
         refused_scorers: Scorers that this family's tower has no input for.
         packed: Whether positions may be renumbered.
+        chunks: Whether transformers itself can prefill it in parts; else why not.
         marks: Pytest marks of all its tests, as from ``needs``.
     """
 
@@ -82,6 +83,7 @@ class TinyFamily:
     visual_inputs: tuple[str, ...] = ("pixel_values", "image_sizes")
     refused_scorers: frozenset[str] = frozenset()
     packed: bool = True
+    chunks: bool | str = True
     marks: tuple[Any, ...] = ()
 
     # -- models and batches ----------------------------------------------------------------
@@ -145,6 +147,17 @@ class TinyFamily:
             padded = [(0,) * 7 + (most - t.shape[1],) for t in (one, two)]
             one, two = (torch.nn.functional.pad(t, p) for t, p in zip((one, two), padded))
         return torch.cat([one, two])
+
+    def explicit_positions(self, model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return further inputs where the model cannot find the positions of a call by itself.
+
+        That is with embeddings instead of ids, and from the first later turn with images on.
+
+        Args:
+            model: The model.
+            inputs: Of the whole conversation so far, ids and all images.
+        """
+        return {}
 
     # -- what the reference must know --------------------------------------------------------
 

@@ -1,0 +1,112 @@
+"""What the Qwen-VL families share: every picture at its own size, patches in merged blocks."""
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunetune.families.base import CLIP_PIXELS, Family, TappedAttention, VisionCall
+from prunetune.tokens import ImageGeometry, grid_geometry
+
+
+class QwenVL(Family):
+    """Base of Qwen-VL models: a tower for grids of any size, 2 x 2 patches merged into a token.
+
+    The processor hands over patches, not pictures: ``pixel_values`` is ``[patches, values]`` of all
+    images, in blocks that become one token, and ``image_grid_thw`` says how many frames, rows and
+    columns of patches each image (or video) has. Tokens are frame by frame in raster order of the
+    merged grid, which are also their multimodal rotary positions. A video's frames are tiles.
+    """
+
+    @property
+    def patches_per_token(self) -> int:
+        """Patches of a merged block."""
+        return self._merge**2
+
+    @property
+    def _merge(self) -> int:
+        return int(self.config.vision_config.spatial_merge_size)
+
+    def grids(self, call: VisionCall) -> list[tuple[int, int, int]]:
+        """Return (frames, rows, columns) in patches of every image or video of a call."""
+        arguments = call.arguments
+        grid: Tensor = arguments[
+            "image_grid_thw" if "pixel_values" in arguments else "video_grid_thw"
+        ]
+        return [(int(t), int(h), int(w)) for t, h, w in grid.tolist()]
+
+    def geometries(self, call: VisionCall) -> list[ImageGeometry]:
+        """The merged grid, row by row; a video frame by frame."""
+        return [_frames(t, h // self._merge, w // self._merge) for t, h, w in self.grids(call)]
+
+    def views(self, call: VisionCall) -> list[int]:
+        """One view an image, a video's frames (each of two pictures) apart."""
+        return [frames for frames, _, _ in self.grids(call)]
+
+    def pixels(self, call: VisionCall) -> list[Tensor]:
+        """Each frame put together from its patches.
+
+        A patch holds two moments (an image twice the same); they stand side by side, token by
+        token, so that a token's cell holds all the pixels that it was made of.
+        """
+        values: Tensor = _either(call, "pixel_values", "pixel_values_videos")
+        vision, merge = self.config.vision_config, self._merge
+        size, moments = int(vision.patch_size), int(vision.temporal_patch_size)
+        grids, result = self.grids(call), []
+        for (t, h, w), part in zip(
+            grids, torch.split(values, [t * h * w for t, h, w in grids]), strict=True
+        ):
+            rows, cols = h // merge, w // merge
+            blocks = part.reshape(t, rows, cols, merge, merge, -1, moments, size, size)
+            blocks = blocks.permute(0, 5, 1, 3, 7, 2, 6, 4, 8)
+            result.append(blocks.reshape(t, -1, h * size, moments * w * size))
+        return result
+
+    def pixel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Qwen2-VL and Qwen2.5-VL normalise as CLIP does."""
+        return CLIP_PIXELS
+
+    def vision_attention_module(self) -> nn.Module | None:
+        """Attention of the last block, whose output is merged into the features."""
+        base: Any = self.base
+        module: nn.Module = base.visual.blocks[-1].attn
+        return module
+
+    def vision_heads(
+        self, tapped: TappedAttention, call: VisionCall, *, first_only: bool
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Split the one packed sequence of all images; patches of a token are neighbours already.
+
+        A frame is a sequence of its own to the tower's full attention.
+        """
+        module = tapped.module
+        length = tapped.states.shape[0]
+        fused = module.qkv(tapped.states).reshape(length, 3, module.num_heads, -1)
+        query, key, _ = fused.unbind(1)
+        rotate = sys.modules[type(module).__module__].apply_rotary_pos_emb_vision
+        query, key = rotate(query, key, *tapped.arguments["position_embeddings"])
+        query, key = (self._in_order(part.float(), call) for part in (query, key))
+        grids = self.grids(call)
+        sizes = [t * h * w for t, h, w in grids]
+        parts = zip(torch.split(query, sizes), torch.split(key, sizes), strict=True)
+        for (t, h, w), (q, k) in zip(grids, parts, strict=True):
+            q, k = (p.reshape(t, h * w, *p.shape[1:]).transpose(1, 2) for p in (q, k))
+            yield q * float(module.scaling), k
+
+    def _in_order(self, patches: Tensor, call: VisionCall) -> Tensor:
+        """Return ``[patches, ...]`` of one call in the order that the processor gave them."""
+        return patches
+
+
+def _either(call: VisionCall, of_images: str, of_videos: str) -> Any:
+    arguments = call.arguments
+    return arguments[of_images if of_images in arguments else of_videos]
+
+
+def _frames(frames: int, rows: int, cols: int) -> ImageGeometry:
+    """Return the geometry of ``frames`` grids, each over the whole picture."""
+    geometry = grid_geometry(rows, cols).select(torch.arange(rows * cols).repeat(frames))
+    geometry.tile.copy_(torch.arange(frames).repeat_interleave(rows * cols))
+    return geometry

@@ -1,0 +1,40 @@
+"""Qwen2.5-VL: as Qwen2-VL, with a tower that attends within windows but for a few blocks."""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from prunetune.families.base import VisionCall
+from prunetune.families.base_qwen import QwenVL
+
+
+class Qwen25VL(QwenVL):
+    """``Qwen2_5_VLForConditionalGeneration``."""
+
+    model_type: ClassVar[str] = "qwen2_5_vl"
+
+    def vision_attention_module(self) -> nn.Module | None:
+        """Attention of the last block that sees whole frames (in released models the last).
+
+        Inside a window probabilities would be shares of the window, not of the picture.
+        """
+        full = [int(k) for k in self.config.vision_config.fullatt_block_indexes]
+        base: Any = self.base
+        blocks = base.visual.blocks
+        within = [k for k in full if k < len(blocks)]
+        return blocks[max(within)].attn if within else None
+
+    def _in_order(self, patches: Tensor, call: VisionCall) -> Tensor:
+        """Undo the tower's sorting of merged blocks by window."""
+        from transformers.vision_utils import get_vision_window_index
+
+        vision = self.config.vision_config
+        index, _ = get_vision_window_index(
+            torch.tensor(self.grids(call)),
+            spatial_merge_size=vision.spatial_merge_size,
+            window_size=vision.window_size,
+            patch_size=vision.patch_size,
+        )
+        blocks = patches.reshape(-1, self.patches_per_token, *patches.shape[1:])
+        return blocks[torch.argsort(index).to(patches.device)].flatten(0, 1)

@@ -1,0 +1,32 @@
+"""Qwen3-VL: DeepStack behind the first three layers; a video's frames stand apart in the prompt."""
+
+from typing import Any, ClassVar
+
+from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+from family_models._base import VIDEO, widen
+from family_models._qwen import END, START, TIME, QwenVL
+
+
+class Qwen3VL(QwenVL):
+    model_type = "qwen3_vl"
+    mrope: ClassVar[list[int]] = [3, 3, 2]
+
+    def build(self, attention: str, **text: Any) -> Any:
+        vision = self.vision(
+            depth=4, hidden_size=32, out_hidden_size=64, intermediate_size=48,
+            num_position_embeddings=16, deepstack_visual_indexes=[0, 1, 2],
+        )  # fmt: skip
+        model = Qwen3VLForConditionalGeneration(
+            Qwen3VLConfig(vision_config=vision, **self.settings(head_dim=16, **text))
+        )
+        widen(model, "model.visual.merger")
+        widen(model, "model.visual.deepstack_merger_list", 0.1)
+        return model
+
+    def video_ids(self, frames: int, count: int) -> list[int]:
+        frame = [VIDEO] * (count // frames)
+        return [i for n in range(frames) for i in (TIME + n, START, *frame, END)]
+
+
+FAMILY = Qwen3VL()
