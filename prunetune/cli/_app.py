@@ -23,6 +23,7 @@ VERBS = (
     "export",
     "verify",
     "show",
+    "diff",
     "models",
     "scorers",
     "presets",
