@@ -18,6 +18,7 @@ from prunetune.config import Provenance, PruningConfig
 from prunetune.errors import StudyError
 from prunetune.presets import preset_names
 from prunetune.search.interrupts import check
+from prunetune.search.record import write_record
 from prunetune.search.scores import Measures, SampleScore, Scores, accuracy
 from prunetune.search.space import Space
 from prunetune.search.spec import StudySpec
@@ -148,13 +149,14 @@ def conclude(
     config = with_provenance(study, spec, space, winner, evaluator, tuned)
     # Before the table: whatever happens there, the config is safe.
     config.save(path)
+    measured = {"tuned": tuned}
     baselines = tuple(
-        _baseline(preset, tuned, held_out, spec.seed)
+        _baseline(preset, measured, held_out, spec.seed)
         for preset in presets_at(preset_names(), space)
     )
     trials = study.get_trials(deepcopy=False)
     scores, provenance = Scores.of(tuned), config.provenance
-    return SearchResult(
+    result = SearchResult(
         study=study.study_name,
         trials=count_trials(trials),
         seconds=time.monotonic() - begun,
@@ -172,6 +174,8 @@ def conclude(
         config=str(path),
         best=config,
     )
+    write_record(study, result, winner.trial, held_out, measured, spec.seed)
+    return result
 
 
 def count_trials(trials: Sequence[FrozenTrial]) -> dict[str, int]:
@@ -193,12 +197,13 @@ def _images(evaluator: Measures) -> list[str]:
 
 
 def _baseline(
-    preset: Preset, tuned: Sequence[SampleScore], held_out: Measures, seed: int
+    preset: Preset, measured: dict[str, list[SampleScore]], held_out: Measures, seed: int
 ) -> Baseline:
+    """Measure a preset and compare it with the tuned config's results; both are in ``measured``."""
     if preset.config is None:
         return Baseline(preset.name, None, note=preset.note)
-    results = measure(held_out, preset.config)
-    difference = [ours.gap - theirs.gap for ours, theirs in zip(tuned, results)]
+    results = measured[preset.name] = measure(held_out, preset.config)
+    difference = [ours.gap - theirs.gap for ours, theirs in zip(measured["tuned"], results)]
     return Baseline(
         name=preset.name,
         scores=Scores.of(results),

@@ -1,0 +1,260 @@
+"""What a stored study says: trials, best and front, as plain data for plots, notes and pages."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from optuna import Study
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial
+
+from prunetune.budget import mean_retention
+from prunetune.config import PruningConfig
+from prunetune.errors import ConfigError
+from prunetune.search.record import read_record
+from prunetune.search.spec import StudySpec
+
+UNITS = {
+    "cosine": "gap (1 - cosine)",
+    "kl": "KL of the next token (nats)",
+    "cosine+kl": "gap + KL (nats)",
+}
+"""A metric as an axis calls it."""
+_STATES = {"COMPLETE": "complete", "PRUNED": "stopped early", "FAIL": "failed"}
+
+
+@dataclass(frozen=True)
+class TrialFacts:
+    """One trial.
+
+    Attributes:
+        number: Of the trial.
+        state: ``complete``, ``stopped early``, ``failed``, ``running`` or ``waiting``.
+        values: One an objective; of a trial that was stopped early, the estimate. May be empty.
+        config: What it measured; None where there is none, or none this release can read.
+        attrs: The trial's user attributes.
+        samples: Metric of each calibration sample that it was measured on, by index.
+        seconds: How long it took.
+    """
+
+    number: int
+    state: str
+    values: tuple[float, ...]
+    config: PruningConfig | None
+    attrs: Mapping[str, Any] = field(repr=False)
+    samples: Mapping[int, float] = field(repr=False)
+    seconds: float | None
+
+    @property
+    def complete(self) -> bool:
+        """Whether it was measured on all samples."""
+        return self.state == "complete"
+
+    @property
+    def measured(self) -> bool:
+        """Whether it has values, estimates included."""
+        return bool(self.values)
+
+    @property
+    def schedule(self) -> tuple[tuple[int, float], ...]:
+        """Layer and retention of every stage."""
+        stages = self.config.stages if self.config else ()
+        return tuple((stage.layer, stage.retention) for stage in stages)
+
+    @property
+    def retention(self) -> float | None:
+        """Mean retention over all decoder layers."""
+        stored = self.attrs.get("mean_retention")
+        if isinstance(stored, float | int):
+            return float(stored)
+        if self.config is None:
+            return None
+        return mean_retention(self.config.stages, self.config.model.num_layers)
+
+    @property
+    def name(self) -> str:
+        """Such as ``trial 12`` or ``trial 0 (preset topv)``."""
+        preset = self.attrs.get("preset")
+        return f"trial {self.number}" + (f" (preset {preset})" if preset else "")
+
+    def number_of(self, key: str) -> float | None:
+        """Return a user attribute that is a finite number, or None."""
+        value = self.attrs.get(key)
+        known = isinstance(value, float | int) and math.isfinite(value)
+        return float(value) if known and value is not None else None
+
+
+@dataclass(frozen=True)
+class StudyFacts:
+    """A study.
+
+    Attributes:
+        name: Of the study.
+        spec: What it searches.
+        metrics: One name an objective.
+        maximised: One flag an objective.
+        trials: All of them, by number.
+        attrs: The study's user attributes.
+        record: What the search ended with, as far as it did; see ``prunetune.search.record``.
+    """
+
+    name: str
+    spec: StudySpec
+    metrics: tuple[str, ...]
+    maximised: tuple[bool, ...]
+    trials: tuple[TrialFacts, ...]
+    attrs: Mapping[str, Any] = field(repr=False)
+    record: Mapping[str, Any] | None = field(repr=False)
+
+    @cached_property
+    def complete(self) -> tuple[TrialFacts, ...]:
+        """Trials that were measured on all samples."""
+        return tuple(t for t in self.trials if t.complete and t.measured)
+
+    @cached_property
+    def ranked(self) -> tuple[TrialFacts, ...]:
+        """Trials of different configs, best by the first objective first, with estimates."""
+        found: dict[str, TrialFacts] = {}
+        measured = [t for t in self.trials if t.measured]
+        for trial in sorted(measured, key=lambda t: (self.loss(t), not t.complete, t.number)):
+            found.setdefault(str(trial.attrs.get("config_digest", trial.number)), trial)
+        return tuple(found.values())
+
+    @cached_property
+    def best(self) -> TrialFacts | None:
+        """The trial that was chosen, else the best complete one, else the best estimate.
+
+        With several objectives: the trial of the front that is best by the first one.
+        """
+        if self.settled and self.record is not None:
+            chosen = next((t for t in self.trials if t.number == self.record["trial"]), None)
+            if chosen is not None and chosen.config is not None:
+                return chosen
+        complete = [t for t in self.ranked if t.complete]
+        return next(iter([*complete, *self.ranked]), None)
+
+    @cached_property
+    def front(self) -> frozenset[int]:
+        """Numbers of the complete trials that no other one beats.
+
+        With one objective: in metric and mean retention; else in all objectives.
+        """
+        points = {t.number: self._cost(t) for t in self.complete}
+        known = {n: cost for n, cost in points.items() if all(math.isfinite(c) for c in cost)}
+        # By cost, so that only those before can beat one: 500 trials take no time.
+        kept: list[tuple[int, tuple[float, ...]]] = []
+        for number, cost in sorted(known.items(), key=lambda item: (item[1], item[0])):
+            if not any(all(a <= b for a, b in zip(other, cost)) for _, other in kept):
+                kept.append((number, cost))
+        return frozenset(number for number, _ in kept)
+
+    def _cost(self, trial: TrialFacts) -> tuple[float, ...]:
+        signs = [-1.0 if up else 1.0 for up in self.maximised]
+        cost = tuple(sign * value for sign, value in zip(signs, trial.values))
+        if len(cost) > 1:
+            return cost
+        retention = trial.retention
+        # To 1e-6: every trial meets the budget to a rounding error, which nobody ordered.
+        return (*cost, math.nan if retention is None else round(retention, 6))
+
+    def loss(self, trial: TrialFacts, objective: int = 0) -> float:
+        """Return an objective so that lower is better; infinite where it is not known."""
+        if objective >= len(trial.values):
+            return math.inf
+        value = trial.values[objective]
+        return -value if self.maximised[objective] else value
+
+    @property
+    def settled(self) -> bool:
+        """Whether the search ended and no trial has finished since."""
+        ended = sum(t.state in _STATES.values() for t in self.trials)
+        return self.record is not None and self.record.get("ended") == ended
+
+    @property
+    def running(self) -> int:
+        """Trials that run now."""
+        return sum(t.state == "running" for t in self.trials)
+
+    @property
+    def finished(self) -> int:
+        """Trials that are complete or were stopped early."""
+        return sum(t.state in ("complete", "stopped early") for t in self.trials)
+
+    @property
+    def num_layers(self) -> int:
+        """Decoder layers of the model; 0 before a trial says so."""
+        return next((t.config.model.num_layers for t in self.trials if t.config), 0)
+
+    @property
+    def sample_count(self) -> int:
+        """Calibration samples, as far as a complete trial tells."""
+        return max((len(t.samples) for t in self.complete), default=0)
+
+    def axis(self, objective: int = 0) -> str:
+        """Return an objective as an axis calls it."""
+        name = self.metrics[objective]
+        return UNITS.get(name, name)
+
+
+def study_facts(study: Study, spec: StudySpec | None = None) -> StudyFacts:
+    """Read a study; one query of its trials.
+
+    Args:
+        study: Optuna's.
+        spec: By default the one it stores.
+
+    Raises:
+        ConfigError: It stores no spec that this release can read.
+    """
+    attrs = study.user_attrs
+    directions = study.directions
+    names = study.metric_names or []
+    spec = spec or StudySpec.parse(attrs.get("spec"), origin=f"study {study.study_name!r}")
+    if len(names) != len(directions):
+        many = len(directions) > 1
+        names = [f"objective {k + 1}" for k in range(len(directions))] if many else [spec.metric]
+    trials = study.get_trials(deepcopy=False)
+    reports = (len(t.intermediate_values) for t in trials if t.state.name == "COMPLETE")
+    total = max(reports, default=0)
+    return StudyFacts(
+        name=study.study_name,
+        spec=spec,
+        metrics=tuple(names),
+        maximised=tuple(d == StudyDirection.MAXIMIZE for d in directions),
+        trials=tuple(_trial(t, len(directions), total) for t in trials),
+        attrs=attrs,
+        record=read_record(attrs),
+    )
+
+
+def _trial(trial: FrozenTrial, objectives: int, total: int) -> TrialFacts:
+    samples = trial.intermediate_values
+    if trial.state.name == "PRUNED" and samples and len(samples) > 1:
+        # The last report of a trial that was stopped early is the estimate of its mean.
+        last = max(samples)
+        if last >= (total or int(trial.user_attrs.get("samples_used", last))):
+            samples = {step: value for step, value in samples.items() if step != last}
+    return TrialFacts(
+        number=trial.number,
+        state=_STATES.get(trial.state.name, trial.state.name.lower()),
+        values=_finite(trial.values if trial.state.is_finished() else None, objectives),
+        config=_config(trial.user_attrs),
+        attrs=trial.user_attrs,
+        samples=samples,
+        seconds=trial.duration.total_seconds() if trial.duration else None,
+    )
+
+
+def _finite(values: Sequence[float] | None, count: int) -> tuple[float, ...]:
+    known = tuple(values or ())
+    return known if len(known) == count and all(math.isfinite(v) for v in known) else ()
+
+
+def _config(attrs: Mapping[str, Any]) -> PruningConfig | None:
+    try:
+        return PruningConfig.parse(attrs["config"]) if "config" in attrs else None
+    except ConfigError:
+        # Such as a scorer of a package that is not installed here: the rest can still be shown.
+        return None
