@@ -21,15 +21,17 @@ bool, False at padding); None while all slots are in place."""
 
 @dataclass(frozen=True)
 class VisionCall:
-    """One call of the model's image encoder.
+    """One call of the model's image or video encoder.
 
     Attributes:
         arguments: The call's arguments by name, defaults filled in from the model's config.
-        lengths: Tokens each image takes in the language model's sequence, in order.
+        lengths: Tokens each image (or video) takes in the language model's sequence, in order.
+        modality: ``image`` or ``video``.
     """
 
     arguments: Mapping[str, Any]
     lengths: list[int]
+    modality: str = "image"
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class Family:
 
     model_type: ClassVar[str] = ""
     encoder_method: ClassVar[str] = "get_image_features"
+    video_encoder_method: ClassVar[str | None] = None
     has_separators: ClassVar[bool] = False
 
     def __init__(self, model: nn.Module) -> None:
@@ -94,6 +97,26 @@ class Family:
     def image_token_id(self) -> int:
         """Id of the placeholder that every image token takes in ``input_ids``."""
         return int(self.config.image_token_id)
+
+    @property
+    def placeholders(self) -> dict[str, int]:
+        """Ids of the placeholders in ``input_ids``, by modality."""
+        ids = {"image": self.image_token_id}
+        if self.video_encoder_method is not None:
+            ids["video"] = int(self.config.video_token_id)
+        return ids
+
+    @property
+    def encoders(self) -> dict[str, str]:
+        """Names of the base's encoder methods, by modality."""
+        names = {"image": self.encoder_method}
+        if self.video_encoder_method is not None:
+            names["video"] = self.video_encoder_method
+        return names
+
+    def lengths(self, arguments: Mapping[str, Any], features: Any, modality: str) -> list[int]:
+        """Return how many tokens each image or video takes, from what its encoder returned."""
+        return [part.shape[:-1].numel() for part in features]
 
     def second_norm(self, layer: int) -> nn.Module:
         """Return the norm before the MLP of decoder layer ``layer``."""
@@ -128,11 +151,14 @@ class Family:
         return None
 
     def geometries(self, call: VisionCall) -> list[ImageGeometry]:
-        """Return where each token of each image comes from, in sequence order, on the CPU."""
+        """Return where each token of each image comes from, in sequence order, on the CPU.
+
+        A video is one item whose frames are its tiles.
+        """
         raise NotImplementedError
 
     def views(self, call: VisionCall) -> list[int]:
-        """Return how many views (thumbnail and tiles) the vision tower saw of each image."""
+        """Return how many views (thumbnail and tiles; frames) the tower saw of each image."""
         raise NotImplementedError
 
     def pixels(self, call: VisionCall) -> list[Tensor]:
@@ -146,6 +172,11 @@ class Family:
     def vision_attention_module(self) -> nn.Module | None:
         """Return the attention module of the layer whose output are the features, or None."""
         return None
+
+    def vision_attention_modules(self) -> list[nn.Module]:
+        """Return those of all towers, where images and videos have one each."""
+        module = self.vision_attention_module()
+        return [] if module is None else [module]
 
     def vision_has_cls(self) -> bool:
         """Tell whether the tower's first token is a CLS token."""

@@ -32,10 +32,12 @@ class Frame:
 
     Attributes:
         plan: The config, resolved for the model.
-        image_mask: ``[B, S]`` bool, True at image tokens; None when the forward has no images.
+        image_mask: ``[B, S]`` bool, True at the tokens of images and videos; None when the forward
+            has neither.
+        video_mask: ``[B, S]`` bool, True at those of videos; None when it has no videos.
         attention_mask: What the caller passed: None, 2-D, 4-D or a dict.
         input_ids: ``[B, S]``, where passed.
-        capture: Of the encoder call that belongs to this forward.
+        captures: Of the encoder calls that belong to this forward, by modality.
         query: ``[B]`` int64, the slot whose attention row scorers get; None: the last real one.
         past: Tokens seen over the cache before this forward, dropped ones included. Read before any
             layer runs: by the first stage's layer, the layers below have grown already.
@@ -49,7 +51,8 @@ class Frame:
     image_mask: Tensor | None
     attention_mask: Any = None
     input_ids: Tensor | None = None
-    capture: VisionCapture | None = None
+    captures: dict[str, VisionCapture] = field(default_factory=dict)
+    video_mask: Tensor | None = None
     cache: Any = None
     state: CacheState | None = None
     segment: Segment | None = None
@@ -75,6 +78,11 @@ class Frame:
     def prunes(self) -> bool:
         """Whether this forward carries images."""
         return self.image_mask is not None
+
+    @property
+    def capture(self) -> VisionCapture | None:
+        """The capture that remembers what was decided; there is one wherever tokens can go."""
+        return next(iter(self.captures.values()), None)
 
     # -- entering layers -----------------------------------------------------------------
 
@@ -176,8 +184,9 @@ class Frame:
 
     def _assign_images(self) -> None:
         assert self.image_mask is not None
-        slots = [row.nonzero().flatten() for row in self.image_mask & self.valid]
-        self.rows = assign_images(slots, self.capture)
+        mask = self.image_mask & self.valid
+        slots = [row.nonzero().flatten() for row in mask]
+        self.rows = assign_images(mask, self.video_mask, self.captures)
         self.trace = ForwardTrace(slots, [[len(i.slots) for i in row] for row in self.rows])
 
     # -- what later layers are told --------------------------------------------------------

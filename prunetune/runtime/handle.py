@@ -1,5 +1,6 @@
 """Hooks on, hooks off: a config applied to a model, and what its forwards share."""
 
+import functools
 import inspect
 import threading
 from collections import deque
@@ -12,12 +13,12 @@ from torch import Tensor, nn
 from prunetune.config import PruningConfig
 from prunetune.errors import ConfigError, UnsupportedModelError
 from prunetune.families import Family
+from prunetune.runtime.captures import Captures, Step, given_to, placeholder_mask
 from prunetune.runtime.frame import Frame
 from prunetune.runtime.plan import Plan
 from prunetune.runtime.trace import ForwardTrace
 from prunetune.runtime.vision import VisionCapture, VisionTap, wrap_encoder
 
-CAPTURE = "_prunetune_capture"
 FRAME = "_prunetune_frame"
 MARK = "_prunetune_handle"
 
@@ -36,7 +37,8 @@ class Handle:
         self.plan = Plan(family, config)
         self._local = threading.local()
         self._hooks: list[Any] = []
-        self._overridden: Any = None
+        self._captures = Captures()
+        self._overridden: dict[str, Any] = {}
         self._unfollow: Any = None
         base = family.base
         if MARK in base.__dict__:
@@ -80,16 +82,19 @@ class Handle:
         base = self.plan.family.base
         if base.__dict__.get(MARK) is self:
             del base.__dict__[MARK]
-            base.__dict__.pop(self.plan.family.encoder_method, None)
-            if self._overridden is not None:
-                base.__dict__[self.plan.family.encoder_method] = self._overridden
+            for method in self.plan.family.encoders.values():
+                base.__dict__.pop(method, None)
+            base.__dict__.update(self._overridden)
 
     def _install(self, family: Family, base: nn.Module) -> None:
         base.__dict__[MARK] = self
-        # Somebody else's override on the instance comes back afterwards.
-        self._overridden = base.__dict__.get(family.encoder_method)
-        encode = getattr(base, family.encoder_method)
-        base.__dict__[family.encoder_method] = wrap_encoder(encode, self._tap, self._note_capture)
+        for modality, method in family.encoders.items():
+            # Somebody else's override on the instance comes back afterwards.
+            if method in base.__dict__:
+                self._overridden[method] = base.__dict__[method]
+            base.__dict__[method] = wrap_encoder(
+                getattr(base, method), self._tap, self._noting_captures(modality), modality
+            )
         self._hooks += self._tap.install()
         self._unfollow = family.follow(self._survivors)
         if family.model is not base:
@@ -123,30 +128,14 @@ class Handle:
             return None
         return segment.index, segment.valid
 
-    def _note_capture(self, capture: VisionCapture, output: Any) -> None:
-        if not isinstance(output, tuple):
-            setattr(output, CAPTURE, capture)
-        self._local.capture = capture
-        if self.frames:
-            self.frames[-1].capture = self._first_of(capture)
+    def _noting_captures(self, modality: str) -> Any:
+        def note(capture: VisionCapture, output: Any) -> None:
+            self._captures.note(modality, capture, output)
+            if self.frames:
+                first = self._captures.first_of(modality, capture)
+                self.frames[-1].captures[modality] = first
 
-    def _first_of(self, capture: VisionCapture) -> VisionCapture:
-        """Return the first step's capture where each step encodes the same images again.
-
-        So does ``generate`` without a cache before transformers 5.18.
-        """
-        step: tuple[Tensor, int] | None = getattr(self._local, "step", None)
-        first, last = getattr(self._local, "first", (capture, None))
-        self._local.first = (capture, step)
-        if step is None or last is None or step[1] != last[1] + 1:
-            return capture
-        lengths, before = ([i.length for i in c.images] for c in (capture, first))
-        same = lengths == before and step[0].device == last[0].device
-        if same and torch.equal(step[0], last[0]):
-            self._local.first = (first, step)
-            again: VisionCapture = first
-            return again
-        return capture
+        return note
 
     def _note_tail(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         wanted = kwargs.get("logits_to_keep")
@@ -155,19 +144,22 @@ class Handle:
     def _open(self, base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         bound = self._signature.bind_partial(*args, **kwargs).arguments
         bound = bound | bound.get("kwargs", {})
-        encoded = (bound.get("mm_encoder_outputs") or {}).get("image")
-        pixels = bound.get("pixel_values")
+        encoded, pixels = given_to(self.plan.family, bound)
+        given = [m for m in self.plan.family.encoders if m in {**encoded, **pixels}]
         cache = bound.get("past_key_values")
-        has_images = encoded is not None or (pixels is not None and len(pixels) > 0)
         wanted = getattr(self._local, "wanted", 0)
         self._local.wanted = 0
         ids = bound.get("input_ids")
         step = wanted == 1 and cache is None and ids is not None and not self._encodes_once
-        self._local.step = (pixels, ids.shape[1]) if step and has_images else None
+        self._captures.step = Step(pixels, ids.shape[1]) if step and pixels else None
+        masks = {
+            modality: placeholder_mask(self.plan.family, bound, modality) for modality in given
+        }
         frame = Frame(
             plan=self.plan,
-            image_mask=self._image_mask(bound) if has_images else None,
-            blocks=self.plan.family.blocks(bound) if has_images else None,
+            image_mask=functools.reduce(torch.logical_or, masks.values()) if masks else None,
+            video_mask=masks.get("video"),
+            blocks=self.plan.family.blocks(bound) if given else None,
             attention_mask=bound.get("attention_mask"),
             input_ids=ids,
             # Assisted decoding prefills candidates behind the prompt and asks for all their logits:
@@ -175,10 +167,12 @@ class Handle:
             tail=max(0, wanted - 1),
             past=0 if cache is None else int(cache.get_seq_length()),
         )
-        if encoded is not None:
-            frame.capture = getattr(encoded, CAPTURE, None) or self._moved(encoded)
+        for modality, features in encoded.items():
+            capture = self._captures.of(modality, features)
+            if capture is not None:
+                frame.captures[modality] = capture
         self.frames.append(frame)
-        if wanted == 1 and not has_images and ids is not None and ids.shape[1] > 1:
+        if wanted == 1 and not given and ids is not None and ids.shape[1] > 1:
             self._check_whole(ids)
 
     def _check_whole(self, input_ids: Tensor) -> None:
@@ -186,34 +180,12 @@ class Handle:
 
         Before transformers 5.23 chunks of a prompt lose their images, in silence.
         """
-        if bool(input_ids.eq(self.plan.family.image_token_id).any()):
-            raise UnsupportedModelError(
-                "a part of the prompt has image tokens, but came without its images: "
-                "pass their pixels and leave prefill_chunk_size, which is not supported, unset"
-            )
-
-    def _moved(self, encoded: Any) -> VisionCapture | None:
-        """Return the thread's last capture if ``encoded`` are its features on another device."""
-        capture: VisionCapture | None = getattr(self._local, "capture", None)
-        if capture is None:
-            return None
-        features = encoded.pooler_output
-        lengths = [len(part) for part in features]
-        elsewhere = features[0].device != capture.images[0].geometry.tile.device
-        same = lengths == [image.length for image in capture.images]
-        return capture if elsewhere and same else None
-
-    def _image_mask(self, bound: dict[str, Any]) -> Tensor:
-        family = self.plan.family
-        ids = bound.get("input_ids")
-        if ids is not None:
-            mask: Tensor = ids.eq(family.image_token_id)
-            return mask
-        embeds: Tensor = bound["inputs_embeds"]
-        token = torch.tensor(family.image_token_id, device=embeds.device)
-        embedding = family.text_model.get_input_embeddings()(token)
-        same: Tensor = embeds.eq(embedding).all(-1)
-        return same
+        for token in self.plan.family.placeholders.values():
+            if bool(input_ids.eq(token).any()):
+                raise UnsupportedModelError(
+                    "a part of the prompt has image tokens, but came without its images: "
+                    "pass their pixels and leave prefill_chunk_size, which is not supported, unset"
+                )
 
     def _close(self, base: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         frame = self.frames.pop()

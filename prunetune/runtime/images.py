@@ -1,4 +1,6 @@
-"""Which image stands where: distinct images and their tokens in a batch's rows."""
+"""Which image stands where: distinct images (and videos) and their tokens in a batch's rows."""
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -29,21 +31,37 @@ class ImageTokens:
         self.stage_scores = torch.empty(0)
 
 
-def assign_images(slots: list[Tensor], capture: VisionCapture | None) -> list[list[ImageTokens]]:
-    """Return the images of each batch row.
+def assign_images(
+    mask: Tensor, video: Tensor | None, captures: Mapping[str, VisionCapture]
+) -> list[list[ImageTokens]]:
+    """Return the images and videos of each batch row, in order of their first slot.
 
     Args:
-        slots: Per row the slots of its image tokens, ``[n]`` int64 ascending.
-        capture: Of the encoder call that belongs to the forward.
+        mask: ``[B, S]`` bool, True at image and video tokens.
+        video: ``[B, S]`` bool, True at video tokens; None: there are none.
+        captures: Of the encoder calls that belong to the forward, by modality.
 
     Raises:
         UnsupportedModelError: The features are unknown or do not fit.
     """
+    if video is None:
+        return _assign(mask, captures.get("image"))
+    rows = _assign(mask & video, captures.get("video"))
+    images = mask & ~video
+    if "image" in captures or bool(images.any()):
+        for row, more in zip(rows, _assign(images, captures.get("image")), strict=True):
+            row += more
+            row.sort(key=lambda image: int(image.slots[0]))
+    return rows
+
+
+def _assign(mask: Tensor, capture: VisionCapture | None) -> list[list[ImageTokens]]:
     if capture is None:
         raise UnsupportedModelError(
             "the image features of this forward were computed before prunetune.apply, or "
             "sliced by prefill_chunk_size; pass pixel_values and leave prefill_chunk_size unset"
         )
+    slots = [row.nonzero().flatten() for row in mask]
     members = spread_images([len(s) for s in slots], [i.length for i in capture.images])
     result = []
     for row_slots, row in zip(slots, members, strict=True):

@@ -55,7 +55,7 @@ def run_suffix(handle: Handle, prefix: Prefix, tail: int) -> Tensor:
         handle.plan,
         prefix.image_mask,
         prefix.valid,
-        capture=prefix.capture,
+        captures={"image": prefix.capture},
         query=prefix.query,
         memoise=True,
     )

@@ -4,7 +4,7 @@ import functools
 import inspect
 import threading
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,17 +86,27 @@ class VisionTap:
         """Hook the tower where a scorer asks for it and return the hook handles."""
         if not self._needs & {"vision_attention", "vision_map"}:
             return []
-        module = self._family.vision_attention_module()
-        if module is None:
+        modules = self._family.vision_attention_modules()
+        if not modules:
             raise refuse(self._family.model, "the attention of its vision tower cannot be read")
-        return [module.register_forward_pre_hook(self._remember, with_kwargs=True)]
+        return [m.register_forward_pre_hook(self._remember, with_kwargs=True) for m in modules]
 
     def _remember(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         states = args[0] if args else kwargs["hidden_states"]
         self._local.tapped = TappedAttention(module, states, kwargs)
 
-    def capture(self, call: VisionCall, device: torch.device) -> VisionCapture:
-        """Collect what the scorers need of the images of one encoder call."""
+    def capture(
+        self, arguments: Mapping[str, Any], features: Any, modality: str = "image"
+    ) -> VisionCapture:
+        """Collect what the scorers need of the images of one encoder call.
+
+        Args:
+            arguments: The call's, by name.
+            features: What it returned.
+            modality: What was encoded, ``image`` or ``video``.
+        """
+        call = VisionCall(arguments, self._family.lengths(arguments, features, modality), modality)
+        device = features[0].device
         images = [ImageCapture(g.to(device)) for g in self._family.geometries(call)]
         self._add_attention(images, call)
         if self._needs & {"image_seed", "patch_entropy"}:
@@ -227,13 +237,19 @@ def patch_entropy(
     return -(share * share.clamp_min(1e-12).log2()).sum(-1)
 
 
-def wrap_encoder(encode: Any, tap: VisionTap, note: Callable[[VisionCapture, Any], None]) -> Any:
+def wrap_encoder(
+    encode: Any,
+    tap: VisionTap,
+    note: Callable[[VisionCapture, Any], None],
+    modality: str = "image",
+) -> Any:
     """Return ``encode`` (a model's ``get_image_features``), noting a capture of every call.
 
     Args:
         encode: The bound method.
         tap: Its attention tap, installed.
         note: Called with the capture and the encoder's output.
+        modality: What it encodes, ``image`` or ``video``.
     """
     signature = inspect.signature(encode)
 
@@ -244,8 +260,7 @@ def wrap_encoder(encode: Any, tap: VisionTap, note: Callable[[VisionCapture, Any
         features = output[1] if isinstance(output, tuple) else output.pooler_output
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        call = VisionCall(bound.arguments, [len(part) for part in features])
-        note(tap.capture(call, features[0].device), output)
+        note(tap.capture(bound.arguments, features, modality), output)
         return output
 
     return wrapper
