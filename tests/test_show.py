@@ -1,14 +1,19 @@
 """``show``: pictures of kept tokens."""
 
+import io
+
 import pytest
 import torch
 from cli_runner import call, picture, refused, truncate
 from PIL import Image
+from rich.console import Console
 
 from prunetune.config import ModelRef, PruningConfig
 from prunetune.models import load_model
-from prunetune.review import contact_sheet, kept_tokens
-from prunetune.review.overlay import _BOX, _panel
+from prunetune.review import Row, contact_sheet, kept_tokens, sheet
+from prunetune.review.heatmap import ONLY_A, ONLY_B, colour, difference_panel, heat_panel, scaled
+from prunetune.review.overlay import BOX, cell, kept_panel
+from prunetune.review.terminal import print_kept
 from prunetune.tokens import keep_count
 
 FAST = ("--threads", "1")
@@ -56,7 +61,7 @@ def test_every_stage_is_drawn_with_the_tokens_it_kept(tiny, config, size):
     assert bool((thumbnail | tiles).eq(~kept.geometry.separator).all())
     sheet = contact_sheet(image, kept, "a title " * 60)
     assert sheet.width > 4 * 250
-    assert sheet.height > 2 * min(_BOX, _BOX * size[1] // size[0])
+    assert sheet.height > 2 * min(BOX, BOX * size[1] // size[0])
     # Four columns of captions and pictures: none of them is empty paper.
     for k in range(4):
         part = sheet.crop((k * sheet.width // 4, 60, (k + 1) * sheet.width // 4, sheet.height))
@@ -67,7 +72,7 @@ def test_kept_cells_are_clear_and_dropped_ones_grey(tiny, config):
     image = Image.new("RGB", (128, 128), (200, 20, 20))
     kept = kept_tokens(tiny, config, image, "what ?")
     _, tiles = kept.views()[1]
-    panel = _panel(image.resize((320, 320)), kept.geometry, tiles, kept.stages[1].kept)
+    panel = kept_panel(image.resize((320, 320)), kept.geometry, tiles, kept.stages[1].kept)
     seen = set()
     for i in tiles.nonzero().flatten().tolist():
         at = int(kept.geometry.x[i] * 320), int(kept.geometry.y[i] * 320)
@@ -90,8 +95,8 @@ def test_the_verb_writes_the_picture_and_prints_counts(files, tmp_path, monkeypa
         assert sheet.format == "PNG"
     asked = ("--question", "what color is the circle ?", "-o", tmp_path / "k.jpg", "--json")
     ran = call("show", config, image, *asked, *FAST)
-    found = ran.json
     assert len(ran.out.splitlines()) == 1
+    (found,) = ran.json["images"]
     assert [stage["layer"] for stage in found["stages"]] == [0, 3, 8]
     assert all(stage["of"] == found["image_tokens"] for stage in found["stages"])
     # Separators were dropped, so the views are all there is.
@@ -112,3 +117,109 @@ def test_bad_input_is_one_line(files, tmp_path):
     refused("show", config, image, "-o", tmp_path / "k.txt", *FAST, has=("k.txt", ".png"))
     refused("show", config, image, "-o", image / "k.png", *FAST, has=("k.png",))
     refused("show", config, has=("IMAGE",))
+    refused("show", config, *[image] * 33, has=("33", "32"))
+    refused("show", config, image, "--against", tmp_path / "no.json", has=("no.json",))
+
+
+def colours(panel, geometry, member):
+    """Return the most frequent colour of each token's cell."""
+    found = {}
+    for i in member.nonzero().flatten().tolist():
+        left, top, right, bottom = cell(geometry, i, panel.size)
+        part = panel.crop((left + 2, top + 2, right - 1, bottom - 1))
+        found[i] = max(part.getcolors(1 << 16))[1]
+    return found
+
+
+def test_scores_are_drawn_in_order_and_what_was_gone_before_is_not(tiny, config):
+    image = Image.new("RGB", (BOX, BOX), (128, 128, 128))
+    kept = kept_tokens(tiny, config, picture(3, (128, 128)), "what ?")
+    _, tiles = kept.views()[1]
+    first, second, _ = kept.stages
+    known = ~second.scores.isnan()
+    assert bool(known.eq(first.kept & ~kept.geometry.separator).all())
+    # What a stage keeps is what scored highest.
+    inside = second.scores[known & second.kept].min() >= second.scores[known & ~second.kept].max()
+    assert bool(inside)
+    shares = scaled(second.scores)
+    panel = heat_panel(image, kept.geometry, tiles, second.kept, second.scores)
+    for i, (red, green, blue) in colours(panel, kept.geometry, tiles & known).items():
+        for seen, pure in zip((red, green, blue), colour(float(shares[i]))):
+            assert abs(seen - (0.85 * pure + 0.15 * 128)) <= 2
+    assert colour(0.0) != colour(1.0)
+    assert sum(colour(0.2)) < sum(colour(0.5)) < sum(colour(1.0))
+    assert scaled(torch.tensor([2.0, 2.0])).tolist() == [0.5, 0.5]
+    page = sheet([Row("a", image, kept)], "title", scores=True)
+    assert page.height > contact_sheet(image, kept, "title").height
+
+
+def test_what_only_one_of_two_configs_keeps_is_coloured(tiny, config):
+    image = Image.new("RGB", (BOX, BOX), (128, 128, 128))
+    kept = kept_tokens(tiny, config, picture(3, (128, 128)), "what ?")
+    a, b = kept.stages[1].kept, torch.roll(kept.stages[1].kept, 1)
+    _, tiles = kept.views()[1]
+    seen = colours(difference_panel(image, kept.geometry, tiles, a, b), kept.geometry, tiles)
+    for i, shade in seen.items():
+        only = ONLY_A if a[i] and not b[i] else ONLY_B if b[i] and not a[i] else (128,) * 3
+        expected = [0.85 * x + 0.15 * 128 for x in only]
+        painted = all(abs(x - y) <= 2 for x, y in zip(shade, expected))
+        assert painted == bool(a[i] or b[i])
+
+
+def test_several_pictures_and_two_configs_on_one_sheet(files, config, tmp_path):
+    one, image = files
+    two = config.model_copy(update={"stages": config.stages[:1]}).save(tmp_path / "two.json")
+    odd = tmp_path / '<b>odd\' "name".png'
+    picture(4).save(odd)
+    out = tmp_path / "sheet.png"
+    ran = call("show", one, image, odd, "--against", two, "--scores", "-o", out, "--json", *FAST)
+    assert ran.status == 0, ran.err
+    first, second = ran.json["images"]
+    assert second["image"] == str(odd)
+    assert len(first["stages"]) == 3
+    assert len(first["against"]) == 1
+    assert first["against"][0]["kept"] >= first["kept_by_both"]
+    with Image.open(out) as page:
+        assert page.width > 6 * 250
+        single = call("show", one, image, "-o", tmp_path / "one.png", *FAST)
+        assert single.status == 0
+        with Image.open(tmp_path / "one.png") as alone:
+            assert page.height > 1.8 * alone.height
+
+
+def test_a_terminal_shows_every_token_with_and_without_colour(tiny, config, tmp_path):
+    image = picture(3, (128, 128))
+    rows = [Row("[red]x[/red].png", image, kept_tokens(tiny, config, image, "what ?"))]
+    plain = printed(rows)
+    assert "\x1b" not in plain
+    assert "[red]x[/red].png" in plain  # a name is no markup
+    kept = rows[0].kept
+    patches = [int((stage.kept & ~kept.geometry.separator).sum()) for stage in kept.stages]
+    assert plain.count("█") == sum(patches) + 1  # and one in the legend
+    bare = printed(rows, encoding="ascii")
+    assert bare.isascii()
+    assert bare.count("#") == sum(patches) + 1
+    bright = printed(rows, color_system="truecolor", force_terminal=True)
+    assert "▀" in bright
+    assert "\x1b[38;2;" in bright
+    assert "░" in printed(rows, scores=True)
+    narrow = printed(rows, width=30)
+    assert max(map(len, narrow.splitlines()[4:12])) <= 30
+
+
+def printed(rows, encoding="utf-8", width=120, scores=False, **options):
+    buffer = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict")
+    console = Console(file=buffer, width=width, **options)
+    print_kept(console, rows, scores=scores)
+    buffer.flush()
+    return buffer.buffer.getvalue().decode(encoding)
+
+
+def test_the_verb_prints_when_piped(files, tmp_path, monkeypatch):
+    config, image = files
+    monkeypatch.chdir(tmp_path)
+    ran = call("show", config, image, "--terminal", *FAST)
+    assert ran.status == 0, ran.err
+    assert "a.png" in ran.out
+    assert "kept" in ran.out
+    assert not (tmp_path / "a-kept.png").exists()

@@ -1,7 +1,7 @@
 """``show``: the tokens a config keeps of a picture."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -9,22 +9,40 @@ from prunetune.cli._app import AsJson, Device, Dtype, ModelName, Threads, verb
 from prunetune.cli._output import Output
 from prunetune.errors import ConfigError, DataError
 
+if TYPE_CHECKING:
+    from prunetune.review import Kept, Row
+
 _QUESTION = "Describe the image."
 _NEW_TOKENS = 24
+_MOST = 32
+_TARGET = "A config file, STUDY:N (a trial), or a study (its best trial)."
 
 
 @verb(
     "show",
     "prunetune show tiny.prune.json photo.jpg -o kept.png",
     "prunetune show tiny.prune.json photo.jpg --question 'what color is the square ?'",
+    "prunetune show tiny.prune.json a.jpg b.jpg --scores",
+    "prunetune show new.prune.json photo.jpg --against old.prune.json --terminal",
 )
 def show(
-    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A config file.")],
-    image: Annotated[str, typer.Argument(metavar="IMAGE", help="A picture.")],
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help=_TARGET)],
+    images: Annotated[
+        list[str], typer.Argument(metavar="IMAGE...", help=f"Pictures, {_MOST} at most.")
+    ],
     question: Annotated[
         str | None,
-        typer.Option(metavar="TEXT", help=f"Asked of the picture.  [default: {_QUESTION}]"),
+        typer.Option(metavar="TEXT", help=f"Asked of every picture.  [default: {_QUESTION}]"),
     ] = None,
+    against: Annotated[
+        str | None, typer.Option(metavar="CONFIG", help="Show another config beside it.")
+    ] = None,
+    scores: Annotated[
+        bool, typer.Option("--scores", help="Show each stage's scores as a heat map.")
+    ] = False,
+    terminal: Annotated[
+        bool, typer.Option("--terminal", help="Print here; a file only with --output.")
+    ] = False,
     output: Annotated[
         str | None,
         typer.Option("--output", "-o", metavar="FILE", help="[default: IMAGE-kept.png here]"),
@@ -35,57 +53,139 @@ def show(
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Draw a picture stage by stage: kept tokens clear, dropped ones grey and hatched.
+    """Draw pictures stage by stage: kept tokens clear, dropped ones grey and hatched.
 
-    Thumbnail and any-resolution tiles are drawn apart, since they are different tokens. With a
-    question, the answers with and without pruning are printed too.
+    Thumbnail and any-resolution tiles are drawn apart, since they are different tokens. With
+    --against, a last column shows which tokens only one config keeps. With a question, the
+    answers with and without pruning are printed too.
     """
-    from prunetune.config import PruningConfig
-
-    pruning = PruningConfig.load(config)
-    picture = _read(image)
-    target = Path(output) if output else Path(f"{Path(image).stem}-kept.png")
-    if not (model or pruning.model.name):
+    if len(images) > _MOST:
+        raise ConfigError(f"IMAGE: received {len(images)}, allowed 1 to {_MOST} on one sheet")
+    names = [config, *([against] if against is not None else [])]
+    configs = [_config(name) for name in names]
+    pictures = [_read(image) for image in images]
+    target = None if terminal and output is None else _target(output, images[0])
+    first = configs[0].model
+    if not (model or first.name):
         raise ConfigError(f"{config}: model.name is empty; say which model with --model")
     from prunetune.cli._environment import set_threads
     from prunetune.models import load_model
-    from prunetune.review import contact_sheet, kept_tokens
+    from prunetune.review import Row, kept_tokens, sheet
 
     set_threads(threads)
-    revision = pruning.model.revision if model is None else None
-    loaded = load_model(model or pruning.model.name, dtype=dtype, device=device, revision=revision)
-    kept = kept_tokens(loaded, pruning, picture, question or _QUESTION)
-    title = f"{Path(config).name} on {Path(image).name}"
-    _save(contact_sheet(picture, kept, f"{title}: {question}" if question else title), target)
-    answers = _answers(loaded, pruning, picture, question) if question else None
+    revision = first.revision if model is None else None
+    loaded = load_model(model or first.name, dtype=dtype, device=device, revision=revision)
+    asked = question or _QUESTION
+    rows = [
+        Row(
+            Path(path).name if len(images) > 1 or terminal else "",
+            picture,
+            *(kept_tokens(loaded, pruning, picture, asked) for pruning in configs),
+        )
+        for path, picture in zip(images, pictures)
+    ]
+    shown = [_shown(name) for name in names]
+    if target is not None:
+        notes = [f"{letter}: {name}" for letter, name in zip("AB", shown)] if against else []
+        on = Path(images[0]).name if len(images) == 1 else f"{len(images)} pictures"
+        title = f"{' against '.join(shown)} on {on}" + (f": {question}" if question else "")
+        _save(sheet(rows, title, notes, scores=scores), target)
+    answers = [
+        _answers(loaded, configs, picture, question) if question else None for picture in pictures
+    ]
     out = Output(as_json)
-    for stage in kept.stages:
-        out.line(stage.caption)
-        for name, member in kept.views():
-            out.line(f"  {name}: {int((member & stage.kept).sum())} of {int(member.sum())}")
-    if answers is not None:
-        out.line(f"answer: {answers['pruned']!r}, unpruned: {answers['unpruned']!r}")
-    out.line(f"picture: {target}")
-    out.finish(
+    if terminal and not as_json:
+        _print_pictures(rows, scores)
+    for path, row, answer in zip(images, rows, answers):
+        if len(images) > 1:
+            out.line(f"{Path(path).name}:")
+        _print_counts(out, row, quiet=terminal)
+        if answer is not None:
+            out.line(", ".join(f"{key}: {value!r}" for key, value in answer.items()))
+    if target is not None:
+        out.line(f"picture: {target}")
+    described = [_described(*parts) for parts in zip(images, rows, answers)]
+    out.finish({"picture": target and str(target), "configs": shown, "images": described})
+
+
+def _config(name: str) -> Any:
+    from prunetune.cli._environment import quieten_optuna
+    from prunetune.review.sides import is_study, read_side
+
+    if is_study(name):
+        quieten_optuna()
+    return read_side(name).config
+
+
+def _shown(name: str) -> str:
+    """Return what a config is called on a sheet: no folders, no passwords."""
+    return name.rstrip("/").rpartition("/")[2] or name
+
+
+def _target(output: str | None, image: str) -> Path:
+    target = Path(output) if output else Path(f"{Path(image).stem}-kept.png")
+    if _kind(target) not in ("PNG", "JPEG", "WEBP"):
+        raise ConfigError(f"--output: received {str(target)!r}, allowed .png, .jpg or .webp")
+    return target
+
+
+def _kind(target: Path) -> str | None:
+    from PIL import Image
+
+    Image.init()
+    kind: str | None = Image.EXTENSION.get(target.suffix.lower())
+    return kind
+
+
+def _print_pictures(rows: "list[Row]", scores: bool) -> None:
+    from rich.console import Console
+
+    from prunetune.review.terminal import print_kept
+
+    print_kept(Console(), rows, scores=scores)
+
+
+def _print_counts(out: Output, row: "Row", quiet: bool) -> None:
+    if quiet:
+        return
+    sides = [("", row.kept)] if row.against is None else [("A, ", row.kept), ("B, ", row.against)]
+    for prefix, kept in sides:
+        for stage in kept.stages:
+            out.line(prefix + stage.caption)
+            for name, member in kept.views():
+                out.line(f"  {name}: {int((member & stage.kept).sum())} of {int(member.sum())}")
+    if row.against is not None:
+        both = row.kept.stages[-1].kept & row.against.stages[-1].kept
+        out.line(f"last stages: {int(both.sum())} kept by both")
+
+
+def _described(path: str, row: "Row", answers: dict[str, str] | None) -> dict[str, Any]:
+    data: dict[str, Any] = {
+        "image": path,
+        "image_tokens": len(row.kept.geometry),
+        "stages": _stages(row.kept),
+        "answers": answers,
+    }
+    if row.against is not None:
+        both = row.kept.stages[-1].kept & row.against.stages[-1].kept
+        data |= {"against": _stages(row.against), "kept_by_both": int(both.sum())}
+    return data
+
+
+def _stages(kept: "Kept") -> list[dict[str, Any]]:
+    return [
         {
-            "picture": str(target),
-            "image_tokens": len(kept.geometry),
-            "stages": [
-                {
-                    "layer": stage.layer,
-                    "kept": stage.count,
-                    "of": len(stage.kept),
-                    "share": stage.count / len(stage.kept),
-                    "views": {
-                        name.partition(" ")[0]: int((member & stage.kept).sum())
-                        for name, member in kept.views()
-                    },
-                }
-                for stage in kept.stages
-            ],
-            "answers": answers,
+            "layer": stage.layer,
+            "kept": stage.count,
+            "of": len(stage.kept),
+            "share": stage.count / len(stage.kept),
+            "views": {
+                name.partition(" ")[0]: int((member & stage.kept).sum())
+                for name, member in kept.views()
+            },
         }
-    )
+        for stage in kept.stages
+    ]
 
 
 def _read(path: str) -> Any:
@@ -102,16 +202,10 @@ def _read(path: str) -> Any:
 def _save(sheet: Any, target: Path) -> None:
     import io
 
-    from PIL import Image
-
     from prunetune.files import write_atomically
 
-    Image.init()
-    kind = Image.EXTENSION.get(target.suffix.lower())
-    if kind not in ("PNG", "JPEG", "WEBP"):
-        raise ConfigError(f"--output: received {str(target)!r}, allowed .png, .jpg or .webp")
     buffer = io.BytesIO()
-    sheet.save(buffer, format=kind)
+    sheet.save(buffer, format=_kind(target))
     try:
         write_atomically(target, buffer.getvalue())
     except OSError as error:
@@ -120,7 +214,7 @@ def _save(sheet: Any, target: Path) -> None:
         ) from None
 
 
-def _answers(loaded: Any, config: Any, picture: Any, question: str) -> dict[str, str]:
+def _answers(loaded: Any, configs: list[Any], picture: Any, question: str) -> dict[str, str]:
     from prunetune.calibration import Sample, encode
     from prunetune.runtime import apply
 
@@ -133,6 +227,8 @@ def _answers(loaded: Any, config: Any, picture: Any, question: str) -> dict[str,
         text: str = loaded.processor.tokenizer.decode(new, skip_special_tokens=True)
         return text.strip()
 
-    unpruned = answer()
-    with apply(loaded.model, config):
-        return {"pruned": answer(), "unpruned": unpruned}
+    found = {"unpruned": answer()}
+    for key, config in zip(("pruned", "against"), configs):
+        with apply(loaded.model, config):
+            found[key] = answer()
+    return found

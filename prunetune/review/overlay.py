@@ -1,11 +1,11 @@
-"""Pictures of kept tokens: one column a stage, thumbnail and tiles apart."""
+"""Which tokens of a picture a config keeps, and a picture of them."""
 
 import inspect
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
 from prunetune.calibration import Sample, encode
@@ -14,11 +14,9 @@ from prunetune.families import VisionCall
 from prunetune.runtime.apply import apply, family_of
 from prunetune.tokens import ImageGeometry
 
-_BOX = 320
-_LEAST_COLUMN = 250
-_MARGIN = 16
-_TEXT, _SMALL = 16, 13
-_INK, _FAINT, _PAPER = (20, 20, 20), (105, 105, 105), (255, 255, 255)
+BOX = 320
+"""Pixels of a panel's longer side."""
+FAINT = (105, 105, 105)
 _HATCH, _EDGE = (140, 140, 140), (225, 70, 10)
 
 
@@ -29,10 +27,13 @@ class StageKept:
     Attributes:
         layer: The stage's layer.
         kept: ``[n]`` bool, which of the image's tokens are alive after it.
+        scores: ``[n]`` float32, importance of the patches that were alive before it (a weighted
+            sum of standardised scores, without unit); NaN for all other tokens.
     """
 
     layer: int
     kept: Tensor
+    scores: Tensor
 
     @property
     def count(self) -> int:
@@ -98,62 +99,28 @@ def kept_tokens(loaded: Any, config: PruningConfig, image: Image.Image, question
     call = encoder.bind(**{k: v for k, v in inputs.items() if k in encoder.parameters})
     call.apply_defaults()
     geometry = family.geometries(VisionCall(call.arguments, trace.lengths[0]))[0]
+    geometry = geometry.to("cpu")
     slots = trace.image_slots[0].cpu()
-    stages = tuple(
-        StageKept(stage.layer, torch.isin(slots, stage.kept[0].cpu())) for stage in trace.stages
-    )
-    return Kept(geometry.to("cpu"), stages)
+    stages, alive = [], torch.ones(len(slots), dtype=torch.bool)
+    for stage in trace.stages:
+        scores = torch.full((len(slots),), torch.nan)
+        scores[alive & ~geometry.separator] = stage.scores[0][0].float().cpu()
+        alive = torch.isin(slots, stage.kept[0].cpu())
+        stages.append(StageKept(stage.layer, alive, scores))
+    return Kept(geometry, tuple(stages))
 
 
-def contact_sheet(image: Image.Image, kept: Kept, title: str = "") -> Image.Image:
-    """Draw the image stage by stage: kept tokens clear and outlined, dropped ones grey and hatched.
-
-    Args:
-        image: The picture the tokens are of.
-        kept: From ``kept_tokens``.
-        title: One line above.
-    """
-    picture = _fitted(image.convert("RGB"))
-    views = kept.views()
-    every = torch.ones(len(kept.geometry), dtype=torch.bool)
-    columns = [(f"unpruned: {len(every)} tokens", every)]
-    columns += [(stage.caption, stage.kept) for stage in kept.stages]
-    width = max(picture.width, _LEAST_COLUMN) + _MARGIN
-    top = _MARGIN + (_TEXT + 12 if title else 0) + _TEXT + 10
-    height = picture.height + _SMALL + 22
-    separators = bool(kept.geometry.separator.any())
-    bottom = _SMALL + 12 if separators else 4
-    size = (_MARGIN + width * len(columns), top + height * len(views) + bottom)
-    sheet = Image.new("RGB", size, _PAPER)
-    draw = ImageDraw.Draw(sheet)
-    if title:
-        draw.text((_MARGIN, _MARGIN - 4), _cut(draw, title, size[0] - 2 * _MARGIN), _INK, _font())
-    for k, (caption, alive) in enumerate(columns):
-        x = _MARGIN + k * width
-        draw.text((x, top - _TEXT - 10), caption, _INK, _font())
-        for v, (name, member) in enumerate(views):
-            y = top + v * height
-            sheet.paste(_panel(picture, kept.geometry, member, alive), (x, y))
-            text = f"{name}: {int((member & alive).sum())} of {int(member.sum())}"
-            draw.text((x, y + picture.height + 4), text, _FAINT, _font(_SMALL))
-        if separators:
-            count = int((kept.geometry.separator & alive).sum())
-            text = f"separators: {count} of {int(kept.geometry.separator.sum())}"
-            draw.text((x, top + len(views) * height - 6), text, _FAINT, _font(_SMALL))
-    return sheet
-
-
-def _fitted(image: Image.Image) -> Image.Image:
+def fitted(image: Image.Image) -> Image.Image:
     """Scale to fit the box; small pictures with hard pixels, so that they stay legible."""
-    up = max(image.size) < _BOX
+    up = max(image.size) < BOX
     method = Image.Resampling.NEAREST if up else Image.Resampling.LANCZOS
-    return ImageOps.contain(image, (_BOX, _BOX), method)
+    return ImageOps.contain(image, (BOX, BOX), method)
 
 
-def _panel(
+def kept_panel(
     picture: Image.Image, geometry: ImageGeometry, member: Tensor, alive: Tensor
 ) -> Image.Image:
-    """Draw one view at one stage.
+    """Draw one view at one stage: kept tokens clear and outlined, dropped ones grey and hatched.
 
     Args:
         picture: Scaled.
@@ -161,21 +128,22 @@ def _panel(
         member: ``[n]`` bool, tokens of the view.
         alive: ``[n]`` bool, tokens alive.
     """
-    boxes = [_box(geometry, i, picture.size) for i in (member & alive).nonzero().flatten().tolist()]
+    boxes = [cell(geometry, i, picture.size) for i in (member & alive).nonzero().flatten().tolist()]
     mask = Image.new("L", picture.size, 0)
     draw = ImageDraw.Draw(mask)
     for box in boxes:
         draw.rectangle(box, fill=255)
-    panel = Image.composite(picture, _dropped(picture), mask)
+    panel = Image.composite(picture, dropped(picture), mask)
     if len(boxes) < int(member.sum()):
         draw = ImageDraw.Draw(panel)
         for box in boxes:
             draw.rectangle(box, outline=_EDGE)
-    ImageDraw.Draw(panel).rectangle((0, 0, panel.width - 1, panel.height - 1), outline=_FAINT)
+    ImageDraw.Draw(panel).rectangle((0, 0, panel.width - 1, panel.height - 1), outline=FAINT)
     return panel
 
 
-def _box(geometry: ImageGeometry, i: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
+def cell(geometry: ImageGeometry, i: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Return the rectangle of token ``i`` in a picture of ``size``: left, top, right, bottom."""
     y, x = float(geometry.y[i]), float(geometry.x[i])
     half_y, half_x = float(geometry.height[i]) / 2, float(geometry.width[i]) / 2
     return (
@@ -186,7 +154,7 @@ def _box(geometry: ImageGeometry, i: int, size: tuple[int, int]) -> tuple[int, i
     )
 
 
-def _dropped(picture: Image.Image) -> Image.Image:
+def dropped(picture: Image.Image) -> Image.Image:
     """Return the picture as dropped tokens are shown: pale grey under a diagonal hatch."""
     pale = Image.blend(
         picture.convert("L").convert("RGB"), Image.new("RGB", picture.size, (240,) * 3), 0.7
@@ -195,15 +163,3 @@ def _dropped(picture: Image.Image) -> Image.Image:
     for start in range(-picture.height, picture.width, 7):
         draw.line((start, picture.height, start + picture.height, 0), fill=_HATCH)
     return pale
-
-
-def _font(size: int = _TEXT) -> Any:
-    return ImageFont.load_default(size)
-
-
-def _cut(draw: ImageDraw.ImageDraw, text: str, width: int) -> str:
-    if draw.textlength(text, _font()) <= width:
-        return text
-    while text and draw.textlength(f"{text}...", _font()) > width:
-        text = text[:-1]
-    return f"{text}..."
