@@ -1,0 +1,168 @@
+"""Qwen-VL: DeepStack behind the first layers, and what a search starts from."""
+
+import pytest
+import test_families
+import test_runtime
+import torch
+from family_models import each
+from reference import measure, worst
+from reference_models import make_batch, make_config, tiny
+from test_families_qwen import QWEN, view
+
+import prunetune
+from prunetune.families import FAMILIES as TABLE
+from prunetune.families.qwen3_vl import METHOD
+from prunetune.runtime import frame
+from prunetune.runtime.handle import Handle
+from prunetune.runtime.suffix import run_suffix
+from prunetune.search import reference as search_reference
+from prunetune.search.packing import pack, unpack
+from prunetune.search.reference import Prompts, Recorder
+
+TOLERANCE = test_runtime.TOLERANCE
+DEEP = {
+    "0": [(0, 0.5, ("random",))],
+    "1": [(1, 0.5, ("random",))],
+    "2": [(2, 0.5, ("last_query",))],
+    "3": [(3, 0.5, ("random",))],
+    "0+1+2+3": [
+        (0, 0.8, ("random",)), (1, 0.6, ("coverage",)), (2, 0.4, ("topv",)), (3, 0.2, ("random",)),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("stages", DEEP)
+def test_deepstack_follows_the_tokens_that_are_left(stages):
+    model = tiny("qwen3_vl")
+    batch, config = make_batch(model), make_config(model, DEEP[stages])
+    test_runtime.check(measure(model, config, batch, steps=4), batch, config)
+
+
+@torch.no_grad()
+def test_deepstack_counts_for_the_result():
+    """Each of its features moves the logits: a lost one would be noticed."""
+    model = tiny("qwen3_vl")
+    batch, text = make_batch(model), model.model.language_model
+    before, process = model(**batch.inputs).logits, text._deepstack_process
+    for lost in range(3):
+        calls = iter(range(3))
+        text.__dict__[METHOD] = lambda hidden, *rest, calls=calls, lost=lost: (
+            hidden if next(calls) == lost else process(hidden, *rest)
+        )
+        assert worst(model(**batch.inputs).logits[:, -1], before[:, -1]) > 0.02
+
+
+def test_somebody_elses_override_comes_back():
+    model = tiny("qwen3_vl")
+    text = model.model.language_model
+    text.__dict__[METHOD] = mine = lambda hidden, *rest: hidden
+    with prunetune.apply(model, make_config(model, "0+1+3")):
+        assert text.__dict__[METHOD] is not mine
+    assert text.__dict__.pop(METHOD) is mine
+
+
+@pytest.mark.parametrize("first", [0, 1, 2, 4])
+@pytest.mark.parametrize("name", each(*QWEN))
+@torch.no_grad()
+def test_a_trial_gives_what_the_pruned_model_gives(name, first):
+    """From stored states on, through the disk's format, against a whole pruned forward."""
+    model = tiny(name)
+    batch = make_batch(model)
+    inputs = dict(batch.inputs)
+    ids, _ = inputs.pop("input_ids"), inputs.pop("attention_mask")
+    query = torch.full((len(ids),), ids.shape[1] - 1)
+    prompts = Prompts(ids, batch.valid, query, [None] * len(ids), inputs)
+    reference = unpack(*pack(Recorder(view(model), deepest=3).record(prompts, 0)))
+    scorer = "random" if first == 0 else "last_query"
+    config = make_config(model, [(first, 0.3, (scorer, "cls_attention")), (5, 0.1, ())])
+    with Handle(view(model), config) as handle:
+        got = run_suffix(handle, reference.prefix(first), tail=1)
+    with prunetune.apply(model, config):
+        expected = model.model(**batch.inputs).last_hidden_state[:, -1:]
+    assert worst(got, expected) < TOLERANCE
+    plain = model.model(**batch.inputs).last_hidden_state[:, -1:]
+    assert worst(reference.tail, plain) < TOLERANCE
+    assert worst(got, plain) > 0.02
+
+
+# -- planted bugs --------------------------------------------------------------------------------
+
+
+def rotary_rows_of_the_first_slots(patch):
+    def first(parts, index):
+        if index is None:
+            return parts
+        return tuple(p.expand(len(index), -1, -1)[:, : index.shape[1]] for p in parts)
+
+    patch.setattr(frame, "rows_of", first)
+
+
+def followed_by(patch, choose):
+    """Let DeepStack's mask and features at the slots left be ``choose(visual, features, left)``."""
+
+    def follow(self, survivors):
+        text, process = self.text_model, self.text_model._deepstack_process
+
+        def wrong(hidden, visual, features):
+            left = survivors()
+            if left is not None:
+                visual, features = choose(visual, features, *left)
+            return process(hidden, visual, features)
+
+        text.__dict__[METHOD] = wrong
+        return lambda: text.__dict__.pop(METHOD)
+
+    patch.setattr(TABLE.get("qwen3_vl"), "follow", follow)
+
+
+def features_of_the_first_tokens(patch):
+    def choose(visual, features, index, valid):
+        visual = visual.gather(1, index) & valid
+        return visual, features[: int(visual.sum())]
+
+    followed_by(patch, choose)
+
+
+def features_of_the_tokens_before(patch):
+    def choose(visual, features, index, valid):
+        number = visual.flatten().cumsum(0).view_as(visual) - 2
+        visual = visual.gather(1, index) & valid
+        return visual, features[number.gather(1, index)[visual]]
+
+    followed_by(patch, choose)
+
+
+def deepstack_lost_in_the_search(patch):
+    patch.setattr(TABLE.get("qwen3_vl"), "injected", lambda self, arguments: [])
+
+
+def plain_positions_in_the_search(patch):
+    patch.setattr(search_reference, "multimodal_rotary", lambda config: False)
+
+
+def masking():
+    test_families.test_equals_masking("qwen2_vl", "0+1+3", "sdpa")
+
+
+def deepstack():
+    test_deepstack_follows_the_tokens_that_are_left("1")
+
+
+def trial():
+    test_a_trial_gives_what_the_pruned_model_gives("qwen3_vl", 1)
+
+
+BUGS = (
+    (rotary_rows_of_the_first_slots, masking),
+    (features_of_the_first_tokens, deepstack),
+    (features_of_the_tokens_before, deepstack),
+    (deepstack_lost_in_the_search, trial),
+    (plain_positions_in_the_search, trial),
+)
+
+
+@pytest.mark.parametrize(("bug", "check"), BUGS, ids=[bug.__name__ for bug, _ in BUGS])
+def test_a_planted_bug_turns_a_test_red(bug, check, monkeypatch):
+    bug(monkeypatch)
+    with pytest.raises(AssertionError):
+        check()
