@@ -1,5 +1,7 @@
 """Qwen-VL: DeepStack behind the first layers, and what a search starts from."""
 
+from contextlib import nullcontext
+
 import pytest
 import test_families
 import test_runtime
@@ -7,14 +9,16 @@ import torch
 from family_models import each
 from reference import measure, worst
 from reference_models import make_batch, make_config, tiny
-from test_families_qwen import QWEN, view
+from test_families_qwen import IMAGES, QWEN, view
 
 import prunetune
+from prunetune.errors import UnsupportedModelError
 from prunetune.families import FAMILIES as TABLE
 from prunetune.families.qwen3_vl import METHOD
 from prunetune.runtime import frame
 from prunetune.runtime.handle import Handle
 from prunetune.runtime.suffix import run_suffix
+from prunetune.runtime.vision import VisionTap
 from prunetune.search import reference as search_reference
 from prunetune.search.packing import pack, unpack
 from prunetune.search.reference import Prompts, Recorder
@@ -67,7 +71,7 @@ def test_somebody_elses_override_comes_back():
 def test_a_trial_gives_what_the_pruned_model_gives(name, first):
     """From stored states on, through the disk's format, against a whole pruned forward."""
     model = tiny(name)
-    batch = make_batch(model)
+    batch = make_batch(model, IMAGES)
     inputs = dict(batch.inputs)
     ids, _ = inputs.pop("input_ids"), inputs.pop("attention_mask")
     query = torch.full((len(ids),), ids.shape[1] - 1)
@@ -132,6 +136,10 @@ def features_of_the_tokens_before(patch):
     followed_by(patch, choose)
 
 
+def videos_encoded_as_images_count_as_images(patch):
+    patch.setattr(VisionTap, "encoding", lambda self: nullcontext(True))
+
+
 def deepstack_lost_in_the_search(patch):
     patch.setattr(TABLE.get("qwen3_vl"), "injected", lambda self, arguments: [])
 
@@ -141,7 +149,8 @@ def plain_positions_in_the_search(patch):
 
 
 def masking():
-    test_families.test_equals_masking("qwen2_vl", "0+1+3", "sdpa")
+    for name in ("qwen2_vl", "qwen3_vl"):
+        test_families.test_equals_masking(name, "0+1+3", "sdpa")
 
 
 def deepstack():
@@ -154,6 +163,7 @@ def trial():
 
 BUGS = (
     (rotary_rows_of_the_first_slots, masking),
+    (videos_encoded_as_images_count_as_images, masking),
     (features_of_the_first_tokens, deepstack),
     (features_of_the_tokens_before, deepstack),
     (deepstack_lost_in_the_search, trial),
@@ -164,5 +174,5 @@ BUGS = (
 @pytest.mark.parametrize(("bug", "check"), BUGS, ids=[bug.__name__ for bug, _ in BUGS])
 def test_a_planted_bug_turns_a_test_red(bug, check, monkeypatch):
     bug(monkeypatch)
-    with pytest.raises(AssertionError):
+    with pytest.raises((AssertionError, UnsupportedModelError)):
         check()

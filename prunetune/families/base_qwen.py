@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,8 @@ class QwenVL(Family):
     columns of patches each image (or video) has. Tokens are frame by frame in raster order of the
     merged grid, which are also their multimodal rotary positions. A video's frames are tiles.
     """
+
+    video_encoder_method: ClassVar[str | None] = "get_video_features"
 
     @property
     def patches_per_token(self) -> int:
@@ -51,7 +53,8 @@ class QwenVL(Family):
         A patch holds two moments (an image twice the same); they stand side by side, token by
         token, so that a token's cell holds all the pixels that it was made of.
         """
-        values: Tensor = _either(call, "pixel_values", "pixel_values_videos")
+        video = call.modality == "video"
+        values: Tensor = call.arguments["pixel_values_videos" if video else "pixel_values"]
         vision, merge = self.config.vision_config, self._merge
         size, moments = int(vision.patch_size), int(vision.temporal_patch_size)
         grids, result = self.grids(call), []
@@ -98,11 +101,6 @@ class QwenVL(Family):
     def _in_order(self, patches: Tensor, call: VisionCall) -> Tensor:
         """Return ``[patches, ...]`` of one call in the order that the processor gave them."""
         return patches
-
-
-def _either(call: VisionCall, of_images: str, of_videos: str) -> Any:
-    arguments = call.arguments
-    return arguments[of_images if of_images in arguments else of_videos]
 
 
 def _frames(frames: int, rows: int, cols: int) -> ImageGeometry:

@@ -17,7 +17,10 @@ CELL = PATCH * MERGE
 class QwenVL(TinyFamily):
     """Sizes are in pixels; a visual token is ``CELL`` x ``CELL`` of them, a frame two pictures."""
 
-    rows = ((3, (24, 32), 4), (1, (32, 24), 2, (16, 40), (24, 24), 3), ((40, 24), 5, (24, 32), 6))
+    rows = (
+        (3, (24, 32), 4), (1, (32, 24), 2, (16, 40), (24, 24), 3),
+        ((4, 16, 24), 5, (24, 32), 2, (6, 16, 16), 6),
+    )  # fmt: skip
     image = (24, 32)
     other = (40, 24)
     visual_inputs = (
