@@ -4,7 +4,7 @@ A *visual token* is one projected patch; a *separator* is an image token that is
 (LLaVA-NeXT's newline). Both count as image tokens.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -73,6 +73,50 @@ def grid_geometry(rows: int, cols: int) -> ImageGeometry:
         width=torch.full((n,), 1.0 / cols),
         separator=torch.zeros(n, dtype=torch.bool),
     )
+
+
+@dataclass(frozen=True)
+class Mosaic:
+    """One picture as the vision tower got it: tiles in raster order, then the thumbnail.
+
+    A picture of one tile has no thumbnail.
+
+    Attributes:
+        rows: Rows of tiles.
+        cols: Columns of tiles.
+    """
+
+    rows: int = 1
+    cols: int = 1
+
+    @property
+    def views(self) -> int:
+        """Tiles and thumbnail."""
+        tiles = self.rows * self.cols
+        return tiles + 1 if tiles > 1 else 1
+
+    def geometry(self, views: list[ImageGeometry]) -> ImageGeometry:
+        """Return the picture's geometry, from that of each of its ``views`` by itself."""
+        if len(views) == 1:
+            return views[0]
+        placed = [
+            replace(
+                view,
+                tile=torch.full_like(view.tile, v + 1),
+                y=(v // self.cols + view.y) / self.rows,
+                x=(v % self.cols + view.x) / self.cols,
+                height=view.height / self.rows,
+                width=view.width / self.cols,
+            )
+            for v, view in enumerate(views[:-1])
+        ]
+        placed.append(views[-1])
+        return ImageGeometry(
+            **{
+                f.name: torch.cat([getattr(p, f.name) for p in placed])
+                for f in fields(ImageGeometry)
+            }
+        )
 
 
 def keep_count(total: int, retention: float, alive: int) -> int:

@@ -16,7 +16,9 @@ import test_runtime_removal
 import test_runtime_taps
 import test_runtime_turns
 import torch
+import transformers
 from family_models import each
+from packaging.version import Version
 from reference import alive_slots, masked, measure, reference_logits, worst
 from reference_models import make_batch, make_config, tiny
 
@@ -157,6 +159,9 @@ def test_a_row_without_images(family):
 def test_caches_agree(family, options):
     model = tiny(family)
     batch, config = make_batch(model), make_config(model, schedule("0+1+3", family))
+    new_enough = Version(transformers.__version__) >= Version("5.23")
+    if family == "paligemma" and "use_cache" in options and not new_enough:
+        pytest.skip("transformers 5.17: without a cache, generated tokens join the prompt's block")
     expected, _ = test_runtime_generate.pruned(model, config, batch)
     output, _ = test_runtime_generate.pruned(model, config, batch, **options)
     assert torch.equal(output.sequences, expected.sequences)
@@ -170,6 +175,8 @@ def test_beams(family, name):
     """One image a prompt: with several, transformers before 5.19 mixes them up."""
     spec, model = family_models.family(family), tiny(family)
     rows = ((2, spec.image, 3), (3, spec.other, 2))
+    if spec.views_apart and Version(transformers.__version__) < Version("5.19"):
+        pytest.skip("transformers before 5.19 mixes up the tiles of a picture under beams")
     check_beams(model, make_batch(model, rows), make_config(model, schedule(name, family)))
 
 
@@ -215,6 +222,10 @@ def test_a_new_image_in_a_later_turn(family):
     chat = test_runtime_turns.Chat(model, config)
     with prunetune.apply(model, config) as handle:
         chat.turn(handle, make_batch(model, ((2, spec.image, 3),), seed=1))
+        if not spec.later_images:
+            with pytest.raises(UnsupportedModelError, match=r"\A[^\n]*later turn[^\n]*\Z"):
+                chat.turn(handle, make_batch(model, ((2, spec.image, 4),), seed=2))
+            return
         chat.turn(handle, make_batch(model, ((2, spec.image, 4),), seed=2))
         chat.turn(handle, make_batch(model, ((3,),), seed=3))
     assert len(chat.passes) == 2

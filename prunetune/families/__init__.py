@@ -10,11 +10,16 @@ FAMILIES: Registry[Family] = Registry(
     "family",
     "prunetune.families.base:Family",
     {
+        "gemma3": "prunetune.families.gemma3:Gemma3",
+        "idefics3": "prunetune.families.idefics3:Idefics3",
+        "internvl": "prunetune.families.internvl:InternVL",
         "llava": "prunetune.families.llava:Llava",
         "llava_next": "prunetune.families.llava_next:LlavaNext",
+        "paligemma": "prunetune.families.paligemma:PaliGemma",
         "qwen2_vl": "prunetune.families.qwen2_vl:Qwen2VL",
         "qwen2_5_vl": "prunetune.families.qwen2_5_vl:Qwen25VL",
         "qwen3_vl": "prunetune.families.qwen3_vl:Qwen3VL",
+        "smolvlm": "prunetune.families.smolvlm:SmolVLM",
     },
 )
 

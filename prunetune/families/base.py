@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from prunetune.errors import UnsupportedModelError
-from prunetune.tokens import ImageGeometry
+from prunetune.tokens import ImageGeometry, Mosaic
 
 # What the processors of these towers use; a model does not carry its processor's statistics.
 CLIP_PIXELS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+IMAGENET_PIXELS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 SIGLIP_PIXELS = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 Survivors = Callable[[], tuple[Tensor, Tensor] | None]
@@ -67,6 +68,8 @@ class Family:
     encoder_method: ClassVar[str] = "get_image_features"
     video_encoder_method: ClassVar[str | None] = None
     has_separators: ClassVar[bool] = False
+    joins_views: ClassVar[bool] = False
+    """Whether the encoder takes a picture's tiles for images; ``mosaics`` then joins them."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -165,6 +168,16 @@ class Family:
         """Return each image's views as the tower got them, ``[views, 3, height, width]``."""
         raise NotImplementedError
 
+    def mosaics(self, slots: Tensor, labels: Tensor, sketches: list[Tensor]) -> list[Mosaic]:
+        """Return which consecutive views of one prompt are one picture; with ``joins_views`` only.
+
+        Args:
+            slots: ``[n]`` int64 ascending, the slots of the prompt's image tokens.
+            labels: ``[S]`` int64, equal where the prompt's tokens are equal.
+            sketches: Each view in grey and small, ``[side, side]`` float32.
+        """
+        raise NotImplementedError
+
     def pixel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Return the (mean, standard deviation) that the tower's pixels are normalised with."""
         return CLIP_PIXELS if self.vision_has_cls() else SIGLIP_PIXELS
@@ -207,9 +220,14 @@ class Family:
         scale = float(getattr(module, "scale", None) or int(module.head_dim) ** -0.5)
         for states in torch.split(tapped.states, self.views(call)):
             asking = states[:, :1] if first_only else states
+            # Where InternVL's tower normalises them, it does so over all heads.
+            norms = (getattr(module, "q_norm", None), getattr(module, "k_norm", None))
             query, key = (
-                part.unflatten(2, (-1, int(module.head_dim))).transpose(1, 2).float()
-                for part in (module.q_proj(asking), module.k_proj(states))
+                (part if norm is None else norm(part))
+                .unflatten(2, (-1, int(module.head_dim)))
+                .transpose(1, 2)
+                .float()
+                for part, norm in zip((module.q_proj(asking), module.k_proj(states)), norms)
             )
             yield query * scale, key
 

@@ -78,7 +78,8 @@ class Captures(threading.local):
         here, before = (s.pixels.get(modality) for s in (step, last))
         if here is None or before is None or here.device != before.device:
             return capture
-        if [i.length for i in capture.images] != [i.length for i in first.images]:
+        # Sums: of the first one's views, pictures may have been made.
+        if sum(i.length for i in capture.images) != sum(i.length for i in first.images):
             return capture
         if torch.equal(here, before):
             self._first[modality] = (first, step)
@@ -93,7 +94,9 @@ def given_to(family: Family, bound: dict[str, Any]) -> tuple[dict[str, Any], dic
         family: The model's family.
         bound: The forward's arguments by name.
     """
-    outputs = bound.get("mm_encoder_outputs") or {}
+    outputs = bound.get("mm_encoder_outputs")
+    # Idefics 3 also takes a tensor, of which nothing is known.
+    outputs = outputs if isinstance(outputs, dict) else {}
     encoded, pixels = {}, {}
     for modality in family.encoders:
         if outputs.get(modality) is not None:

@@ -22,6 +22,7 @@ from prunetune.runtime.positions import packed_ids, prompt_end, rows_of
 from prunetune.runtime.segment import Move, Segment, places
 from prunetune.runtime.taps import LayerTap, last_query_row
 from prunetune.runtime.trace import ForwardTrace
+from prunetune.runtime.views import join_views
 from prunetune.runtime.vision import VisionCapture
 from prunetune.tokens import left_pad
 
@@ -35,8 +36,9 @@ class Frame:
         image_mask: ``[B, S]`` bool, True at the tokens of images and videos; None when the forward
             has neither.
         video_mask: ``[B, S]`` bool, True at those of videos; None when it has no videos.
-        attention_mask: What the caller passed: None, 2-D, 4-D or a dict.
+        attention_mask: What the caller passed for layer 0: None, 2-D or 4-D.
         input_ids: ``[B, S]``, where passed.
+        labels: ``[B, S]`` int64, equal where tokens are equal; None where nobody asks.
         captures: Of the encoder calls that belong to this forward, by modality.
         query: ``[B]`` int64, the slot whose attention row scorers get; None: the last real one.
         past: Tokens seen over the cache before this forward, dropped ones included. Read before any
@@ -51,6 +53,7 @@ class Frame:
     image_mask: Tensor | None
     attention_mask: Any = None
     input_ids: Tensor | None = None
+    labels: Tensor | None = None
     captures: dict[str, VisionCapture] = field(default_factory=dict)
     video_mask: Tensor | None = None
     cache: Any = None
@@ -186,6 +189,8 @@ class Frame:
         assert self.image_mask is not None
         mask = self.image_mask & self.valid
         slots = [row.nonzero().flatten() for row in mask]
+        if self.plan.family.joins_views and "image" in self.captures:
+            join_views(self.plan.family, self.captures["image"], slots, self.labels)
         self.rows = assign_images(mask, self.video_mask, self.captures)
         self.trace = ForwardTrace(slots, [[len(i.slots) for i in row] for row in self.rows])
 

@@ -17,6 +17,7 @@ from prunetune.runtime.captures import Captures, Step, given_to, placeholder_mas
 from prunetune.runtime.frame import Frame
 from prunetune.runtime.plan import Plan
 from prunetune.runtime.trace import ForwardTrace
+from prunetune.runtime.views import token_labels
 from prunetune.runtime.vision import VisionCapture, VisionTap, wrap_encoder
 
 FRAME = "_prunetune_frame"
@@ -141,7 +142,11 @@ class Handle:
         wanted = kwargs.get("logits_to_keep")
         self._local.wanted = wanted if isinstance(wanted, int) else 0
 
-    def _open(self, base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _open(
+        self, base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        # First of all: ``_close`` drops the last frame, also after an error here.
+        self.frames.append(frame := Frame(self.plan, None))
         bound = self._signature.bind_partial(*args, **kwargs).arguments
         bound = bound | bound.get("kwargs", {})
         encoded, pixels = given_to(self.plan.family, bound)
@@ -155,25 +160,42 @@ class Handle:
         masks = {
             modality: placeholder_mask(self.plan.family, bound, modality) for modality in given
         }
-        frame = Frame(
-            plan=self.plan,
-            image_mask=functools.reduce(torch.logical_or, masks.values()) if masks else None,
-            video_mask=masks.get("video"),
-            blocks=self.plan.family.blocks(bound) if given else None,
-            attention_mask=bound.get("attention_mask"),
-            input_ids=ids,
-            # Assisted decoding prefills candidates behind the prompt and asks for all their logits:
-            # the first of these is the last prompt token's.
-            tail=max(0, wanted - 1),
-            past=0 if cache is None else int(cache.get_seq_length()),
-        )
+        if given:
+            frame.image_mask = functools.reduce(torch.logical_or, masks.values())
+            frame.video_mask = masks.get("video")
+            frame.blocks = self.plan.family.blocks(bound)
+            frame.labels = self._labels(bound)
+        frame.attention_mask = self._mask_of_layer_0(bound.get("attention_mask"))
+        frame.input_ids = ids
+        # Assisted decoding prefills candidates behind the prompt and asks for all their logits:
+        # the first of these is the last prompt token's.
+        frame.tail = max(0, wanted - 1)
+        frame.past = 0 if cache is None else int(cache.get_seq_length())
         for modality, features in encoded.items():
             capture = self._captures.of(modality, features)
             if capture is not None:
                 frame.captures[modality] = capture
-        self.frames.append(frame)
         if wanted == 1 and not given and ids is not None and ids.shape[1] > 1:
             self._check_whole(ids)
+        if frame.past and self.plan.stages[0].layer == 0 and "token_type_ids" in kwargs:
+            # Before transformers 5.18 the model looks for them by the place in the sequence, which
+            # lies behind the end of a cache that holds less. All masks are made here anyway.
+            return args, kwargs | {"token_type_ids": None}
+        return None
+
+    def _mask_of_layer_0(self, mask: Any) -> Any:
+        """Return the caller's mask, of several by kind of layer the one that layer 0 would get.
+
+        Only layer 0 tells how long the sequence is; masks of other kinds may be sized by layers
+        that hold fewer tokens.
+        """
+        return mask.get(self.plan.family.layer_kind(0)) if isinstance(mask, dict) else mask
+
+    def _labels(self, bound: dict[str, Any]) -> Tensor | None:
+        if not self.plan.family.joins_views:
+            return None
+        ids: Tensor | None = bound.get("input_ids")
+        return token_labels(bound["inputs_embeds"]) if ids is None else ids
 
     def _check_whole(self, input_ids: Tensor) -> None:
         """Raise if a part of a prompt, as ``generate`` passes it, holds images without pixels.

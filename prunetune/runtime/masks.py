@@ -16,12 +16,11 @@ def new_slots(mask: Any, hidden: Tensor, past: int) -> Tensor:
     """Return which of a forward's slots are real tokens, ``[B, S]`` bool.
 
     Args:
-        mask: What the caller passed: None, 2-D, 4-D, or a dict of masks by kind of layer.
+        mask: What the caller passed for layer 0: None, 2-D or 4-D.
         hidden: ``[B, S, d]``.
         past: Tokens seen over the cache before this forward.
     """
     batch, length = hidden.shape[:2]
-    mask = _of_full_attention(mask)
     if mask is None or length == 1:
         return torch.ones(batch, length, dtype=torch.bool, device=hidden.device)
     if mask.dim() == 2:
@@ -36,7 +35,6 @@ def cached_slots(mask: Any, past: int, length: int, batch: int) -> Tensor | None
     Returns:
         ``[batch, past]`` bool; None: all of them.
     """
-    mask = _of_full_attention(mask)
     if not past or not isinstance(mask, Tensor):
         return None
     if mask.dim() == 4:
@@ -46,10 +44,6 @@ def cached_slots(mask: Any, past: int, length: int, batch: int) -> Tensor | None
     else:
         return None
     return None if bool(head.all()) else head.expand(batch, -1)
-
-
-def _of_full_attention(mask: Any) -> Any:
-    return mask.get("full_attention") if isinstance(mask, dict) else mask
 
 
 def _seen(mask: Tensor) -> Tensor:

@@ -17,6 +17,9 @@ from prunetune.families.base import TappedAttention, refuse
 from prunetune.runtime.attention import attention_map, attention_row
 from prunetune.tokens import ImageGeometry
 
+SKETCH = 16
+"""Side of a view's sketch."""
+
 
 @dataclass
 class ImageCapture:
@@ -28,6 +31,7 @@ class ImageCapture:
         vision_map: ``[views, patches, patches]`` float32; likewise.
         patch_entropy: ``[views, patches]`` float32; likewise.
         seed: Depends on the image's pixels only.
+        sketch: ``[side, side]`` float32, a view in grey and small; None once views are joined.
         memo: Scores that a search need not compute again, by scorer and layer.
     """
 
@@ -36,6 +40,7 @@ class ImageCapture:
     vision_map: Tensor | None = None
     patch_entropy: Tensor | None = None
     seed: int = 0
+    sketch: Tensor | None = None
     memo: dict[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -53,10 +58,12 @@ class VisionCapture:
         prompt: ``input_ids`` of the first forward that used the capture.
         decisions: ``(stage, row, image) -> alive`` of that forward: with ``use_cache=False`` every
             decoding step repeats the prefill and must keep the same tokens.
+        joined: Whether ``images`` are whole pictures, where the encoder got views.
     """
 
     images: list[ImageCapture]
     prompt: Tensor | None = None
+    joined: bool = False
     decisions: dict[tuple[int, int, int], Tensor] = field(default_factory=dict)
 
     def repeats(self, input_ids: Tensor) -> bool:
@@ -121,7 +128,7 @@ class VisionTap:
         device = features[0].device
         images = [ImageCapture(g.to(device)) for g in self._family.geometries(call)]
         self._add_attention(images, call)
-        if self._needs & {"image_seed", "patch_entropy"}:
+        if self._family.joins_views or self._needs & {"image_seed", "patch_entropy"}:
             for image, pixels in zip(images, self._family.pixels(call), strict=True):
                 self._add_pixels(image, pixels)
         return VisionCapture(images)
@@ -149,6 +156,9 @@ class VisionTap:
             rows, cols = int(image.geometry.tile_rows[0]), int(image.geometry.tile_cols[0])
             statistics = self._family.pixel_statistics()
             image.patch_entropy = patch_entropy(pixels, rows, cols, *statistics)
+        if self._family.joins_views:
+            grey = pixels[0].float().mean(0)
+            image.sketch = torch.nn.functional.adaptive_avg_pool2d(grey[None], SKETCH)[0]
 
 
 def _per_token(geometry: ImageGeometry, row: Tensor) -> Tensor:

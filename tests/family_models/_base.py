@@ -72,6 +72,8 @@ class TinyFamily:
         visual_inputs: Names of the model inputs that are not ``[B, S]``.
         refused_scorers: Scorers that this family's tower has no input for.
         packed: Whether positions may be renumbered.
+        later_images: Whether a later turn may bring images.
+        views_apart: Whether the encoder gets a picture's tiles in one row with other pictures'.
         chunks: Whether transformers itself can prefill it in parts; else why not.
         marks: Pytest marks of all its tests, as from ``needs``.
     """
@@ -83,6 +85,8 @@ class TinyFamily:
     visual_inputs: tuple[str, ...] = ("pixel_values", "image_sizes")
     refused_scorers: frozenset[str] = frozenset()
     packed: bool = True
+    later_images: bool = True
+    views_apart: bool = False
     chunks: bool | str = True
     marks: tuple[Any, ...] = ()
 

@@ -1,0 +1,31 @@
+"""PaliGemma: one square grid an image; the whole prompt attends in both directions."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from prunetune.families.base import refuse
+from prunetune.families.base_views import FixedViews
+
+
+class PaliGemma(FixedViews):
+    """``PaliGemmaForConditionalGeneration``, 1 (Gemma) and 2 (Gemma 2).
+
+    Positions start at 1, the model's own affair: survivors keep theirs.
+    """
+
+    model_type: ClassVar[str] = "paligemma"
+
+    def blocks(self, arguments: Mapping[str, Any]) -> Tensor | None:
+        """The prompt is one block, where the caller passes ``token_type_ids`` (0: prompt)."""
+        cache = arguments.get("past_key_values")
+        if cache is not None and int(cache.get_seq_length()):
+            raise refuse(
+                self.model,
+                "a later turn brings images, but its prompt is one block that attends in both "
+                "directions: what is cached cannot attend to them; start a new prompt",
+            )
+        kinds: Tensor | None = arguments.get("token_type_ids")
+        return None if kinds is None else torch.where(kinds == 0, 0, -1)

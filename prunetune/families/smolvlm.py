@@ -1,0 +1,19 @@
+"""SmolVLM: see ``base_idefics``."""
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from prunetune.families.base_idefics import IdeficsLike
+
+
+class SmolVLM(IdeficsLike):
+    """``SmolVLMForConditionalGeneration``."""
+
+    model_type: ClassVar[str] = "smolvlm"
+
+    def real(self, views: Tensor) -> Tensor:
+        """Of padding alone, one view is used."""
+        real = super().real(views)
+        real[0] |= ~real.any()
+        return real
