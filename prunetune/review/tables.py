@@ -1,0 +1,216 @@
+"""Tables of the report: held-out figures, all trials, where everything comes from."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from prunetune.review.facts import StudyFacts, TrialFacts
+from prunetune.review.theme import number, percent
+from prunetune.search.study import versions
+
+_MOST_TRIALS = 2000
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table.
+
+    Attributes:
+        caption: What it says.
+        heads: Titles; those that start with ``>`` are of numbers, aligned to the right.
+        rows: Cells as text.
+        strong: Index of the row that stands out; -1 for none.
+    """
+
+    caption: str
+    heads: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    strong: int = -1
+
+
+def held_out_table(facts: StudyFacts) -> Table | None:
+    """Return the tuned config against every baseline on held-out data; None before it is known."""
+    if facts.record is None:
+        return None
+    result, intervals = facts.record["result"], facts.record["intervals"]
+    best, rows = result["best"], []
+    rows.append(
+        (
+            "tuned",
+            number(best["held_out_gap"]),
+            _interval(intervals.get("tuned")),
+            "",
+            "",
+            percent(best["top1_agreement"]),
+            percent(best["accuracy"]),
+            percent(best["mean_retention"]),
+            f"trial {best['trial']}",
+        )
+    )
+    known = [row for row in result["baselines"] if row["held_out_gap"] is not None]
+    for row in sorted(known, key=lambda row: row["held_out_gap"]):
+        apart = facts.record["differences"].get(row["name"], {})
+        rows.append(
+            (
+                str(row["name"]),
+                number(row["held_out_gap"]),
+                _interval(intervals.get(row["name"])),
+                _interval(apart.get("gap_difference"), signed=True),
+                _p_value(apart.get("p_value")),
+                percent(row["top1_agreement"]),
+                percent(row["accuracy"]),
+                percent(row["mean_retention"]),
+                str(row["notes"] or ""),
+            )
+        )
+    rows += [
+        (str(row["name"]), *("-",) * 7, str(row["notes"] or ""))
+        for row in result["baselines"]
+        if row["held_out_gap"] is None
+    ]
+    accuracy = percent(result["unpruned"]["accuracy"])
+    rows.append(("unpruned", "0", "", "", "", "100%", accuracy, "100%", ""))
+    count = len(facts.record["samples"]["id"])
+    heads: tuple[str, ...] = ("config", ">gap", ">95% interval", ">tuned minus this, 95% interval", ">p")
+    heads += (">top-1 agreement", ">accuracy", ">mean retention", "note")
+    caption = (
+        f"{count} held-out samples. Intervals: bootstrap over pictures. p: one-sided Wilcoxon test "
+        "that the tuned config's gap is lower. An interval of the difference wholly below 0 is a "
+        "gain that is not noise."
+    )
+    return Table(caption, heads, tuple(rows), strong=0)
+
+
+def presets_table(facts: StudyFacts) -> Table | None:
+    """Return the presets that ran as trials, on calibration data; None where there are none."""
+    presets = [t for t in facts.trials if t.attrs.get("preset") and t.measured]
+    best = facts.best
+    if not presets or best is None:
+        return None
+    members = [best, *(t for t in presets if t.number != best.number)]
+    rows = tuple(
+        (
+            t.name,
+            number(t.values[0]) + ("" if t.complete else " (estimate)"),
+            percent(t.number_of("agreement")),
+            percent(t.number_of("accuracy")),
+            percent(t.retention),
+            f"{t.attrs.get('samples_used', '-')}",
+            str(t.attrs.get("note", "")),
+        )
+        for t in [members[0], *sorted(members[1:], key=facts.loss)]
+    )
+    heads: tuple[str, ...] = ("trial", f">{facts.axis()}", ">top-1 agreement", ">accuracy")
+    heads += (">mean retention", ">samples", "note")
+    caption = (
+        "Calibration data, not held-out: the search was tuned on it. A trial that was stopped "
+        "early is measured on some of the samples."
+    )
+    return Table(caption, heads, rows, strong=0)
+
+
+def trials_table(facts: StudyFacts) -> Table:
+    """Return all trials; of very large studies the best ones."""
+    shown = facts.trials
+    caption = f"All {len(shown)} trials, in their order."
+    if len(shown) > _MOST_TRIALS:
+        kept = sorted(shown, key=lambda t: (facts.loss(t), t.number))[:_MOST_TRIALS]
+        shown = tuple(sorted(kept, key=lambda t: t.number))
+        caption = f"The best {_MOST_TRIALS} of {len(facts.trials)} trials, in their order."
+    best = facts.best
+    values = tuple(f">{facts.axis(k)}" for k in range(len(facts.metrics)))
+    heads = (">trial", "state", *values, ">mean retention", "layer: retention", "score weights")
+    heads += (">samples", ">seconds", "note")
+    return Table(
+        caption,
+        heads,
+        tuple(_trial_row(facts, t) for t in shown),
+        strong=next((i for i, t in enumerate(shown) if best and t.number == best.number), -1),
+    )
+
+
+def _trial_row(facts: StudyFacts, t: TrialFacts) -> tuple[str, ...]:
+    notes = [f"{kind} {t.attrs[kind]}" for kind in ("preset", "start") if t.attrs.get(kind)]
+    if "repeats" in t.attrs:
+        notes.append(f"the config of trial {t.attrs['repeats']}")
+    if "failure" in t.attrs:
+        notes.append(str(t.attrs["failure"])[:200])
+    mark = "" if t.complete or not t.measured else "~"
+    values = [f"{mark}{number(v)}" for v in t.values] or ["-"] * len(facts.metrics)
+    return (
+        str(t.number),
+        t.state,
+        *values,
+        percent(t.retention),
+        str(t.attrs.get("schedule", "-")),
+        str(t.attrs.get("weights", "-")),
+        str(t.attrs.get("samples_used", "-")),
+        "-" if t.seconds is None else f"{t.seconds:.1f}",
+        "; ".join(notes),
+    )
+
+
+def provenance_rows(facts: StudyFacts, shown: str) -> list[tuple[str, str]]:
+    """Return where everything comes from.
+
+    Args:
+        facts: Of the study.
+        shown: Folder or storage URL of the study, without a password.
+    """
+    spec, attrs = facts.spec, facts.attrs
+    best = facts.best
+    config = best.config if best else None
+    model = config.model if config else None
+    rows = [
+        ("study", facts.name),
+        ("stored in", shown),
+        ("model", f"{spec.model}" + (f", revision {spec.revision}" if spec.revision else "")),
+        ("model type", f"{model.model_type}, {model.num_layers} decoder layers" if model else "-"),
+        ("model fingerprint", (model.fingerprint if model else None) or "-"),
+        ("budget", f"mean retention {percent(spec.keep)} over all decoder layers"),
+        ("metric", ", ".join(facts.axis(k) for k in range(len(facts.metrics)))),
+        ("calibration data", _source(spec.data, spec.samples, facts.sample_count)),
+        ("calibration digest", str(attrs.get("digest", "-"))),
+        ("held-out data", spec.held_out or "the other side of the calibration source"),
+        ("config digest", config.digest() if config else "-"),
+        ("seed", f"{spec.seed} (sampler, split and order of samples)"),
+        ("sampler", f"{spec.sampler}, {spec.startup} trials drawn at random first"),
+        ("trial pruner", spec.trial_pruner),
+        ("made with", _versions(attrs.get("versions"))),
+        ("reported with", _versions(versions())),
+    ]
+    if facts.record is not None:
+        rows.append(("result of", str(facts.record.get("created", "-"))))
+    return [(name, str(value)) for name, value in rows]
+
+
+def command(facts: StudyFacts) -> str:
+    """Return the command that repeats a study from its spec."""
+    words = ["prunetune", "search", "--spec", "study.toml", "--out", "again"]
+    if facts.name != facts.spec.study_name:
+        words += ["--study", facts.name]
+    return shlex.join(words)
+
+
+def _source(data: str | None, samples: int | None, count: int) -> str:
+    limit = f", at most {samples} samples" if samples else ""
+    return f"{data or 'tiny'}{limit}" + (f" ({count} samples)" if count else "")
+
+
+def _versions(found: Any) -> str:
+    known = found if isinstance(found, dict) else {}
+    return ", ".join(f"{name} {version}" for name, version in known.items()) or "-"
+
+
+def _interval(found: Sequence[float] | None, *, signed: bool = False) -> str:
+    if not found:
+        return "-"
+    low, high = found
+    return f"{low:+.4f} to {high:+.4f}" if signed else f"{low:.4f} to {high:.4f}"
+
+
+def _p_value(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"

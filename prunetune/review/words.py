@@ -1,0 +1,182 @@
+"""Configs and studies in words, for people who have not read a config file."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from prunetune.budget import mean_retention
+from prunetune.config import PruningConfig, Stage
+from prunetune.restorers import Restorer
+from prunetune.review.facts import StudyFacts
+from prunetune.scorers import Scorer
+
+_LEAST_WORTH_SAYING = 0.02
+
+
+@dataclass(frozen=True)
+class ScorerWords:
+    """One scorer of a stage.
+
+    Attributes:
+        name: As in the config.
+        weight: Signed score weight; the largest of a stage is 1 or -1.
+        summary: What it looks at.
+        settings: Its hyperparameters, such as ``alpha 0.4, sigma 10``.
+    """
+
+    name: str
+    weight: float
+    summary: str
+    settings: str
+
+
+@dataclass(frozen=True)
+class StageWords:
+    """One stage.
+
+    Attributes:
+        title: Where it is.
+        keeps: What it keeps, and how that is chosen.
+        scorers: Largest weight first; empty where the scores before are used again.
+        restorer: What puts information back; empty where nothing does.
+    """
+
+    title: str
+    keeps: str
+    scorers: tuple[ScorerWords, ...]
+    restorer: str
+
+
+def stage_words(config: PruningConfig) -> list[StageWords]:
+    """Describe every stage of a config."""
+    return [_stage(config.stages, k) for k in range(len(config.stages))]
+
+
+def _stage(stages: Sequence[Stage], k: int) -> StageWords:
+    stage = stages[k]
+    where = (
+        "Before the language model (layer 0)"
+        if stage.layer == 0
+        else f"At the input of decoder layer {stage.layer}"
+    )
+    share = f"{100 * stage.retention:.3g}% of the image tokens stay"
+    if not stage.scorers:
+        return StageWords(where, f"{share}, by the scores of the stage before", (), "")
+    scorers = tuple(
+        ScorerWords(s.name, s.weight, type(s).summary, _settings(s))
+        for s in sorted(stage.scorers, key=lambda s: -abs(s.weight))
+    )
+    how = "by one score" if len(scorers) == 1 else f"by a weighted sum of {len(scorers)} scores"
+    return StageWords(where, f"{share}, chosen {how}", scorers, _restorer(stage.restorer))
+
+
+def _settings(part: Scorer | Restorer) -> str:
+    data = part.model_dump(mode="json", exclude={"name", "weight"})
+    return ", ".join(f"{key} {_value(value)}" for key, value in data.items())
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _restorer(restorer: Restorer | None) -> str:
+    if restorer is None:
+        return ""
+    settings = _settings(restorer)
+    about = f" ({settings})" if settings else ""
+    return f"{restorer.name}{about}: {type(restorer).summary}"
+
+
+def config_sentences(config: PruningConfig) -> list[str]:
+    """Describe a config in a few sentences."""
+    said = [f"{words.title}, {_with_scorers(words)}." for words in stage_words(config)]
+    restored = config.stages[0].restorer
+    if restored is not None:
+        said.append(f"Dropped tokens are partly restored by {_restorer(restored)}.")
+    return [*said, *rest_sentences(config)]
+
+
+def rest_sentences(config: PruningConfig) -> list[str]:
+    """Describe what holds for all stages of a config: separators, positions, what is left."""
+    separators = (
+        "Separators (image tokens that are no patches) stay."
+        if config.separators == "keep"
+        else "Separators (image tokens that are no patches) go at the first stage."
+    )
+    positions = (
+        "Kept tokens keep their original positions."
+        if config.positions == "original"
+        else "Kept tokens are renumbered without gaps."
+    )
+    share = mean_retention(config.stages, config.model.num_layers)
+    left = (
+        f"Over all {config.model.num_layers} decoder layers {100 * share:.3g}% of the image tokens "
+        "remain, which is the visual KV cache's share too."
+    )
+    return [separators, positions, left]
+
+
+def _with_scorers(words: StageWords) -> str:
+    named = [s for s in words.scorers if abs(s.weight) >= _LEAST_WORTH_SAYING]
+    if not named:
+        return words.keeps
+    return f"{words.keeps}: {', '.join(f'{s.name} {s.weight:+.2f}' for s in named)}"
+
+
+def verdict(facts: StudyFacts) -> tuple[str, str]:
+    """Return one sentence on what a study is worth, and its tone: good, unsure or bad."""
+    finished, wanted = facts.finished, facts.spec.trials
+    if facts.record is not None:
+        result = facts.record["result"]
+        said = str(result["verdict"])
+        return said, "good" if beats_all(result) else "unsure"
+    if not facts.trials:
+        return "No trial has been run yet, so there is nothing to look at.", "unsure"
+    best = facts.best
+    if best is None:
+        return _nothing(facts), "bad" if not facts.running else "unsure"
+    split = "calibration data" if best.complete else "the calibration samples it was measured on"
+    values = ", ".join(f"{n} {v:.4f}" for n, v in zip(_names(facts), best.values))
+    found = f"{best.name} is best so far with {values} on {split}"
+    if len(facts.metrics) > 1:
+        found = (
+            f"{len(facts.front)} trials are on the front of {' and '.join(facts.metrics)}; "
+            f"{best.name} has the best {facts.metrics[0]} ({values})"
+        )
+    state = "is still running" if facts.running else "has stopped or was interrupted"
+    if finished >= wanted:
+        state = "has run its trials"
+    return (
+        f"The search {state} ({finished} of {wanted} trials finished): {found}; nothing is known "
+        "yet about held-out data.",
+        "unsure",
+    )
+
+
+def _names(facts: StudyFacts) -> list[str]:
+    return ["gap" if name == "cosine" else name for name in facts.metrics]
+
+
+def _nothing(facts: StudyFacts) -> str:
+    failed = [t for t in facts.trials if t.state == "failed"]
+    if failed and not facts.running:
+        reason = next(
+            (str(t.attrs["failure"]) for t in reversed(failed) if "failure" in t.attrs), ""
+        )
+        because = f", the last with {reason[:200]}" if reason else ""
+        count = "The only trial" if len(failed) == 1 else f"All {len(failed)} trials"
+        return f"{count} failed{because}: there is no config to look at."
+    return "No trial has finished yet, so there is nothing to look at."
+
+
+def beats_all(result: Any) -> bool:
+    """Tell whether a recorded result beats every baseline, in gap and in accuracy."""
+    best = result["best"]
+    rows = [row for row in result["baselines"] if row["held_out_gap"] is not None]
+    return bool(rows) and all(
+        best["held_out_gap"] < row["held_out_gap"]
+        and not (best["accuracy"] is not None and (row["accuracy"] or 0.0) > best["accuracy"])
+        for row in rows
+    )
