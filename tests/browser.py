@@ -50,7 +50,8 @@ class Browser:
             mobile=size == "phone",
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        media = "print" if size == "print" else "screen"
+        # Empty: as it is used, so that what is printed is styled for print.
+        media = "print" if size == "print" else ""
         self._send("Emulation.setEmulatedMedia", media=media, features=[scheme])
         self.driver.get_log("browser")
         begun = time.monotonic()

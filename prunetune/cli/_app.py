@@ -23,6 +23,7 @@ VERBS = (
     "export",
     "verify",
     "show",
+    "report",
     "diff",
     "models",
     "scorers",
@@ -35,6 +36,7 @@ EXTRA = frozenset(
     {
         "alembic",
         "datasets",
+        "jinja2",
         "numpy",
         "optuna",
         "optuna_dashboard",

@@ -151,13 +151,14 @@ def schedules(facts: StudyFacts, count: int = 5) -> go.Figure | None:
                 line={
                     "color": SERIES[rank % len(SERIES)],
                     "dash": DASHES[rank % len(DASHES)],
-                    "width": 4 if rank == 0 else 2.5,
+                    "width": 6 if rank == 0 else 2.5,
                     "shape": "hv",
                 },
                 hovertemplate="%{y:.3~%}<extra>%{fullData.name}</extra>",
             )
         )
-    found.update_yaxes(range=[0, 1.04], tickformat=".0%")
+    most = max(max(trace.y) for trace in found.data)
+    found.update_yaxes(range=[0, min(1.04, 1.2 * most)], tickformat=".0%")
     found.update_xaxes(range=[-0.6, depth - 0.4], dtick=max(1, round(depth / 16)), tick0=0)
     return found
 
@@ -180,10 +181,11 @@ def shown_schedules(facts: StudyFacts, count: int = 5) -> list[TrialFacts]:
 
 def _schedule_title(facts: StudyFacts, trials: Sequence[TrialFacts]) -> str:
     steps = ", then ".join(
-        f"{percent(share)} from layer {layer}" for layer, share in trials[0].schedule
+        f"{percent(share)}{'' if k else ' of the image tokens'} from layer {layer}"
+        for k, (layer, share) in enumerate(trials[0].schedule)
     )
-    more = f"; beside it the next {len(trials) - 1}" if len(trials) > 1 else ""
-    return f"The best trial keeps {steps} of the image tokens{more}"
+    more = f"; beside it the next best {len(trials) - 1}" if len(trials) > 1 else ""
+    return f"{trials[0].name.capitalize()} keeps {steps}{more}"
 
 
 def importance(facts: StudyFacts, found: dict[str, float], count: int = 12) -> go.Figure | None:
@@ -193,7 +195,7 @@ def importance(facts: StudyFacts, found: dict[str, float], count: int = 12) -> g
     shown = list(found.items())[:count][::-1]
     name, share = max(found.items(), key=lambda item: item[1])
     title = (
-        f"{name} matters most for being among the best tenth ({percent(share, 2)} of the "
+        f"“{name}” matters most for being among the best tenth ({percent(share, 2)} of the "
         "importance; PED-ANOVA on decoded parameters)"
     )
     chart = figure(title, "PED-ANOVA importance (share, sums to 100%)", "decoded parameter")

@@ -18,7 +18,7 @@ from prunetune.review.tables import (
     provenance_rows,
     trials_table,
 )
-from prunetune.review.theme import number, percent
+from prunetune.review.theme import number, percent, tenths
 from prunetune.review.words import rest_sentences, stage_words, verdict
 from prunetune.review.worst import Worst
 
@@ -139,10 +139,10 @@ def _cards(facts: StudyFacts) -> list[Card]:
     unpruned = result["unpruned"]["accuracy"]
     cards = [Card("held-out gap", number(best_of["held_out_gap"]), f"95%: {low:.4f} to {high:.4f}")]
     if best_of["accuracy"] is not None:
-        about = f"unpruned {percent(unpruned)}"
-        cards.append(Card("accuracy", percent(best_of["accuracy"]), about))
+        about = f"unpruned {tenths(unpruned)}"
+        cards.append(Card("accuracy", tenths(best_of["accuracy"]), about))
     cards += [
-        Card("top-1 agreement", percent(best_of["top1_agreement"]), "with the unpruned model"),
+        Card("top-1 agreement", tenths(best_of["top1_agreement"]), "with the unpruned model"),
         Card("mean retention", percent(best_of["mean_retention"]), "= visual KV-cache share"),
         Card("prefill FLOPs", percent(best_of["flops_ratio"]), "of the unpruned language model"),
     ]

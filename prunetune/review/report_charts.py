@@ -12,7 +12,16 @@ from prunetune.review.decoded import LEAST_TRIALS, importances
 from prunetune.review.facts import StudyFacts
 from prunetune.review.parallel import parallel
 from prunetune.review.tables import Table
-from prunetune.review.theme import percent, title_of
+from prunetune.review.theme import percent, tenths, title_of
+
+_SHORT = {
+    "front": "Cost",
+    "schedules": "Schedules",
+    "importance": "Importance",
+    "parallel": "Parameters",
+    "types": "Question types",
+    "gaps": "Gaps",
+}
 
 
 @dataclass(frozen=True)
@@ -21,6 +30,7 @@ class Chart:
 
     Attributes:
         id: Of its element.
+        short: Of its link.
         heading: Of its section.
         title: What to see, as a sentence.
         about: How to read it.
@@ -30,6 +40,7 @@ class Chart:
     """
 
     id: str
+    short: str
     heading: str
     title: str
     about: str
@@ -109,8 +120,8 @@ def _sample_charts(facts: StudyFacts) -> list[Chart]:
             row.name,
             str(row.count),
             *(
-                f"{percent(row.shares[n][0])} ({percent(row.shares[n][1])} to "
-                f"{percent(row.shares[n][2])})"
+                f"{tenths(row.shares[n][0])} ({tenths(row.shares[n][1])} to "
+                f"{tenths(row.shares[n][2])})"
                 if n in row.shares
                 else "-"
                 for n in names
@@ -154,12 +165,13 @@ def _chart(
     table: Table | None = None,
 ) -> Chart:
     if found is None:
-        return Chart(id_, heading, "", "", "", missing)
+        return Chart(id_, _SHORT.get(id_, heading), heading, "", "", "", missing)
     title = title_of(found)
     # The page sets the title as text of its own: it wraps, prints and is read aloud.
     found = go.Figure(found)
     found.update_layout(title=None, margin={"t": 12}, template=go.layout.Template())
-    return Chart(id_, heading, title, about, _for_script(found.to_plotly_json()), "", table)
+    data = _for_script(found.to_plotly_json())
+    return Chart(id_, _SHORT.get(id_, heading), heading, title, about, data, "", table)
 
 
 def _for_script(data: Any) -> str:

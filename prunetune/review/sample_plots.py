@@ -160,7 +160,7 @@ def gap_distribution(facts: StudyFacts) -> go.Figure | None:
     edges = _edges([v for held in found.values() for v in held])
     chart = figure(title, axis, "samples (share of the split)", barmode="overlay")
     for k, (name, held) in enumerate(found.items()):
-        shares = np.histogram(held, edges)[0] / len(held)
+        shares = np.histogram(np.minimum(held, edges[-1]), edges)[0] / len(held)
         if k == 0:
             chart.add_trace(
                 go.Bar(
@@ -190,6 +190,4 @@ def gap_distribution(facts: StudyFacts) -> go.Figure | None:
 def _edges(values: Sequence[float]) -> np.ndarray:
     # One sample far out must not leave everything else in a single bar.
     high = max(float(np.quantile(values, 0.995)) * 1.05, 1e-9)
-    edges = np.linspace(0.0, high, _BINS + 1)
-    edges[-1] = max([edges[-1], *values])
-    return edges
+    return np.linspace(0.0, high, _BINS + 1)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prunetune.review.facts import StudyFacts, TrialFacts
-from prunetune.review.theme import number, percent
+from prunetune.review.theme import number, percent, tenths
 from prunetune.search.study import versions
 
 _MOST_TRIALS = 2000
@@ -42,8 +42,8 @@ def held_out_table(facts: StudyFacts) -> Table | None:
             _interval(intervals.get("tuned")),
             "",
             "",
-            percent(best["top1_agreement"]),
-            percent(best["accuracy"]),
+            tenths(best["top1_agreement"]),
+            tenths(best["accuracy"]),
             percent(best["mean_retention"]),
             f"trial {best['trial']}",
         )
@@ -58,8 +58,8 @@ def held_out_table(facts: StudyFacts) -> Table | None:
                 _interval(intervals.get(row["name"])),
                 _interval(apart.get("gap_difference"), signed=True),
                 _p_value(apart.get("p_value")),
-                percent(row["top1_agreement"]),
-                percent(row["accuracy"]),
+                tenths(row["top1_agreement"]),
+                tenths(row["accuracy"]),
                 percent(row["mean_retention"]),
                 str(row["notes"] or ""),
             )
@@ -69,15 +69,15 @@ def held_out_table(facts: StudyFacts) -> Table | None:
         for row in result["baselines"]
         if row["held_out_gap"] is None
     ]
-    accuracy = percent(result["unpruned"]["accuracy"])
-    rows.append(("unpruned", "0", "", "", "", "100%", accuracy, "100%", ""))
+    accuracy = tenths(result["unpruned"]["accuracy"])
+    rows.append(("unpruned", "0", "", "", "", "100.0%", accuracy, "100%", ""))
     count = len(facts.record["samples"]["id"])
-    heads: tuple[str, ...] = ("config", ">gap", ">95% interval", ">tuned minus this, 95% interval", ">p")
-    heads += (">top-1 agreement", ">accuracy", ">mean retention", "note")
+    heads: tuple[str, ...] = ("config", ">gap", ">95% interval", ">tuned minus this, 95% interval")
+    heads += (">p", ">top-1 agreement", ">accuracy", ">mean retention", "note")
     caption = (
-        f"{count} held-out samples. Intervals: bootstrap over pictures. p: one-sided Wilcoxon test "
-        "that the tuned config's gap is lower. An interval of the difference wholly below 0 is a "
-        "gain that is not noise."
+        f"{count} held-out samples. Intervals: bootstrap over pictures. A difference with an interval "
+        "wholly below 0 is more than chance. p: one-sided Wilcoxon test that samples have a "
+        "lower gap; beside such a difference, a large p says that few samples gain much."
     )
     return Table(caption, heads, tuple(rows), strong=0)
 
@@ -93,8 +93,8 @@ def presets_table(facts: StudyFacts) -> Table | None:
         (
             t.name,
             number(t.values[0]) + ("" if t.complete else " (estimate)"),
-            percent(t.number_of("agreement")),
-            percent(t.number_of("accuracy")),
+            tenths(t.number_of("agreement")),
+            tenths(t.number_of("accuracy")),
             percent(t.retention),
             f"{t.attrs.get('samples_used', '-')}",
             str(t.attrs.get("note", "")),

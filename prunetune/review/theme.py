@@ -50,8 +50,8 @@ def figure(title: str, x: str, y: str, **layout: Any) -> go.Figure:
         paper_bgcolor="rgba(0, 0, 0, 0)",
         plot_bgcolor="rgba(0, 0, 0, 0)",
         height=400,
-        margin={"l": 8, "r": 12, "t": 64, "b": 8},
-        legend={"orientation": "h", "x": 0, "y": -0.2, "yanchor": "top"},
+        margin={"l": 8, "r": 12, "t": 96, "b": 8},
+        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "title": {"text": ""}},
         hoverlabel={"bgcolor": "#24292f", "font": {"color": "#ffffff", "family": FONT}},
         hovermode="closest",
         dragmode=False,
@@ -76,6 +76,11 @@ def title_of(found: go.Figure) -> str:
 def percent(share: float | None, digits: int = 3) -> str:
     """Return a share as per cent with so many significant digits, or a dash."""
     return "-" if share is None else f"{100 * share:.{digits}g}%"
+
+
+def tenths(share: float | None) -> str:
+    """Return a share as per cent with one decimal, for columns, or a dash."""
+    return "-" if share is None else f"{100 * share:.1f}%"
 
 
 def number(value: float | None) -> str:

@@ -1,8 +1,17 @@
 "use strict";
 (() => {
-  const NARROW = 560, PRINTED = 690;
+  const NARROW = 560, PRINTED = { width: 690, height: 330 };
   const options = { responsive: true, displayModeBar: false, displaylogo: false };
   const figures = [];
+  const lines = (text, longest) => {
+    const out = [""];
+    for (const word of text.split(" ")) {
+      const last = out[out.length - 1];
+      if (last && last.length + word.length >= longest) out.push(word);
+      else out[out.length - 1] = last ? `${last} ${word}` : word;
+    }
+    return out.join("<br>");
+  };
   const fitted = (layout, width) => {
     const copy = JSON.parse(JSON.stringify(layout));
     if (width < NARROW) {
@@ -10,7 +19,9 @@
       if (copy.legend) copy.legend.font = { size: 11 };
       for (const axis of ["xaxis", "yaxis"]) {
         const shown = copy[axis] && copy[axis].title;
-        if (shown) shown.font = { size: 11 };
+        if (!shown) continue;
+        shown.font = { size: 11 };
+        shown.text = lines(shown.text, axis === "xaxis" ? width / 11 : layout.height / 9);
       }
     }
     return copy;
@@ -20,12 +31,15 @@
     const { data, layout } = JSON.parse(source.textContent);
     place.style.minHeight = `${layout.height}px`;
     Plotly.newPlot(place, data, fitted(layout, place.clientWidth), options);
-    figures.push(place);
+    figures.push([place, layout.height]);
   }
   // A printed page is narrower than most windows, and figures do not shrink by themselves.
-  const size = (width) => {
-    for (const place of figures) {
-      Plotly.relayout(place, width ? { autosize: false, width } : { autosize: true, width: null });
+  const size = (printed) => {
+    for (const [place, height] of figures) {
+      const low = printed ? Math.min(height, printed.height) : height;
+      place.style.minHeight = `${low}px`;
+      const width = printed ? { autosize: false, width: printed.width } : { autosize: true, width: null };
+      Plotly.relayout(place, { ...width, height: low });
     }
   };
   addEventListener("beforeprint", () => size(PRINTED));

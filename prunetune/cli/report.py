@@ -1,0 +1,87 @@
+"""``report``: one page about a study, to read, print and send around."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from prunetune.cli._app import AsJson, Device, Dtype, SkipBad, Threads, verb
+from prunetune.cli._output import Output, progress
+from prunetune.errors import ConfigError
+
+
+@verb(
+    "report",
+    "prunetune report studies/tiny-keep0.25",
+    "prunetune report --storage postgresql://USER@HOST/DATABASE --study NAME -o report.html",
+)
+def report(
+    study: Annotated[
+        str | None,
+        typer.Argument(metavar="STUDY", help="A run's folder, its study.db or a storage URL."),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--study", metavar="NAME", help="Of several studies, this one.")
+    ] = None,
+    storage: Annotated[
+        str | None, typer.Option(metavar="URL", help="Database of the study, instead of STUDY.")
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option("--output", "-o", metavar="FILE", help="[default: report.html in its folder]"),
+    ] = None,
+    pictures: Annotated[
+        bool, typer.Option(help="Run the worst samples again and show what they keep.")
+    ] = True,
+    skip_bad: SkipBad = False,
+    dtype: Dtype = None,
+    device: Device = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write one self-contained HTML file about a study: what it found and what that is worth.
+
+    It holds everything it shows, loads nothing from the network, and is made from the study alone;
+    only the pictures of the worst samples need the model and the data on this machine.
+    """
+    if (study is None) == (storage is None):
+        raise ConfigError(
+            "STUDY: received "
+            + ("none" if study is None else "STUDY and --storage")
+            + ", allowed one of them: a folder, its study.db, or a storage URL"
+        )
+    target = Path(output) if output else None
+    if target is not None and (target.is_dir() or target.suffix.lower() not in (".html", ".htm")):
+        raise ConfigError(f"--output: received {output!r}, allowed a file that ends in .html")
+    from prunetune.cli._environment import quieten_optuna, set_threads
+    from prunetune.review.report_file import default_path, load_for, write_report
+    from prunetune.search.find import find_study
+
+    quieten_optuna()
+    found = find_study(study or storage or "", name)
+    if pictures:
+        set_threads(threads)
+    with progress() as show:
+        written = write_report(
+            found,
+            target or default_path(found),
+            (lambda: load_for(found, skip_bad=skip_bad, dtype=dtype, device=device))
+            if pictures
+            else None,
+            show,
+        )
+    out = Output(as_json)
+    out.line(written.verdict)
+    if written.missing and pictures:
+        out.line(f"without pictures: {written.missing}")
+    out.line(f"report: {written.path} ({written.size / 2**20:.1f} MiB)")
+    out.finish(
+        {
+            "report": str(written.path),
+            "bytes": written.size,
+            "study": found.study.study_name,
+            "verdict": written.verdict,
+            "pictures": pictures and not written.missing,
+            "missing": written.missing,
+        }
+    )
