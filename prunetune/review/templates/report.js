@@ -35,6 +35,7 @@
   }
   // A printed page is narrower than most windows, and figures do not shrink by themselves.
   const size = (printed) => {
+    for (const part of document.querySelectorAll("details.printed")) part.open = Boolean(printed);
     for (const [place, height] of figures) {
       const low = printed ? Math.min(height, printed.height) : height;
       place.style.minHeight = `${low}px`;
