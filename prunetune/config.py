@@ -11,9 +11,11 @@ from pydantic import (
     ConfigDict,
     Field,
     SerializeAsAny,
+    SerializerFunctionWrapHandler,
     Strict,
     ValidationError,
     WrapValidator,
+    model_serializer,
     model_validator,
 )
 
@@ -123,6 +125,7 @@ class Provenance(_Frozen):
         mean_retention: Mean retention over all decoder layers.
         flops_ratio: Prefill FLOPs of the language model, pruned over unpruned.
         kv_ratio: Visual KV-cache share, pruned over unpruned.
+        budget: What it was searched for: ``keep``, ``flops`` or ``kv_mib``, and its value.
         calibration_digest: Digest over the calibration pixels and texts.
         seed: Seed of the study.
         versions: Versions of the libraries it was made with.
@@ -137,10 +140,19 @@ class Provenance(_Frozen):
     mean_retention: Number | None = None
     flops_ratio: Number | None = None
     kv_ratio: Number | None = None
+    budget: dict[str, Number] | None = None
     calibration_digest: str | None = None
     seed: Whole | None = None
     versions: dict[str, str] = Field(default_factory=dict)
     created: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _dump(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        data: dict[str, Any] = handler(self)
+        if data.get("budget") is None:
+            # Files of older releases come back as the same bytes.
+            data.pop("budget", None)
+        return data
 
 
 class PruningConfig(_Frozen):

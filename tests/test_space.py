@@ -56,7 +56,7 @@ def test_every_point_decodes_to_a_valid_config_that_meets_the_budget(point):
     found, units = point
     config = found.decode(units)
     assert PruningConfig.parse(config.model_dump(mode="json")) == config
-    assert abs(mean_retention(config.stages, found.facts.num_layers) - found.keep) < 1e-9
+    assert abs(mean_retention(config.stages, found.facts.num_layers) - found.budget.share) < 1e-9
     assert all(a.layer < b.layer for a, b in zip(config.stages, config.stages[1:]))
     assert all(a.retention >= b.retention for a, b in zip(config.stages, config.stages[1:]))
     assert min(s.retention for s in config.stages) > found.spec.floor - 1e-9

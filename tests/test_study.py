@@ -125,8 +125,8 @@ def test_the_json_of_a_search(tmp_path):
     result = search(tmp_path, trials=5)
     data = json.loads(json.dumps(result.to_dict()))
     assert list(data) == [
-        "study", "trials", "seconds", "sample_evaluations", "best", "unpruned", "baselines",
-        "verdict", "config", "report",
+        "study", "budget", "trials", "stopped", "seconds", "sample_evaluations", "best", "unpruned",
+        "baselines", "verdict", "config", "report",
     ]  # fmt: skip
     assert list(data["best"]) == [
         "trial", "gap", "held_out_gap", "held_out_ci", "top1_agreement", "accuracy",
@@ -422,15 +422,15 @@ def test_storage_urls_and_their_passwords(tmp_path):
         assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["tpe", "tpe-uni", "gp", "qmc", "random"])
+@pytest.mark.parametrize("name", ["tpe", "tpe-uni", "gp", "cmaes", "nsga2", "qmc", "random"])
 def test_every_sampler_searches_the_space(tmp_path, name):
-    trials = 11 if name in ("gp", "tpe") else 3
+    trials = 11 if name in ("gp", "tpe", "cmaes") else 3
     assert search(tmp_path, sampler=name, trials=trials, presets=()).trials["complete"] == trials
 
 
 def test_a_sampler_without_its_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "cmaes", None)
-    with pytest.raises(StudyError, match="pip install cmaes"):
+    with pytest.raises(StudyError, match=r"cmaes: pip install 'prunetune\[search\]'"):
         make_sampler("cmaes", 0)
 
 

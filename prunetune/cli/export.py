@@ -13,6 +13,7 @@ from prunetune.cli._output import Output, number, percent, progress
     "export",
     "prunetune export studies/tiny-keep0.25 -o tiny.prune.json",
     "prunetune export studies/tiny-keep0.25 --trial 7 -o seventh.prune.json",
+    "prunetune export studies/tiny-keep0.05-0.5 --keep 0.25 -o quarter.prune.json",
 )
 def export(
     study: Annotated[
@@ -21,6 +22,16 @@ def export(
     output: Annotated[str, typer.Option("--output", "-o", metavar="FILE", help="Config to write.")],
     trial: Annotated[
         int | None, typer.Option(metavar="N", help="Number of the trial.  [default: the best]")
+    ] = None,
+    keep: Annotated[
+        float | None,
+        typer.Option(metavar="B", help="Of a front, the best trial up to this mean retention."),
+    ] = None,
+    flops: Annotated[
+        float | None, typer.Option(metavar="X", help="Or up to this FLOPs share.")
+    ] = None,
+    kv_mib: Annotated[
+        float | None, typer.Option(metavar="Y", help="Or up to this visual KV cache (MiB).")
     ] = None,
     name: Annotated[
         str | None, typer.Option("--study", metavar="NAME", help="Of several studies, this one.")
@@ -33,15 +44,19 @@ def export(
 ) -> None:
     """Freeze a trial in a config with its complete provenance.
 
+    Of a study with --objective pareto, --keep (or --flops, --kv-mib, as it was searched) chooses.
+
     What the finished search wrote is taken as it is; another trial, or a study that has no result
     yet, is measured on both splits first.
     """
     from prunetune.cli._environment import quieten_optuna, set_threads
-    from prunetune.search.find import find_study, measured_config, stored_config
+    from prunetune.search.find import chosen_trial, find_study, measured_config, stored_config
 
     at_least("--trial", trial, 0)
     quieten_optuna()
     found = find_study(study, name)
+    costs = {"keep": keep, "flops": flops, "kv_mib": kv_mib}
+    trial = chosen_trial(found, trial, {k: v for k, v in costs.items() if v is not None})
     config = stored_config(found, trial)
     if config is None:
         set_threads(threads)
@@ -73,6 +88,7 @@ def export(
             "gap": made.gap,
             "held_out_gap": made.held_out_gap,
             "mean_retention": made.mean_retention,
+            "budget": made.budget,
             "digest": config.digest(),
         }
     )

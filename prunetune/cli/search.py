@@ -21,11 +21,12 @@ from prunetune.cli._app import (
     one_of,
     verb,
 )
-from prunetune.cli._output import Output, note, percent, progress
+from prunetune.cli._output import Output, note, number, percent, progress
 from prunetune.errors import ConfigError
 
 if TYPE_CHECKING:
     from prunetune.search.joining import Workers
+    from prunetune.search.pareto import FrontResult
     from prunetune.search.prepare import Prepared
     from prunetune.search.spec import StudySpec
     from prunetune.search.summary import SearchResult
@@ -39,12 +40,31 @@ logger = logging.getLogger(__name__)
     "prunetune search --model tiny --keep 0.25 --trials 20",
     "prunetune search --spec study.toml --timeout 3600 --json",
     "prunetune search --model tiny --keep 0.1 --data pictures/ --metric kl --scorers topv,coverage",
+    "prunetune search --model tiny --flops 0.3 --patience 50",
+    "prunetune search --model tiny --objective pareto --keep 0.05:0.5",
 )
 def search(
     model: ModelName = None,
     keep: Annotated[
-        float | None,
-        typer.Option(metavar="B", help="Budget: mean share of image tokens over all layers."),
+        str | None,
+        typer.Option(
+            metavar="B", help="Budget: mean share of image tokens over all layers.  [default: 0.25]"
+        ),
+    ] = None,
+    flops: Annotated[
+        str | None,
+        typer.Option(metavar="X", help="Or: share of the unpruned prefill's FLOPs."),
+    ] = None,
+    kv_mib: Annotated[
+        str | None,
+        typer.Option(metavar="Y", help="Or: MiB of image tokens' KV cache, average sample."),
+    ] = None,
+    objective: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="metric, or pareto: metric and cost, over a range --keep 0.05:0.5.",
+        ),
     ] = None,
     data: Annotated[
         str | None,
@@ -63,11 +83,18 @@ def search(
     timeout: Annotated[
         float | None, typer.Option(metavar="S", help="Start no further trial after S seconds.")
     ] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Stop after N trials without a better one.  [default: 0, off]"
+        ),
+    ] = None,
     metric: Annotated[
         str | None, typer.Option(metavar="NAME", help="cosine (the gap), kl or cosine+kl.")
     ] = None,
     sampler: Annotated[
-        str | None, typer.Option(metavar="NAME", help="tpe, tpe-uni, gp, cmaes, qmc or random.")
+        str | None,
+        typer.Option(metavar="NAME", help="tpe, tpe-uni, gp, cmaes, nsga2, qmc, random."),
     ] = None,
     seed: Annotated[
         int | None, typer.Option(metavar="N", help="Of sampler, split and order.  [default: 0]")
@@ -93,7 +120,7 @@ def search(
     ] = None,
     out: Annotated[
         str | None,
-        typer.Option(metavar="FOLDER", help="The run's folder.  [default: studies/MODEL-keepB]"),
+        typer.Option(metavar="FOLDER", help="The run's folder.  [default: studies/MODEL-BUDGET]"),
     ] = None,
     storage: Annotated[
         str | None,
@@ -142,17 +169,20 @@ def search(
     at_least("--cache-limit", cache_limit, 0)
     if not math.isfinite(cache_limit):
         raise ConfigError(f"--cache-limit: received {cache_limit:g}, allowed a finite number")
-    for flag, value in (("sampler", sampler), ("metric", metric), ("trial_pruner", trial_pruner)):
+    names = {"sampler": sampler, "metric": metric, "objective": objective}
+    for flag, value in (*names.items(), ("trial_pruner", trial_pruner)):
         allowed = get_args(StudySpec.model_fields[flag].annotation)
         one_of(f"--{flag.replace('_', '-')}", value, allowed)
     flags = {
         "model": model,
-        "keep": keep,
+        **_budget({"keep": keep, "flops": flops, "kv_mib": kv_mib}),
+        "objective": objective,
         "data": data,
         "held_out": held_out,
         "samples": samples,
         "trials": trials,
         "timeout": timeout,
+        "patience": patience,
         "metric": metric,
         "sampler": sampler,
         "seed": seed,
@@ -167,12 +197,12 @@ def search(
         "cache": Cache(cache_dir, int(cache_limit * (1 << 30)), not no_cache),
         "workers": Workers(workers, threads),
     }
-    names = {"storage": storage, "study_name": study}
+    where = {"storage": storage, "study_name": study}
     options = {"skip_bad": skip_bad, "dtype": dtype, "device": device}
     try:
         # SIGTERM is a batch system's warning: it ends a search as Ctrl-C does, resumable.
         with heeded(signal.SIGINT, signal.SIGTERM):
-            result, prepared = _run(wanted, out, names, options, how)
+            result, prepared = _run(wanted, out, where, options, how)
     except KeyboardInterrupt:
         from prunetune.search.storage import redact
 
@@ -181,7 +211,19 @@ def search(
         # The line that would be printed repeats the command, password included.
         note("interrupted; the same command resumes")
         raise typer.Exit(130) from None
-    _print(Output(as_json), result, prepared)
+    _report(Output(as_json), result, prepared)
+
+
+def _report(out: Output, result: "SearchResult | FrontResult", prepared: "Prepared") -> None:
+    from prunetune.search.pareto import FrontResult
+
+    if isinstance(result, FrontResult):
+        _print_front(out, result, prepared)
+    else:
+        _print(out, result)
+        out.line(f"next: prunetune export {prepared.out} -o {_export_name(prepared)}")
+    out.finish({**result.to_dict(), "skipped": len(prepared.skipped)})
+    sys.stdout.flush()
 
 
 def _run(
@@ -190,7 +232,7 @@ def _run(
     names: dict[str, Any],
     options: dict[str, Any],
     how: dict[str, Any],
-) -> "tuple[SearchResult, Prepared]":
+) -> "tuple[SearchResult | FrontResult, Prepared]":
     from prunetune.cli._environment import quieten_optuna, set_threads
     from prunetune.search.prepare import prepare
     from prunetune.search.run import run
@@ -202,8 +244,8 @@ def _run(
     if prepared.skipped:
         note(f"skipped {len(prepared.skipped)} bad: {'; '.join(prepared.skipped[:3])}")
     logger.info(
-        "searching %s at keep %g on %d samples, %d trials; in %s",
-        *(prepared.spec.model, prepared.spec.keep, len(prepared.calibration)),
+        "searching %s at %s on %d samples, %d trials; in %s",
+        *(prepared.spec.model, prepared.spec.label, len(prepared.calibration)),
         *(prepared.spec.trials, prepared.out),
     )
     with progress() as show:
@@ -226,7 +268,7 @@ def share_threads(workers: "Workers") -> "Workers":
     return replace(workers, threads=max(1, physical_cores() // workers.count))
 
 
-def _print(out: Output, result: "SearchResult", prepared: "Prepared") -> None:
+def _print(out: Output, result: "SearchResult") -> None:
     from prunetune.search.summary import table_rows
 
     heading, *rows = table_rows(result)
@@ -235,15 +277,44 @@ def _print(out: Output, result: "SearchResult", prepared: "Prepared") -> None:
     out.line()
     out.line(result.verdict)
     out.line()
-    counts = ", ".join(f"{count} {state}" for state, count in result.trials.items())
-    out.line(f"trials: {counts}; {result.seconds:.0f} s")
+    out.line(_counts(result))
     for stage in result.best.stages:
         scorers = " ".join(f"{s.name}{s.weight:+g}" for s in stage.scorers) or "same scores"
         out.line(f"  layer {stage.layer}: keeps {percent(stage.retention)} by {scorers}")
     out.line(f"config: {result.config}")
-    out.line(f"next: prunetune export {prepared.out} -o {_export_name(prepared)}")
-    out.finish({**result.to_dict(), "skipped": len(prepared.skipped)})
-    sys.stdout.flush()
+
+
+def _print_front(out: Output, result: "FrontResult", prepared: "Prepared") -> None:
+    rows = []
+    for point in result.points:
+        low, high = point.held_out_ci
+        rows.append(
+            (
+                str(point.trial),
+                f"{point.cost:.4g}",
+                number(point.held_out.gap),
+                f"{low:.4f}-{high:.4f}",
+                percent(point.held_out.agreement),
+                percent(point.held_out.accuracy),
+                "yes" if point.wins else "no",
+            )
+        )
+    columns = (">trial", f">{result.cost}", ">gap", ">95% interval", ">top-1", ">accuracy")
+    out.table((*columns, "beats every baseline"), rows)
+    out.line()
+    out.line(result.verdict)
+    out.line()
+    out.line(_counts(result))
+    out.line(f"front: {len(result.front)} trials; configs of the above in {prepared.out}/front")
+    flag, cost = prepared.spec.kind.replace("_", "-"), result.points[-1].cost
+    name = _export_name(prepared)
+    out.line(f"next: prunetune export {prepared.out} --{flag} {cost:.4g} -o {name}")
+
+
+def _counts(result: "SearchResult | FrontResult") -> str:
+    counts = ", ".join(f"{count} {state}" for state, count in result.trials.items())
+    stopped = f"; stopped: {result.stopped}" if result.stopped else ""
+    return f"trials: {counts}; {result.seconds:.0f} s{stopped}"
 
 
 def _export_name(prepared: "Prepared") -> str:
@@ -260,6 +331,25 @@ def _space(scorers: str | None, stages: str | None, layers: str | None) -> dict[
     if layers is not None:
         space["layers"] = _span("--layers", layers)
     return space
+
+
+def _budget(flags: "dict[str, str | None]") -> dict[str, float]:
+    """Parse the budget; with a colon between two numbers it is a range."""
+    given = {name: text for name, text in flags.items() if text is not None}
+    if len(given) > 1:
+        shown = " and ".join(f"--{name.replace('_', '-')} {text}" for name, text in given.items())
+        raise ConfigError(f"received {shown}; a study has one budget, give one")
+    found: dict[str, float] = {}
+    for name, text in given.items():
+        low, colon, high = text.partition(":")
+        try:
+            found = {name: float(low)} | ({"up_to": float(high)} if colon else {})
+        except ValueError:
+            raise ConfigError(
+                f"--{name.replace('_', '-')}: received {text!r}, allowed a number, or for "
+                "--objective pareto two with a colon between, e.g. 0.05:0.5"
+            ) from None
+    return found
 
 
 def _optional(flag: str, text: str | None) -> list[str] | None:

@@ -27,15 +27,23 @@ def status(
 
     from prunetune.cli._environment import quieten_optuna
     from prunetune.search.find import find_study
-    from prunetune.search.trials import FINISHED
+    from prunetune.search.front import (
+        COST_NAMES,
+        FINISHED,
+        best_complete,
+        cost_of,
+        front,
+        metric_of,
+        on_plateau,
+    )
 
     quieten_optuna()
     found = find_study(study, name)
     trials = found.study.get_trials(deepcopy=False)
     states = Counter(trial.state.name.lower() for trial in trials)
-    complete = [t for t in trials if t.state.name == "COMPLETE" and t.value is not None]
-    best = min(complete, key=lambda t: (t.value, t.number), default=None)
+    best = best_complete(found.study)
     finished = sum(trial.state in FINISHED for trial in trials)
+    plateau = on_plateau(found.study, found.spec.patience) and finished < found.spec.trials
     resume = _resume(found)
     out = Output(as_json)
     out.line(f"study: {found.study.study_name} in {found.shown}")
@@ -47,15 +55,28 @@ def status(
     if best is not None:
         described = {
             "trial": best.number,
-            found.spec.metric: best.value,
+            found.spec.metric: metric_of(best),
             "schedule": best.user_attrs.get("schedule"),
             "weights": best.user_attrs.get("weights"),
             "preset": best.user_attrs.get("preset"),
         }
         preset = f" (preset {described['preset']})" if described["preset"] else ""
-        out.line(f"best: trial {best.number}{preset}, {found.spec.metric} {number(best.value)}")
+        out.line(
+            f"best: trial {best.number}{preset}, {found.spec.metric} {number(metric_of(best))}"
+        )
         out.line(f"  schedule {described['schedule']}")
         out.line(f"  weights {described['weights']}")
+    points: list[dict[str, Any]] | None = None
+    if found.spec.pareto:
+        cost, metric = COST_NAMES[found.spec.kind], found.spec.metric
+        points = [
+            {"trial": t.number, metric: metric_of(t), cost: cost_of(t)} for t in front(found.study)
+        ]
+        out.line("front:")
+        rows = [(str(p["trial"]), f"{p[cost]:.4g}", number(p[metric])) for p in points]
+        out.table((">trial", f">{cost}", f">{metric}"), rows)
+    if plateau:
+        out.line(f"stopped: no better trial in {found.spec.patience}")
     out.line(f"resume: {resume}")
     out.finish(
         {
@@ -63,10 +84,13 @@ def status(
             "storage": found.shown,
             "model": found.spec.model,
             "keep": found.spec.keep,
+            "budget": found.spec.budget,
             "trials": dict(states),
             "finished": finished,
             "wanted": found.spec.trials,
             "best": described,
+            "front": points,
+            "stopped": plateau,
             "resume": resume,
         }
     )

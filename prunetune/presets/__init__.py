@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from prunetune.errors import ConfigError
 
 if TYPE_CHECKING:
+    from prunetune.budget import Budget
     from prunetune.config import PruningConfig
 
 
@@ -39,7 +40,7 @@ def read_preset(name: str) -> dict[str, Any]:
 
 
 def load_preset(
-    name: str, *, model_type: str, num_layers: int, keep: float | None = None
+    name: str, *, model_type: str, num_layers: int, keep: "float | Budget | None" = None
 ) -> tuple["PruningConfig", str]:
     """Return a preset as a config for one model, at a budget.
 
@@ -47,8 +48,8 @@ def load_preset(
         name: One of ``preset_names()``.
         model_type: The transformers ``model_type`` the config is for.
         num_layers: The model's decoder layers.
-        keep: Mean retention over all decoder layers; None leaves what was published. Of several
-            released settings the nearest is moved.
+        keep: Mean retention over all decoder layers, or another budget; None leaves what was
+            published. Of several released settings the nearest is moved.
 
     Returns:
         The config, and a note on what had to change to meet the budget (empty if nothing).
@@ -56,10 +57,10 @@ def load_preset(
     Raises:
         ConfigError: The name is unknown, or the preset cannot be run or meet ``keep`` here.
     """
-    from prunetune.budget import rebudget
+    from prunetune.budget import as_budget, rebudget
     from prunetune.config import PruningConfig
 
-    data = read_preset(name)
+    data, share = read_preset(name), None if keep is None else as_budget(keep).share
     data |= data.get("by_model_type", {}).get(model_type, {})
     config = PruningConfig.parse(
         {
@@ -68,7 +69,7 @@ def load_preset(
             "model": {"model_type": model_type, "num_layers": num_layers},
             "separators": data["separators"],
             "positions": data["positions"],
-            "stages": [_placed(stage, num_layers) for stage in _stages(data, keep)],
+            "stages": [_placed(stage, num_layers) for stage in _stages(data, share)],
         },
         origin=f"preset {name}",
     )

@@ -9,13 +9,15 @@ import optuna
 
 from prunetune.config import PruningConfig
 from prunetune.errors import StudyError
+from prunetune.search.front import FINISHED
+from prunetune.search.pareto import FOLDER, choose_point, front_file
 from prunetune.search.spec import StudySpec
 from prunetune.search.storage import DATABASE, open_storage, redact, storage_url
 from prunetune.search.study import CONFIG_FILE, SPEC_FILE
-from prunetune.search.trials import FINISHED, config_of
+from prunetune.search.trials import config_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from prunetune.search.run import Step
 
@@ -88,11 +90,47 @@ def _name(names: list[str], wanted: str | None, folder: Path | None, shown: str)
     return wanted
 
 
+def chosen_trial(found: Found, trial: int | None, costs: "Mapping[str, float]") -> int | None:
+    """Return which trial to export; None for the one that a search chose.
+
+    Args:
+        found: The study.
+        trial: A trial's number, if one was asked for.
+        costs: Bounds that were asked for, by kind of budget; only a study with a front has choice.
+
+    Raises:
+        StudyError: Too much, too little or the wrong thing was asked for, or no trial fits.
+    """
+    spec, flags = found.spec, [f"--{kind.replace('_', '-')}" for kind in costs]
+    flag = f"--{spec.kind.replace('_', '-')}"
+    if not spec.pareto:
+        if flags:
+            raise StudyError(
+                f"{flags[0]}: study {found.study.study_name!r} was searched at one budget "
+                f"({spec.label}), so there is nothing to choose; leave {flags[0]} out"
+            )
+        return trial
+    if trial is None and list(costs) == [spec.kind]:
+        return choose_point(found.study, spec, costs[spec.kind]).number
+    if trial is not None and not flags:
+        return trial
+    asked = " and ".join([*flags, *(["--trial"] if trial is not None else [])]) or "neither"
+    raise StudyError(
+        f"study {found.study.study_name!r} has a front of metric and cost: received {asked}; "
+        f"choose a point by {flag} or by --trial (see: prunetune status)"
+    )
+
+
 def stored_config(found: Found, trial: int | None) -> PruningConfig | None:
     """Return the config a finished search wrote; None if it is another trial's, or out of date."""
-    if found.folder is None or not (found.folder / CONFIG_FILE).is_file():
+    if found.folder is None:
         return None
-    config = PruningConfig.load(found.folder / CONFIG_FILE)
+    file = found.folder / CONFIG_FILE
+    if found.spec.pareto and trial is not None:
+        file = front_file(found.folder / FOLDER, trial)
+    if not file.is_file():
+        return None
+    config = PruningConfig.load(file)
     made = config.provenance
     if made.study != found.study.study_name or (trial is not None and made.trial != trial):
         return None
@@ -119,7 +157,7 @@ def measured_config(
         StudyError: There is no such trial, or it has not finished.
     """
     from prunetune.models import load_model
-    from prunetune.search.prepare import Prepared, load_data
+    from prunetune.search.prepare import Prepared, deepest_first_stage, load_data
     from prunetune.search.run import Watched, evaluators
     from prunetune.search.selection import Winner, choose, measure, with_provenance
     from prunetune.search.space import Space
@@ -132,7 +170,8 @@ def measured_config(
     spec = found.spec
     calibration, held_out = load_data(spec, skip_bad=skip_bad)
     loaded = load_model(spec.model, revision=spec.revision, device=device, dtype=dtype)
-    prepared = Prepared(spec, found.folder or Path(), loaded, calibration, held_out)
+    first_stage = deepest_first_stage(spec, loaded, calibration)
+    prepared = Prepared(spec, found.folder or Path(), loaded, calibration, held_out, first_stage)
     first, second = evaluators(prepared, progress=progress)
     watched: Any = Watched(first, "calibration", None, progress)
     other: Any = Watched(second, "held-out", None, progress)
@@ -140,7 +179,7 @@ def measured_config(
         winner = choose(found.study, spec, watched)
     else:
         winner = Winner(trial, config, measure(watched, config), len(calibration))
-    space = Space(spec.space, spec.keep, first.facts())
+    space = Space.of(spec, first.facts())
     return with_provenance(found.study, spec, space, winner, watched, measure(other, winner.config))
 
 

@@ -91,7 +91,6 @@ def join(order: Mapping[str, Any], stopped: Callable[[], bool], ready: Callable[
 
     from prunetune.search.interrupts import check
     from prunetune.search.objective import Evaluator
-    from prunetune.search.run import deepest_first_stage
     from prunetune.search.study import run_trials
 
     torch.set_num_threads(order["threads"])
@@ -104,7 +103,7 @@ def join(order: Mapping[str, Any], stopped: Callable[[], bool], ready: Callable[
     evaluator = Evaluator(
         prepared.loaded,
         prepared.calibration,
-        deepest=deepest_first_stage(prepared),
+        deepest=prepared.deepest,
         batch_size=order["batch_size"],
         cache=cache.of(spec.model),
         cache_limit=cache.limit,

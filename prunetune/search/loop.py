@@ -3,17 +3,18 @@
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from optuna import Study, Trial, TrialPruned
 from optuna.exceptions import OptunaError, StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from prunetune.errors import StudyError
+from prunetune.search.front import FINISHED
 from prunetune.search.interrupts import check
 from prunetune.search.leases import StudyFull
 from prunetune.search.storage import BatchedStorage, quiet, sweep
-from prunetune.search.trials import FINISHED, Objective
+from prunetune.search.trials import Objective
 
 logger = logging.getLogger(__name__)
 
@@ -139,7 +140,7 @@ class Loop:
 
     def _run(self, trial: Trial) -> None:
         try:
-            value: float | None = self._objective(trial)
+            value: float | Sequence[float] | None = self._objective(trial)
             state = TrialState.COMPLETE
         except TrialPruned:
             value, state = None, TrialState.PRUNED

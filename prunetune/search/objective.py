@@ -19,6 +19,7 @@ from prunetune.config import PruningConfig
 from prunetune.errors import DataError
 from prunetune.runtime.apply import Handle, check_fits, family_of
 from prunetune.runtime.suffix import run_suffix
+from prunetune.search.facts import model_facts
 from prunetune.search.packing import to_device
 from prunetune.search.reference import Prompts, Recorder, Reference, prepare
 from prunetune.search.store import DiskStore, MemoryStore, Store, store_key
@@ -194,33 +195,14 @@ class Evaluator:
 
     def facts(self) -> ModelFacts:
         """Return what space and budgets need to know about the model and the data."""
-        from prunetune.scorers import SCORERS
-
-        text = self.family.text_model.config
-        heads = int(text.num_attention_heads)
-        tokens = self._tokens
-        has_attention = self.family.vision_attention_module() is not None
-        names = [
-            name
-            for name in SCORERS
-            if has_attention or not SCORERS.get(name).needs & {"vision_attention", "vision_map"}
-        ]
-        return ModelFacts(
-            model_type=self.family.config.model_type,
-            num_layers=len(self.family.layers),
-            hidden_size=int(text.hidden_size),
-            intermediate_size=int(text.intermediate_size),
-            num_heads=heads,
-            num_kv_heads=int(getattr(text, "num_key_value_heads", None) or heads),
-            head_dim=int(getattr(text, "head_dim", None) or text.hidden_size // heads),
-            image_tokens=tokens.image / len(self.samples),
-            text_tokens=tokens.text / len(self.samples),
+        tokens, count = self._tokens, len(self.samples)
+        return model_facts(
+            self.loaded,
+            self.family,
+            self.data,
+            image_tokens=tokens.image / count,
+            text_tokens=tokens.text / count,
             separator_share=tokens.separators / tokens.image,
-            scorers=tuple(names),
-            name=self.loaded.name,
-            revision=self.loaded.revision,
-            fingerprint=self.loaded.fingerprint,
-            calibration_digest=self.data.digest(),
         )
 
 

@@ -24,6 +24,7 @@ class Prepared:
         loaded: ``prunetune.models.LoadedModel``.
         calibration: Calibration split.
         held_out: Held-out split.
+        deepest: Last layer at which a first stage can be.
     """
 
     spec: StudySpec
@@ -31,6 +32,7 @@ class Prepared:
     loaded: Any
     calibration: "CalibrationSet"
     held_out: "CalibrationSet"
+    deepest: int
 
     @property
     def skipped(self) -> tuple[str, ...]:
@@ -59,14 +61,14 @@ def prepare(
     open_storage(storage_url(folder, storage))
     calibration, held_out = load_data(spec, skip_bad=skip_bad)
     loaded = load_model(spec.model, revision=spec.revision, dtype=dtype, device=device)
-    _check_budget(spec, loaded)
+    deepest = deepest_first_stage(spec, loaded, calibration)
     if given is None and spec.model != "tiny":
         logger.warning(
             "no --data is given: calibrating %s on the shipped set 'tiny' of generated pictures; "
             "give pictures and questions like yours for a config that fits them",
             spec.model,
         )
-    return Prepared(spec, folder, loaded, calibration, held_out)
+    return Prepared(spec, folder, loaded, calibration, held_out, deepest)
 
 
 def with_data(spec: StudySpec) -> StudySpec:
@@ -77,9 +79,9 @@ def with_data(spec: StudySpec) -> StudySpec:
 
 
 def default_folder(spec: StudySpec) -> Path:
-    """Return ``studies/<model>-keep<keep>`` under the current folder."""
+    """Return ``studies/<model>-<budget>`` under the current folder."""
     name = spec.model.rstrip("/").rpartition("/")[2] or "model"
-    return Path("studies") / f"{name}-keep{spec.keep:g}"
+    return Path("studies") / f"{name}-{spec.label}"
 
 
 def load_data(
@@ -98,20 +100,24 @@ def load_data(
     return calibration, held_out
 
 
-def _check_budget(spec: StudySpec, loaded: Any) -> None:
-    from prunetune.budget import check_keep, least_keep
+def deepest_first_stage(spec: StudySpec, loaded: Any, calibration: "CalibrationSet") -> int:
+    """Return the last layer at which a first stage, of a trial or of a preset, can be.
 
-    first, depth = (spec.space.layers or (0, 0))[0], depth_of(loaded)
+    Raises:
+        ConfigError: The space's layers are not the model's, or its budget cannot be attained.
+    """
+    from prunetune.budget import FLOOR
+    from prunetune.search.facts import budgets_of
+
+    least, most, depth = budgets_of(spec, loaded, calibration)
+    first, floor = (spec.space.layers or (0, 0))[0], spec.space.floor
     if first >= depth:
         raise ConfigError(
             f"layers: received {first}, allowed 0 to {depth - 1} for a model of {depth} layers"
         )
-    check_keep(spec.keep, least_keep(first, depth, spec.space.floor))
-
-
-def depth_of(loaded: Any) -> int:
-    """Return the number of decoder layers of a loaded model."""
-    return int(loaded.model.config.get_text_config().num_hidden_layers)
+    for budget in (least, most):
+        budget.check(budget.least(first, depth, floor))
+    return max(0, min(most.latest_first_layer(depth, min(FLOOR, floor)), depth - 1))
 
 
 def _refuse_other_spec(folder: Path, spec: StudySpec) -> None:

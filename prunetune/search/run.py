@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 from prunetune.errors import ConfigError
 from prunetune.search.interrupts import check, heeded
 from prunetune.search.joining import Cache, Workers, crew
-from prunetune.search.prepare import Prepared, depth_of, prepare
+from prunetune.search.prepare import Prepared, prepare
 from prunetune.search.spec import StudySpec
 
 if TYPE_CHECKING:
     from prunetune.config import PruningConfig
     from prunetune.search.objective import Evaluator
+    from prunetune.search.pareto import FrontResult
     from prunetune.search.summary import SearchResult
 
 BATCH_SIZE = 16
@@ -54,7 +55,7 @@ def search(
     cache: Cache = _CACHE,
     workers: Workers = _ALONE,
     progress: Callable[[Step], None] | None = None,
-) -> "SearchResult":
+) -> "SearchResult | FrontResult":
     """Search a pruning config for a model, or resume the search.
 
     Example::
@@ -64,7 +65,7 @@ def search(
 
     Args:
         spec: What is searched.
-        out: The run's folder; by default ``studies/<model>-keep<keep>`` under the current one.
+        out: The run's folder; by default ``studies/<model>-<budget>`` under the current one.
         storage: Database URL; by default SQLite in the run's folder.
         study_name: By default the spec's.
         skip_bad: Leave out bad pictures and rows instead of failing.
@@ -104,7 +105,7 @@ def run(
     workers: Workers = _ALONE,
     options: Mapping[str, Any] | None = None,
     progress: Callable[[Step], None] | None = None,
-) -> "SearchResult":
+) -> "SearchResult | FrontResult":
     """Run or resume the study of what was prepared; see ``search``.
 
     Args:
@@ -130,8 +131,9 @@ def run(
         report(Step("trials", trial.finished, trial.total, best))
 
     report(Step("trials", 0, prepared.spec.trials))
-    # The tuned config and every preset.
-    total = len(prepared.held_out) * (1 + _preset_count())
+    # The tuned config and every preset, at every point of a front.
+    points = prepared.spec.rescored if prepared.spec.pareto else 1
+    total = len(prepared.held_out) * (1 + _preset_count()) * points
     result = run_search(
         prepared.spec,
         evaluator,
@@ -158,7 +160,7 @@ def evaluators(
     if batch_size < 1:
         raise ConfigError(f"batch size: received {batch_size}, allowed 1 or more")
     splits = prepared.calibration, prepared.held_out
-    depths = deepest_first_stage(prepared), _HELD_OUT_DEEPEST
+    depths = prepared.deepest, _HELD_OUT_DEEPEST
     total = sum(len(split) for split in splits)
     built: list[Evaluator] = []
     for split, deepest in zip(splits, depths, strict=True):
@@ -197,15 +199,6 @@ class Watched:
             self._done += len(batch)
             self._report(Step(self._name, self._done, self._total))
             yield batch
-
-
-def deepest_first_stage(prepared: Prepared) -> int:
-    """Return the last layer at which a first stage, of a trial or of a preset, can be."""
-    from prunetune.budget import FLOOR, latest_first_layer
-
-    spec, depth = prepared.spec, depth_of(prepared.loaded)
-    latest = latest_first_layer(spec.keep, depth, min(FLOOR, spec.space.floor))
-    return max(0, min(latest, depth - 1))
 
 
 def _preset_count() -> int:

@@ -2,22 +2,21 @@
 
 from collections.abc import Mapping, Sequence
 
+from prunetune.budget import Budget
+from prunetune.budget.moving import last_retention
 from prunetune.search.units import Units, between, fraction, pick, place
-
-_LAST_DIGITS = 10
 
 
 class ScheduleCodec:
     """Decodes schedules that meet a budget exactly, and back.
 
     Each stage's retention is chosen between what spends the rest of the budget evenly and what
-    leaves the floor to the stages after it; the last stage gets the rest.
+    leaves the floor to the stages after it; the last stage gets the rest. What is spent are layer
+    costs (``Budget``), which for mean retention are the retentions themselves.
 
     Args:
-        keep: Budget.
         num_layers: Decoder layers.
         layers: First and last layer a stage may have.
-        latest: Last layer at which a first stage can meet the budget.
         stages: Fewest and most stages.
         floor: Smallest retention.
         fixed: Layer of every stage, where only retentions are open.
@@ -25,18 +24,15 @@ class ScheduleCodec:
 
     def __init__(
         self,
-        keep: float,
         num_layers: int,
         *,
         layers: tuple[int, int],
-        latest: int,
         stages: tuple[int, int],
         floor: float,
         fixed: Sequence[int] = (),
     ) -> None:
-        self.keep, self.num_layers, self.floor = keep, num_layers, floor
+        self.num_layers, self.floor = num_layers, floor
         self.first, self.last = layers
-        self.latest = latest
         self.fixed = tuple(fixed)
         self.counts = range(stages[0], stages[1] + 1)
         if fixed:
@@ -53,51 +49,59 @@ class ScheduleCodec:
             f"keep_{k - 1}": f"retention of stage {k - 1}, among those left" for k in later
         }
 
-    def decode(self, units: Mapping[str, float]) -> tuple[list[int], list[float]]:
-        """Return the stages' layers and retentions."""
+    def decode(self, units: Mapping[str, float], budget: Budget) -> tuple[list[int], list[float]]:
+        """Return the stages' layers and retentions, within a budget and next to no below it."""
         count, layers = pick(self.counts, units.get("stages", 0.0)), list[int]()
         for k in range(count):
             unit = 0.0 if self.fixed else units[f"layer_{k + 1}"]
-            layers.append(pick(self._choices(k, count, layers), unit))
-        spans, left = self._spans(layers), self.keep * self.num_layers - layers[0]
+            layers.append(pick(self._choices(k, count, layers, budget), unit))
+        spans, left = self._spans(layers), budget.share * self.num_layers - layers[0]
         chosen: list[float] = []
         for k in range(count - 1):
-            low, high = self._range(spans[k:], left, chosen)
+            low, high = self._range(spans[k:], left, chosen, budget)
             chosen.append(between(low, high, units[f"keep_{k + 1}"]))
-            left -= chosen[-1] * spans[k]
-        last = round(left / spans[-1], _LAST_DIGITS)
+            left -= budget.layer_cost(chosen[-1]) * spans[k]
+        last = last_retention(left / spans[-1], budget)
         return layers, [*chosen, min(last, chosen[-1] if chosen else 1.0)]
 
-    def encode(self, layers: Sequence[int], retentions: Sequence[float]) -> Units:
+    def encode(self, layers: Sequence[int], retentions: Sequence[float], budget: Budget) -> Units:
         """Return the point that decodes to a schedule, or to the nearest one."""
         count = min(max(len(layers), self.counts[0]), self.counts[-1])
         units = {"stages": place(self.counts, count)}
         used: list[int] = []
         for k, layer in enumerate(layers[:count]):
-            choices = self._choices(k, count, used)
+            choices = self._choices(k, count, used, budget)
             used.append(min(max(layer, choices[0]), choices[-1]))
             units[f"layer_{k + 1}"] = place(choices, used[-1])
-        spans, left = self._spans(used), self.keep * self.num_layers - used[0]
+        spans, left = self._spans(used), budget.share * self.num_layers - used[0]
         chosen: list[float] = []
         for k, retention in enumerate(retentions[: len(used) - 1]):
-            low, high = self._range(spans[k:], left, chosen)
+            low, high = self._range(spans[k:], left, chosen, budget)
             units[f"keep_{k + 1}"] = fraction(low, high, retention)
             chosen.append(between(low, high, units[f"keep_{k + 1}"]))
-            left -= chosen[-1] * spans[k]
+            left -= budget.layer_cost(chosen[-1]) * spans[k]
         return units
 
-    def _choices(self, k: int, count: int, before: Sequence[int]) -> range:
+    def latest(self, budget: Budget) -> int:
+        """Return the last layer at which a first stage can be and meet a budget."""
+        return budget.latest_first_layer(self.num_layers, self.floor)
+
+    def _choices(self, k: int, count: int, before: Sequence[int], budget: Budget) -> range:
         if self.fixed:
             return range(self.fixed[k], self.fixed[k] + 1)
         end = self.last - (count - 1 - k)
-        return range(before[-1] + 1, end + 1) if k else range(self.first, min(self.latest, end) + 1)
+        if k:
+            return range(before[-1] + 1, end + 1)
+        return range(self.first, min(self.latest(budget), end) + 1)
 
     def _spans(self, layers: Sequence[int]) -> list[int]:
         return [b - a for a, b in zip(layers, [*layers[1:], self.num_layers])]
 
     def _range(
-        self, spans: Sequence[int], left: float, chosen: Sequence[float]
+        self, spans: Sequence[int], left: float, chosen: Sequence[float], budget: Budget
     ) -> tuple[float, float]:
-        low = max(self.floor, left / sum(spans))
-        high = min(chosen[-1] if chosen else 1.0, (left - self.floor * sum(spans[1:])) / spans[0])
+        """Return the least and the largest retention of the first of the stages still open."""
+        rest = budget.layer_cost(self.floor) * sum(spans[1:])
+        low = max(self.floor, budget.retention(left / sum(spans)))
+        high = min(chosen[-1] if chosen else 1.0, budget.retention((left - rest) / spans[0]))
         return low, max(low, high)

@@ -13,10 +13,11 @@ import numpy as np
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from prunetune.budget import flops_ratio, kv_ratio, mean_retention
+from prunetune.budget import ModelFacts, flops_ratio, kv_ratio, mean_retention
 from prunetune.config import Provenance, PruningConfig
 from prunetune.errors import StudyError
 from prunetune.presets import preset_names
+from prunetune.search.front import FINISHED, best_complete, metric_of, on_plateau
 from prunetune.search.interrupts import check
 from prunetune.search.record import write_record
 from prunetune.search.scores import Measures, SampleScore, Scores, accuracy
@@ -24,9 +25,7 @@ from prunetune.search.space import Space
 from prunetune.search.spec import StudySpec
 from prunetune.search.summary import Baseline, SearchResult, bootstrap_ci, verdict
 from prunetune.search.trials import (
-    FINISHED,
     Preset,
-    best_complete,
     config_of,
     estimated_mean,
     presets_at,
@@ -72,7 +71,7 @@ def shortlist(study: Study, count: int) -> list[FrozenTrial]:
 
     def estimate(trial: FrozenTrial) -> float:
         if trial.state is TrialState.COMPLETE:
-            return cast(float, trial.value)
+            return metric_of(trial)
         return estimated_mean(trial.intermediate_values, best)
 
     distinct: dict[str, FrozenTrial] = {}
@@ -93,7 +92,7 @@ def choose(study: Study, spec: StudySpec, evaluator: Measures) -> Winner:
     candidates = {trial.number: trial for trial in shortlist(study, spec.rescored)}
     for number, trial in candidates.items():
         if trial.state is TrialState.COMPLETE and len(trial.intermediate_values) == total:
-            values[number] = cast(float, trial.value)
+            values[number] = metric_of(trial)
             continue
         results[number] = measure(evaluator, config_of(trial))
         values[number] = _mean(spec, results[number])
@@ -144,27 +143,28 @@ def conclude(
         ConfigError: The config cannot be written.
     """
     winner = choose(study, spec, evaluator)
-    space = Space(spec.space, spec.keep, evaluator.facts())
+    space = Space.of(spec, evaluator.facts())
     tuned = measure(held_out, winner.config)
     config = with_provenance(study, spec, space, winner, evaluator, tuned)
     # Before the table: whatever happens there, the config is safe.
     config.save(path)
     measured = {"tuned": tuned}
     baselines = tuple(
-        _baseline(preset, measured, held_out, spec.seed)
+        compare_preset(preset, measured, held_out, space.facts, spec.seed)
         for preset in presets_at(preset_names(), space)
     )
     trials = study.get_trials(deepcopy=False)
     scores, provenance = Scores.of(tuned), config.provenance
     result = SearchResult(
         study=study.study_name,
+        budget=spec.budget,
         trials=count_trials(trials),
         seconds=time.monotonic() - begun,
-        sample_evaluations=winner.evaluations + _evaluations(trials),
+        sample_evaluations=winner.evaluations + count_evaluations(trials),
         trial=winner.trial,
         calibration=Scores.of(winner.results),
         held_out=scores,
-        held_out_ci=bootstrap_ci([r.gap for r in tuned], _images(held_out), spec.seed),
+        held_out_ci=bootstrap_ci([r.gap for r in tuned], image_ids(held_out), spec.seed),
         mean_retention=cast(float, provenance.mean_retention),
         flops_ratio=cast(float, provenance.flops_ratio),
         kv_ratio=cast(float, provenance.kv_ratio),
@@ -173,9 +173,19 @@ def conclude(
         verdict=verdict(scores, baselines),
         config=str(path),
         best=config,
+        stopped=why_stopped(study, spec),
     )
     write_record(study, result, winner.trial, held_out, measured, spec.seed)
     return result
+
+
+def why_stopped(study: Study, spec: StudySpec) -> str | None:
+    """Return what ended a study before it had all its trials; None where nothing did."""
+    if len(study.get_trials(deepcopy=False, states=FINISHED)) >= spec.trials:
+        return None
+    if on_plateau(study, spec.patience):
+        return f"no better trial in {spec.patience}"
+    return None if spec.timeout is None else f"the timeout of {spec.timeout:g} s"
 
 
 def count_trials(trials: Sequence[FrozenTrial]) -> dict[str, int]:
@@ -188,16 +198,22 @@ def count_trials(trials: Sequence[FrozenTrial]) -> dict[str, int]:
     return {name: sum(t.state is state for t in trials) for name, state in names.items()}
 
 
-def _evaluations(trials: Sequence[FrozenTrial]) -> int:
+def count_evaluations(trials: Sequence[FrozenTrial]) -> int:
+    """Return the samples that trials were measured on."""
     return sum(t.user_attrs.get("samples_used", 0) for t in trials if "repeats" not in t.user_attrs)
 
 
-def _images(evaluator: Measures) -> list[str]:
+def image_ids(evaluator: Measures) -> list[str]:
+    """Return which samples belong together: those on one picture."""
     return [getattr(sample, "image_id", "") or str(i) for i, sample in enumerate(evaluator.samples)]
 
 
-def _baseline(
-    preset: Preset, measured: dict[str, list[SampleScore]], held_out: Measures, seed: int
+def compare_preset(
+    preset: Preset,
+    measured: dict[str, list[SampleScore]],
+    held_out: Measures,
+    facts: ModelFacts,
+    seed: int,
 ) -> Baseline:
     """Measure a preset and compare it with the tuned config's results; both are in ``measured``."""
     if preset.config is None:
@@ -207,9 +223,10 @@ def _baseline(
     return Baseline(
         name=preset.name,
         scores=Scores.of(results),
-        mean_retention=mean_retention(preset.config.stages, preset.config.model.num_layers),
+        mean_retention=mean_retention(preset.config.stages, facts.num_layers),
+        flops_ratio=flops_ratio(preset.config.stages, facts),
         note=preset.note,
-        gap_difference=bootstrap_ci(difference, _images(held_out), seed),
+        gap_difference=bootstrap_ci(difference, image_ids(held_out), seed),
         p_value=_lower_p_value(difference),
     )
 
@@ -241,11 +258,12 @@ def with_provenance(
         study=study.study_name,
         trial=winner.trial,
         gap=math.fsum(gaps) / len(gaps),
-        gap_ci=bootstrap_ci(gaps, _images(evaluator), spec.seed),
+        gap_ci=bootstrap_ci(gaps, image_ids(evaluator), spec.seed),
         held_out_gap=math.fsum(r.gap for r in tuned) / len(tuned),
         mean_retention=mean_retention(stages, facts.num_layers),
         flops_ratio=flops_ratio(stages, facts),
         kv_ratio=kv_ratio(stages, facts.num_layers),
+        budget=space.spent(winner.config).exact,
         calibration_digest=facts.calibration_digest,
         seed=spec.seed,
         versions=dict(stored),

@@ -7,32 +7,22 @@ Every parameter is a float in [0, 1] that is always suggested: samplers then see
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from prunetune.budget import (
-    ModelFacts,
-    check_keep,
-    every_for,
-    latest_first_layer,
-    least_keep,
-    restored_part,
-)
+from prunetune.budget import Budget, ModelFacts, as_budget
 from prunetune.errors import ConfigError
-from prunetune.search.spec import SpaceSpec
+from prunetune.search.restoring import RestorerCodec
+from prunetune.search.spec import SpaceSpec, StudySpec
 
 if TYPE_CHECKING:
     from optuna.trial import BaseTrial
 
-    from prunetune.config import ModelRef, PruningConfig, Stage
-    from prunetune.registry import Tunable
-    from prunetune.restorers import Restorer
+    from prunetune.config import ModelRef, PruningConfig
     from prunetune.search.schedule import ScheduleCodec
     from prunetune.search.weighting import WeightCodec
 
-# Recovering every n-th token: from half of the kept tokens down to a sixteenth of them.
-_MOST_RESTORED, _RESTORED_RANGE = 0.5, 8.0
-# The end of a choice's part of [0, 1] belongs to the next choice.
-_INSIDE = 1.0 - 1e-6
+# Digits of a searched budget's share.
+_DIGITS = 4
 
 
 @dataclass(frozen=True)
@@ -53,18 +43,37 @@ class Space:
 
     Args:
         spec: What is searched over.
-        keep: Budget.
+        budget: Met by every point; a number is a mean retention.
         facts: The model.
+        up_to: Makes the budget a parameter, too: points meet one from ``budget`` up to here.
+
+    Attributes:
+        budget: The one budget; of a range the geometric middle, where what is not searched lies.
 
     Raises:
         ConfigError: No schedule of this space meets the budget (the message names the smallest
             that can be attained), or no scorer is left to search with.
     """
 
-    def __init__(self, spec: SpaceSpec, keep: float, facts: ModelFacts) -> None:
-        self.spec, self.keep, self.facts = spec, keep, facts
+    def __init__(
+        self,
+        spec: SpaceSpec,
+        budget: float | Budget,
+        facts: ModelFacts,
+        up_to: Budget | None = None,
+    ) -> None:
+        self.spec, self.facts = spec, facts
+        self.least, self.most = as_budget(budget), up_to or as_budget(budget)
         self._weights, self._schedule = self._codecs()
+        self._restorer = RestorerCodec(spec.restorers)
+        self.budget = self.budget_at(0.5)
         self._dimensions = self._list_dimensions()
+
+    @classmethod
+    def of(cls, spec: StudySpec, facts: ModelFacts) -> "Space":
+        """Return the space of a study."""
+        least, most = spec.budgets(facts)
+        return cls(spec.space, least, facts, most)
 
     def _codecs(self) -> "tuple[WeightCodec, ScheduleCodec]":
         from prunetune.search.schedule import ScheduleCodec
@@ -91,12 +100,11 @@ class Space:
                 f"{', '.join(weights.scorers)} need states of a decoder layer; allow layer 1 or "
                 "add another scorer"
             )
-        check_keep(self.keep, least_keep(first, depth, spec.floor))
+        for budget in (self.least, self.most):
+            budget.check(budget.least(first, depth, spec.floor))
         schedule = ScheduleCodec(
-            self.keep,
             depth,
             layers=(first, last),
-            latest=latest_first_layer(self.keep, depth, spec.floor),
             stages=(min(spec.min_stages, most), most),
             floor=spec.floor,
             fixed=fixed,
@@ -117,29 +125,14 @@ class Space:
         return {name: SCORERS.get(name) for name in names if name in allowed}
 
     def _list_dimensions(self) -> tuple[Dimension, ...]:
-        names = self._schedule.names() | self._weights.names()
-        names |= self._restorer_names()
+        names = {"budget": "the budget, between its bounds"} if self.ranges else {}
+        names |= self._schedule.names() | self._weights.names()
+        names |= self._restorer.names()
         if len(self.spec.separators) > 1:
             names["separators"] = f"one of: {', '.join(self.spec.separators)}"
         if len(self.spec.positions) > 1:
             names["positions"] = f"one of: {', '.join(self.spec.positions)} (layer 0 only)"
         return tuple(Dimension(name, shown) for name, shown in names.items())
-
-    def _restorer_names(self) -> dict[str, str]:
-        kinds = self._restorers()
-        names: dict[str, str] = {}
-        if len(self.spec.restorers) > 1 or any("every" in k.model_fields for k in kinds.values()):
-            names["restorer"] = (
-                f"one of: {', '.join(self.spec.restorers)}; and how much it gives back"
-            )
-        for name, kind in kinds.items():
-            names |= {f"{name}.{f}": t.shown or f for f, t in _tunables(kind).items()}
-        return names
-
-    def _restorers(self) -> "dict[str, type[Restorer]]":
-        from prunetune.restorers import RESTORERS
-
-        return {name: RESTORERS.get(name) for name in self.spec.restorers if name != "none"}
 
     def dimensions(self) -> tuple[Dimension, ...]:
         """Return the unit parameters in the order they are suggested."""
@@ -148,7 +141,34 @@ class Space:
     @property
     def latest_first(self) -> int:
         """Last layer at which a first stage can be and meet the budget."""
-        return self._schedule.latest
+        return self._schedule.latest(self.budget)
+
+    @property
+    def ranges(self) -> bool:
+        """Whether the budget is a parameter."""
+        return self.most.share > self.least.share
+
+    def budget_at(self, unit: float) -> Budget:
+        """Return the budget that points with this value of ``budget`` meet."""
+        if not self.ranges:
+            return self.least
+        low, high = self.least.share, self.most.share
+        # A config of half the cost is as far away at 0.1 as it is at 0.5.
+        share = round(low * (high / low) ** unit, _DIGITS)
+        return self.least.at(min(max(share, low), high))
+
+    def spent(self, config: "PruningConfig") -> Budget:
+        """Return the budget that a config of this space was made for."""
+        if not self.ranges:
+            return self.least
+        return self.least.at(self.least.of(config.stages, self.facts.num_layers))
+
+    def _unit_of(self, config: "PruningConfig") -> float:
+        if not self.ranges:
+            return 0.5
+        low, high = self.least.share, self.most.share
+        share = self.spent(config).share
+        return min(max(math.log(share / low) / math.log(high / low), 0.0), 1.0)
 
     @property
     def most_stages(self) -> int:
@@ -178,13 +198,13 @@ class Space:
         return {d.name: trial.suggest_float(d.name, 0.0, 1.0) for d in self._dimensions}
 
     def decode(self, units: Mapping[str, float]) -> "PruningConfig":
-        """Return the config of a point; its mean retention is the budget to 1e-9."""
+        """Return the config of a point; its cost is the budget to 1e-9, and never above it."""
         from prunetune.config import PruningConfig, Stage
         from prunetune.search.units import pick
 
-        layers, retentions = self._schedule.decode(units)
+        layers, retentions = self._schedule.decode(units, self.budget_at(units.get("budget", 0.5)))
         scorers = self._weights.decode(units, layers)
-        restorer = self._decode_restorer(units, retentions[0])
+        restorer = self._restorer.decode(units, retentions[0])
         positions = pick(self.spec.positions, units.get("positions", 0.0))
         return PruningConfig(
             model=self.model_ref(),
@@ -203,60 +223,16 @@ class Space:
         """
         from prunetune.search.units import place
 
-        stages = config.stages
+        stages, unit = config.stages, self._unit_of(config)
+        budget = self.budget_at(unit)
         found = {
-            **self._encode_restorer(stages[0]),
+            "budget": unit,
+            **self._restorer.encode(stages[0]),
             "separators": place(self.spec.separators, config.separators),
             "positions": place(self.spec.positions, config.positions),
-            **self._schedule.encode([s.layer for s in stages], [s.retention for s in stages]),
+            **self._schedule.encode(
+                [s.layer for s in stages], [s.retention for s in stages], budget
+            ),
             **self._weights.encode(stages[: self.spec.max_stages]),
         }
         return {d.name: found.get(d.name, 0.5) for d in self._dimensions}
-
-    # One parameter holds the restorer and, inside its part, how much is recovered; ranges that a
-    # restorer declares have parameters of their own. Only the first stage restores: later ones
-    # drop what is left of its choice.
-
-    def _decode_restorer(self, units: Mapping[str, float], share: float) -> "Restorer | None":
-        from prunetune.search.units import decode_field
-
-        unit, names = units.get("restorer", 0.0), self.spec.restorers
-        index = min(int(unit * len(names)), len(names) - 1)
-        name = names[index]
-        if name == "none":
-            return None
-        kind = self._restorers()[name]
-        data: dict[str, Any] = {
-            field: decode_field(
-                t, units[f"{name}.{field}"], whole=kind.model_fields[field].annotation is int
-            )
-            for field, t in _tunables(kind).items()
-        }
-        if "every" in kind.model_fields:
-            part = _MOST_RESTORED * _RESTORED_RANGE ** -min(unit * len(names) - index, _INSIDE)
-            data["every"] = every_for(part, share)
-        restorer = kind(name=name, **data)
-        return restorer if restorer.least_retention() <= share else None
-
-    def _encode_restorer(self, stage: "Stage") -> dict[str, float]:
-        from prunetune.search.units import encode_field
-
-        names, restorer = self.spec.restorers, stage.restorer
-        name = restorer.name if restorer else "none"
-        if name not in names:
-            return {"restorer": 0.5 / len(names)}
-        inside, every = 0.5, getattr(restorer, "every", None)
-        if every is not None and stage.retention < 1.0:
-            part = restored_part(every, stage.retention)
-            inside = math.log(_MOST_RESTORED / part) / math.log(_RESTORED_RANGE)
-        found = {"restorer": (names.index(name) + min(max(inside, 0.0), _INSIDE)) / len(names)}
-        if restorer is not None:
-            for field, t in _tunables(type(restorer)).items():
-                found[f"{name}.{field}"] = encode_field(t, getattr(restorer, field))
-        return found
-
-
-def _tunables(kind: "type[Restorer]") -> "dict[str, Tunable]":
-    from prunetune.search.weighting import tunables
-
-    return tunables(kind)

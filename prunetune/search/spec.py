@@ -1,5 +1,6 @@
 """The study spec: everything a search is told. TOML in and out; stored with the study."""
 
+import math
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,91 +9,22 @@ from typing import Any, Literal
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from prunetune.budget import FLOOR, check_keep
+from prunetune.budget import KINDS, Budget, Kind, ModelFacts, check_keep, make_budget
 from prunetune.errors import ConfigError
 from prunetune.files import write_atomically
+from prunetune.search.narrowed import SpaceSpec
+
+__all__ = ["FREE_FIELDS", "SpaceSpec", "StudySpec", "difference"]
 
 Metric = Literal["cosine", "kl", "cosine+kl"]
-FREE_FIELDS = frozenset({"trials", "timeout"})
+FREE_FIELDS = frozenset({"trials", "timeout", "patience"})
 """What may differ when a study is resumed: it changes how long is searched, not what."""
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+_KEEP, _KEEPS = 0.25, (0.05, 0.5)
 
 
-class SpaceSpec(_Frozen):
-    """What a study searches over.
-
-    Attributes:
-        min_stages: Fewest stages of a schedule.
-        max_stages: Most stages of a schedule.
-        scorers: Scorers that are summed; empty means every one the model can give but ``random``.
-        layers: First and last layer a stage may have; None means all.
-        stage_layers: Layer of every stage, where layers and their number are not searched.
-        floor: Smallest retention of a stage.
-        per_stage_weights: Each stage has its own score weights.
-        fixed_weights: Score weights are 1 and later stages reuse the first scores: not searched.
-        restorers: What may put dropped tokens' information back; ``"none"`` for nothing.
-        separators: Allowed values of the config's ``separators``.
-        positions: Allowed values of the config's ``positions``.
-    """
-
-    min_stages: int = Field(default=1, ge=1, le=3)
-    max_stages: int = Field(default=3, ge=1, le=3)
-    scorers: tuple[str, ...] = ()
-    layers: tuple[int, int] | None = None
-    stage_layers: tuple[int, ...] = Field(default=(), max_length=3)
-    floor: float = Field(default=FLOOR, gt=0.0, lt=1.0)
-    per_stage_weights: bool = False
-    fixed_weights: bool = False
-    restorers: tuple[str, ...] = Field(default=("none", "uniform_recovery"), min_length=1)
-    separators: tuple[Literal["keep", "drop"], ...] = Field(default=("keep", "drop"), min_length=1)
-    positions: tuple[Literal["original", "packed"], ...] = Field(
-        default=("original",), min_length=1
-    )
-
-    @model_validator(mode="after")
-    def _check(self) -> "SpaceSpec":
-        from prunetune.restorers import RESTORERS
-        from prunetune.scorers import SCORERS
-
-        if self.min_stages > self.max_stages:
-            raise ValueError(
-                f"min_stages: received {self.min_stages}, allowed 1 to {self.max_stages}"
-            )
-        if self.layers and not 0 <= self.layers[0] <= self.layers[1]:
-            raise ValueError(
-                f"layers: received {list(self.layers)}, allowed a first layer of at least 0 "
-                "and a last layer not before it"
-            )
-        self._check_fixed()
-        for name in self.scorers:
-            if name not in SCORERS:
-                raise ValueError(SCORERS.unknown(name))
-        for name in self.restorers:
-            if name != "none" and name not in RESTORERS:
-                raise ValueError(f"{RESTORERS.unknown(name)}; or 'none'")
-        for field in ("scorers", "restorers", "separators", "positions"):
-            values = getattr(self, field)
-            if len(set(values)) != len(values):
-                raise ValueError(f"{field}: received {list(values)}, each may appear once")
-        return self
-
-    def _check_fixed(self) -> None:
-        layers = self.stage_layers
-        if any(a >= b for a, b in zip((-1, *layers), layers)):
-            raise ValueError(
-                f"stage_layers: received {list(layers)}, allowed layers that strictly rise from "
-                "0 or later"
-            )
-        if layers and self.layers:
-            raise ValueError("stage_layers and layers exclude each other; give one")
-        if self.fixed_weights and self.per_stage_weights:
-            raise ValueError("fixed_weights and per_stage_weights exclude each other; give one")
-
-
-class StudySpec(_Frozen):
+class StudySpec(BaseModel):
     """What a search is told; flags of the command line override it.
 
     Attributes:
@@ -101,13 +33,20 @@ class StudySpec(_Frozen):
         data: Calibration source; None for the one shipped for the model.
         held_out: Held-out source; None for the one shipped, or a split of ``data`` by image.
         samples: Calibration samples used at most; None for all.
-        keep: Budget: mean retention over all decoder layers, met exactly.
+        keep: Budget: mean retention over all decoder layers. Of the three kinds of budget a study
+            has one, and every suggestion meets it.
+        flops: Budget: share of the unpruned prefill's FLOPs, language model.
+        kv_mib: Budget: MiB of the visual tokens' keys and values of an average calibration sample.
+        up_to: Upper end of the budgets that ``objective = "pareto"`` searches, in the same unit.
+        objective: ``metric`` minimises it on the budget, ``pareto`` the metric and the cost.
         trials: Finished trials (complete or pruned) the study ends with, earlier runs included.
         timeout: Seconds after which this run starts no further trial.
+        patience: Finished trials without a better one that end the study; 0: that does not.
         seed: Of the sampler and of the order of the samples.
-        sampler: ``tpe`` (multivariate), ``tpe-uni``, ``gp``, ``cmaes``, ``qmc`` or ``random``.
+        sampler: ``tpe`` (multivariate), ``tpe-uni``, ``gp``, ``cmaes``, ``nsga2``, ``qmc`` or
+            ``random``.
         startup: Random points before the sampler models anything.
-        trial_pruner: Optuna's early stopping, sample by sample.
+        trial_pruner: Optuna's early stopping, sample by sample; it has none for two objectives.
         metric: What is minimised.
         space: What is searched over.
         presets: Enqueued as the first trials, moved onto the budget; the baselines are all presets,
@@ -115,16 +54,23 @@ class StudySpec(_Frozen):
         rescored: Best trials scored on all samples before one is chosen.
     """
 
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
     model: str = Field(default="tiny", min_length=1)
     revision: str | None = None
     data: str | None = None
     held_out: str | None = None
     samples: int | None = Field(default=None, ge=1)
-    keep: float = 0.25
+    keep: float | None = None
+    flops: float | None = None
+    kv_mib: float | None = None
+    up_to: float | None = None
+    objective: Literal["metric", "pareto"] = "metric"
     trials: int = Field(default=100, ge=1)
     timeout: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    patience: int = Field(default=0, ge=0)
     seed: int = Field(default=0, ge=0)
-    sampler: Literal["tpe", "tpe-uni", "gp", "cmaes", "qmc", "random"] = "tpe"
+    sampler: Literal["tpe", "tpe-uni", "gp", "cmaes", "nsga2", "qmc", "random"] = "tpe"
     startup: int = Field(default=10, ge=1)
     trial_pruner: Literal["wilcoxon", "none"] = "wilcoxon"
     metric: Metric = "cosine"
@@ -132,19 +78,103 @@ class StudySpec(_Frozen):
     presets: tuple[str, ...] = ("topv", "fastervlm", "fastv", "uniform")
     rescored: int = Field(default=5, ge=1)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        data, pareto = dict(data), data.get("objective") == "pareto"
+        if all(data.get(kind) is None for kind in KINDS):
+            data["keep"] = _KEEPS[0] if pareto else _KEEP
+            if pareto and data.get("up_to") is None:
+                data["up_to"] = _KEEPS[1]
+        if pareto:
+            data.setdefault("trial_pruner", "none")
+        return data
+
     @model_validator(mode="after")
     def _check(self) -> "StudySpec":
         from prunetune.presets import read_preset
 
-        check_keep(self.keep, self.space.floor)
+        given = [kind for kind in KINDS if getattr(self, kind) is not None]
+        if len(given) > 1:
+            raise ValueError(f"received {' and '.join(given)}; a study has one budget, give one")
+        for value in (self._bound, self.up_to):
+            if value is not None:
+                self._check_bound(value)
+        self._check_objective()
         for name in self.presets:
             read_preset(name)
         return self
 
+    def _check_bound(self, value: float) -> None:
+        if self.kind == "keep":
+            check_keep(value, self.space.floor)
+        elif not (value > 0 and math.isfinite(value)) or (self.kind == "flops" and value >= 1):
+            below = " and below 1" if self.kind == "flops" else ""
+            raise ValueError(f"{self.kind}: received {value:g}, allowed above 0{below}")
+
+    def _check_objective(self) -> None:
+        if self.objective == "metric":
+            if self.up_to is not None:
+                raise ValueError(
+                    f"{self.kind}: received the range {self._bound:g}:{self.up_to:g}; "
+                    "only objective pareto searches a range, give one value"
+                )
+            return
+        if self.up_to is None or not self.up_to > self._bound:
+            shown = "" if self.up_to is None else f":{self.up_to:g}"
+            raise ValueError(
+                f"{self.kind}: received {self._bound:g}{shown}; objective pareto searches a "
+                "range, give the lower and the upper bound, e.g. 0.05:0.5"
+            )
+        if self.trial_pruner != "none":
+            raise ValueError(
+                f"trial_pruner: received {self.trial_pruner!r}, allowed 'none': Optuna stops no "
+                "trial early where there are two objectives"
+            )
+        if self.sampler == "cmaes":
+            raise ValueError(
+                "sampler: received 'cmaes', which searches one objective only; for pareto "
+                "allowed: tpe, tpe-uni, gp, nsga2, qmc or random"
+            )
+
+    @property
+    def kind(self) -> Kind:
+        """Which kind of budget the study has."""
+        return next(kind for kind in KINDS if getattr(self, kind) is not None)
+
+    @property
+    def _bound(self) -> float:
+        return float(getattr(self, self.kind))
+
+    @property
+    def pareto(self) -> bool:
+        """Whether the cost is an objective beside the metric."""
+        return self.objective == "pareto"
+
+    @property
+    def budget(self) -> dict[str, float | list[float]]:
+        """The budget as data: kind to value, or to both bounds of a range."""
+        low = self._bound
+        return {self.kind: low if self.up_to is None else [low, self.up_to]}
+
+    def budgets(self, facts: ModelFacts) -> tuple[Budget, Budget]:
+        """Return the least and the largest budget of a model; one and the same, but for pareto."""
+        low = make_budget(self.kind, self._bound, facts)
+        return low, low if self.up_to is None else make_budget(self.kind, self.up_to, facts)
+
+    @property
+    def label(self) -> str:
+        """The budget in names of folders and studies: ``keep0.25``, ``flops0.3``, ``kv12mib``."""
+        upper = "" if self.up_to is None else f"-{self.up_to:g}"
+        text = f"{self._bound:g}{upper}"
+        return f"kv{text}mib" if self.kind == "kv_mib" else f"{self.kind}{text}"
+
     @property
     def study_name(self) -> str:
         """Name of the study unless one is given: Optuna dashboard's front page shows only this."""
-        return f"{self.model}/keep{self.keep:g}/{self.metric}"
+        return f"{self.model}/{self.label}/{self.metric}"
 
     @classmethod
     def parse(cls, data: Any, origin: str = "study spec") -> "StudySpec":
@@ -164,6 +194,8 @@ class StudySpec(_Frozen):
     def load(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> "StudySpec":
         """Read a TOML file; ``overrides`` (flags) replace its values, ``space`` key by key.
 
+        A budget among them replaces the file's, whatever its kind.
+
         Raises:
             ConfigError: The file is missing, is not TOML, or is not a valid spec.
         """
@@ -177,6 +209,8 @@ class StudySpec(_Frozen):
         changes = dict(overrides or {})
         if isinstance(data.get("space"), dict) and isinstance(changes.get("space"), Mapping):
             changes["space"] = {**data["space"], **changes["space"]}
+        if any(kind in changes for kind in KINDS):
+            data = {k: v for k, v in data.items() if k not in (*KINDS, "up_to")}
         return cls.parse({**data, **changes}, origin=str(path))
 
     def to_toml(self) -> str:

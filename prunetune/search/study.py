@@ -11,12 +11,15 @@ from pathlib import Path
 
 import optuna
 from optuna import Study
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from prunetune.errors import ConfigError, StudyError
 from prunetune.search import selection
+from prunetune.search.front import COST_NAMES, best_complete, metric_of, on_plateau
 from prunetune.search.leases import identity
 from prunetune.search.loop import Loop, finished
+from prunetune.search.pareto import FrontResult, conclude_front
 from prunetune.search.samplers import make_sampler, sampler_seed
 from prunetune.search.scores import Measures
 from prunetune.search.space import Space
@@ -33,7 +36,7 @@ from prunetune.search.storage import (
     sweep,
 )
 from prunetune.search.summary import SearchResult
-from prunetune.search.trials import Objective, TrialLog, best_complete, presets_at
+from prunetune.search.trials import Objective, TrialLog, presets_at
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +75,7 @@ def run_search(
     resume: bool = True,
     worker: int = 0,
     others: AbstractContextManager[object] | None = None,
-) -> SearchResult:
+) -> SearchResult | FrontResult:
     """Run or resume a study, choose the best config, and write it with the study's files.
 
     Args:
@@ -104,6 +107,8 @@ def run_search(
         worker=worker,
         others=others,
     )
+    if spec.pareto:
+        return conclude_front(study, spec, evaluator, held_out, out, begun)
     return selection.conclude(study, spec, evaluator, held_out, out / CONFIG_FILE, begun)
 
 
@@ -127,7 +132,7 @@ def run_trials(
         records: Write ``spec.toml`` and ``log.jsonl``; of a command's workers only one does.
         stopped: Tells that no further trial is to be started.
     """
-    space = Space(spec.space, spec.keep, evaluator.facts())
+    space = Space.of(spec, evaluator.facts())
     check_folder(out)
     url = storage_url(out, storage)
     opened = open_storage(url)
@@ -154,7 +159,7 @@ def run_trials(
                 total=spec.trials,
                 timeout=spec.timeout,
                 after=after,
-                stopped=stopped,
+                stopped=lambda: stopped() or on_plateau(study, spec.patience),
             ).run()
         sweep(study)
         log(study)
@@ -202,7 +207,9 @@ def _create(
 ) -> Study:
     with quiet():
         try:
-            study, created = optuna.create_study(study_name=name, storage=storage), True
+            directions = [StudyDirection.MINIMIZE] * (2 if spec.pareto else 1)
+            study = optuna.create_study(study_name=name, storage=storage, directions=directions)
+            created = True
         except optuna.exceptions.DuplicatedStudyError:
             study = optuna.load_study(study_name=name, storage=storage)
             created = not _wait_described(study)
@@ -213,7 +220,10 @@ def _create(
         sweep(study)
         trials = study.get_trials(deepcopy=False)
         study.sampler = make_sampler(
-            spec.sampler, seat.seed(spec.seed, created, trials), spec.startup
+            spec.sampler,
+            seat.seed(spec.seed, created, trials),
+            spec.startup,
+            len(study.directions),
         )
         study.pruner = (
             MeanWilcoxonPruner(p_threshold=0.1, n_startup_steps=16)
@@ -237,13 +247,13 @@ def _wait_described(study: Study) -> bool:
 def _describe(study: Study, spec: StudySpec, space: Space) -> None:
     for name, value in {
         "model": spec.model,
-        "budget": spec.keep,
+        "budget": spec.budget,
         "digest": space.facts.calibration_digest,
         "seed": spec.seed,
         "versions": versions(),
     }.items():
         study.set_user_attr(name, value)
-    study.set_metric_names([spec.metric])
+    study.set_metric_names([spec.metric, *([COST_NAMES[spec.kind]] if spec.pareto else [])])
     _enqueue(study, spec, space)
     # Last: workers that find it take the study for complete.
     study.set_user_attr("spec", spec.model_dump(mode="json"))
@@ -271,7 +281,8 @@ def _check_resumable(study: Study, spec: StudySpec, space: Space, resume: bool) 
 
 
 def _enqueue(study: Study, spec: StudySpec, space: Space) -> None:
-    for preset in presets_at(spec.presets, space):
+    budgets = [space.least, space.budget, space.most] if space.ranges else [space.budget]
+    for preset in (p for budget in budgets for p in presets_at(spec.presets, space, budget)):
         if preset.config is None or not space.holds(preset.config):
             logger.info("preset %s is not enqueued: %s", preset.name, preset.note or "not searched")
             continue
@@ -288,7 +299,7 @@ def _enqueue(study: Study, spec: StudySpec, space: Space) -> None:
 
 def _progress(study: Study, trial: FrozenTrial, total: int) -> Progress:
     best = best_complete(study)
-    value = None if best is None else best.value
+    value = None if best is None else metric_of(best)
     return Progress(trial.number, trial.state.name, finished(study), total, value)
 
 

@@ -22,6 +22,7 @@ class Baseline:
         name: Of the preset.
         scores: None where the preset cannot be run at this budget; ``note`` says why.
         mean_retention: Over all decoder layers.
+        flops_ratio: Prefill FLOPs of the language model, pruned over unpruned.
         note: What had to change to meet the budget.
         gap_difference: 95% interval of the tuned config's gap minus this one's, sample by sample.
         p_value: Of a one-sided Wilcoxon test that the tuned config's gap is lower.
@@ -30,9 +31,22 @@ class Baseline:
     name: str
     scores: Scores | None
     mean_retention: float | None = None
+    flops_ratio: float | None = None
     note: str = ""
     gap_difference: tuple[float, float] | None = None
     p_value: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a row of what ``search --json`` prints."""
+        return {
+            "name": self.name,
+            "held_out_gap": self.scores and self.scores.gap,
+            "top1_agreement": self.scores and self.scores.agreement,
+            "accuracy": self.scores and self.scores.accuracy,
+            "mean_retention": self.mean_retention,
+            "flops_ratio": self.flops_ratio,
+            "notes": self.note,
+        }
 
 
 @dataclass(frozen=True)
@@ -41,6 +55,7 @@ class SearchResult:
 
     Attributes:
         study: Name of the study.
+        budget: What every config meets: kind to value.
         trials: Number of trials by outcome: complete, pruned, failed.
         seconds: Wall time of this run.
         sample_evaluations: Samples that configs were run on, over all of the study.
@@ -57,9 +72,11 @@ class SearchResult:
         config: Where the best config was written.
         best: The best config.
         report: Where the report was written, if one was.
+        stopped: What ended the search before it had all its trials; None where nothing did.
     """
 
     study: str
+    budget: dict[str, Any]
     trials: dict[str, int]
     seconds: float
     sample_evaluations: int
@@ -76,12 +93,15 @@ class SearchResult:
     config: str
     best: "PruningConfig" = field(repr=False)
     report: str | None = None
+    stopped: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return what ``search --json`` prints."""
         return {
             "study": self.study,
+            "budget": self.budget,
             "trials": self.trials,
+            "stopped": self.stopped,
             "seconds": round(self.seconds, 2),
             "sample_evaluations": self.sample_evaluations,
             "best": {
@@ -96,17 +116,7 @@ class SearchResult:
                 "kv_ratio": self.kv_ratio,
             },
             "unpruned": {"accuracy": self.unpruned_accuracy},
-            "baselines": [
-                {
-                    "name": row.name,
-                    "held_out_gap": row.scores and row.scores.gap,
-                    "top1_agreement": row.scores and row.scores.agreement,
-                    "accuracy": row.scores and row.scores.accuracy,
-                    "mean_retention": row.mean_retention,
-                    "notes": row.note,
-                }
-                for row in self.baselines
-            ],
+            "baselines": [row.to_dict() for row in self.baselines],
             "verdict": self.verdict,
             "config": self.config,
             "report": self.report,
@@ -141,8 +151,7 @@ def verdict(tuned: Scores, baselines: Sequence[Baseline]) -> str:
     if not rows:
         return "No baseline could be run at this budget, so nothing is known about the gain."
     next_row, best = min(rows, key=lambda item: item[1].gap)
-    lower = [row.name for row, scores in rows if not tuned.gap < scores.gap]
-    better = [row.name for row, scores in rows if _more(scores.accuracy, tuned.accuracy)]
+    lower, better = unbeaten(tuned, baselines)
     accuracies = ""
     if tuned.accuracy is not None:
         top, other = max(rows, key=lambda item: item[1].accuracy or 0.0)
@@ -162,6 +171,14 @@ def verdict(tuned: Scores, baselines: Sequence[Baseline]) -> str:
     return f"The tuned config beats every baseline on held-out data: {numbers}{doubt}."
 
 
+def unbeaten(tuned: Scores, baselines: Sequence[Baseline]) -> tuple[list[str], list[str]]:
+    """Return the baselines with no higher gap than the tuned config, and with more accuracy."""
+    rows = [(row.name, row.scores) for row in baselines if row.scores is not None]
+    lower = [name for name, scores in rows if not tuned.gap < scores.gap]
+    better = [name for name, scores in rows if _more(scores.accuracy, tuned.accuracy)]
+    return lower, better
+
+
 def _more(one: float | None, other: float | None) -> bool:
     return one is not None and other is not None and one > other
 
@@ -174,32 +191,37 @@ def table_rows(result: SearchResult) -> list[tuple[str, ...]]:
     """Return the held-out table, heading first: tuned, baselines by gap, unpruned."""
     low, high = result.held_out_ci
     rows: list[tuple[str, ...]] = [
-        ("", "gap", "95% interval", "top-1", "accuracy", "retention", "")
+        ("", "gap", "95% interval", "top-1", "accuracy", "retention", "FLOPs", "")
     ]
     tuned = result.held_out
-    rows.append(_row("tuned", tuned, f"{low:.4f}-{high:.4f}", result.mean_retention, ""))
+    costs = result.mean_retention, result.flops_ratio
+    rows.append(_row("tuned", tuned, f"{low:.4f}-{high:.4f}", costs, ""))
     known = sorted(
         (b for b in result.baselines if b.scores is not None),
         key=lambda b: b.scores.gap if b.scores else 0.0,
     )
-    rows += [_row(b.name, b.scores, "", b.mean_retention, b.note) for b in known]
-    rows += [_row(b.name, None, "", None, b.note) for b in result.baselines if b.scores is None]
-    rows.append(("unpruned", "0", "", "100.0%", _percent(result.unpruned_accuracy), "1", ""))
+    known += [b for b in result.baselines if b.scores is None]
+    rows += [_row(b.name, b.scores, "", (b.mean_retention, b.flops_ratio), b.note) for b in known]
+    rows.append(("unpruned", "0", "", "100.0%", _percent(result.unpruned_accuracy), "1", "1", ""))
     return rows
 
 
 def _row(
-    name: str, scores: Scores | None, interval: str, retention: float | None, note: str
+    name: str,
+    scores: Scores | None,
+    interval: str,
+    costs: tuple[float | None, float | None],
+    note: str,
 ) -> tuple[str, ...]:
     if scores is None:
-        return (name, "-", "", "-", "-", "-", note)
+        return (name, "-", "", "-", "-", "-", "-", note)
     return (
         name,
         f"{scores.gap:.4f}",
         interval,
         _percent(scores.agreement),
         _percent(scores.accuracy),
-        "-" if retention is None else f"{retention:.4g}",
+        *("-" if cost is None else f"{cost:.4g}" for cost in costs),
         note,
     )
 

@@ -14,17 +14,17 @@ from optuna import Study, Trial, TrialPruned
 from optuna.exceptions import OptunaError, StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
-from prunetune.budget import mean_retention
+from prunetune.budget import Budget, mean_retention
 from prunetune.config import PruningConfig
 from prunetune.errors import ConfigError, StudyError
 from prunetune.presets import load_preset
+from prunetune.search.front import FINISHED, best_complete, metric_of
 from prunetune.search.interrupts import check
 from prunetune.search.scores import Measures, SampleScore, Scores
 from prunetune.search.space import Space
 
 logger = logging.getLogger(__name__)
 
-FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 ENDED = (*FINISHED, TrialState.FAIL)
 Metric = Literal["cosine", "kl", "cosine+kl"]
 
@@ -44,13 +44,16 @@ class Preset:
     note: str
 
 
-def presets_at(names: Sequence[str], space: Space) -> list[Preset]:
-    """Return presets moved onto a space's budget, for its model."""
+def presets_at(names: Sequence[str], space: Space, budget: Budget | None = None) -> list[Preset]:
+    """Return presets moved onto a budget, by default the space's, for its model."""
     facts, out = space.facts, []
     for name in names:
         try:
             config, note = load_preset(
-                name, model_type=facts.model_type, num_layers=facts.num_layers, keep=space.keep
+                name,
+                model_type=facts.model_type,
+                num_layers=facts.num_layers,
+                keep=budget or space.budget,
             )
         except ConfigError as error:
             out.append(Preset(name, None, f"not attainable: {error}"))
@@ -91,12 +94,6 @@ def config_of(trial: FrozenTrial) -> PruningConfig:
     return PruningConfig.parse(trial.user_attrs["config"], origin=f"trial {trial.number}")
 
 
-def best_complete(study: Study) -> FrozenTrial | None:
-    """Return the complete trial with the lowest value, or None before there is one."""
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return min(complete, key=lambda t: cast(float, t.value), default=None)
-
-
 def estimated_mean(values: Mapping[int, float], best: FrozenTrial | None) -> float:
     """Estimate a config's mean over all samples from its values on the first ones.
 
@@ -111,7 +108,7 @@ def estimated_mean(values: Mapping[int, float], best: FrozenTrial | None) -> flo
         return math.fsum(values.values()) / len(values)
     theirs = best.intermediate_values
     shared = [value - theirs[i] for i, value in values.items() if i in theirs]
-    return cast(float, best.value) + math.fsum(shared) / len(shared)
+    return metric_of(best) + math.fsum(shared) / len(shared)
 
 
 class Objective:
@@ -121,13 +118,16 @@ class Objective:
         space: Decodes suggestions.
         evaluator: Measures on the calibration split.
         metric: What is minimised.
-        study: To answer configs that earlier trials measured from memory.
+        study: To answer configs that earlier trials measured from memory. With two directions the
+            config's cost is minimised as well.
     """
 
     def __init__(self, space: Space, evaluator: Measures, metric: Metric, study: Study) -> None:
         self.space, self.evaluator, self.metric = space, evaluator, metric
         self.reasons: list[str] = []
         self._study = study
+        # Optuna takes no reports and stops no trial early where there are two objectives.
+        self._two = len(study.directions) > 1
         self._known: dict[str, FrozenTrial] = {}
 
     def _measured(self, digest: str) -> FrozenTrial | None:
@@ -136,8 +136,8 @@ class Objective:
             self._known.setdefault(trial.user_attrs.get("config_digest", ""), trial)
         return self._known.get(digest)
 
-    def __call__(self, trial: Trial) -> float:
-        """Return the mean of the metric over all samples.
+    def __call__(self, trial: Trial) -> float | Sequence[float]:
+        """Return the mean of the metric over all samples, with two objectives the cost, too.
 
         Raises:
             TrialPruned: The config is worse than the best one, as far as it was measured.
@@ -167,7 +167,7 @@ class Objective:
             # The database may be what failed; the first error is the one to report.
             logger.warning("trial %d: its failure is not stored: %s", trial.number, error)
 
-    def _run(self, trial: Trial) -> float:
+    def _run(self, trial: Trial) -> float | Sequence[float]:
         units = self.space.suggest(trial)
         given = trial.user_attrs.get("given")
         config = PruningConfig.parse(given) if given else self.space.decode(units)
@@ -176,7 +176,8 @@ class Objective:
         known = self._measured(digest)
         if known is not None:
             return self._again(trial, known)
-        return self._measure(trial, config, digest)
+        mean = self._measure(trial, config, digest)
+        return (mean, self.space.spent(config).value) if self._two else mean
 
     def _measure(self, trial: Trial, config: PruningConfig, digest: str) -> float:
         total = len(self.evaluator.samples)
@@ -189,8 +190,9 @@ class Objective:
                 for index, result in batch:
                     values.append(sample_value(self.metric, result))
                     results.append(result)
-                    trial.report(values[-1], step=index)
-                if len(values) < total and trial.should_prune():
+                    if not self._two:
+                        trial.report(values[-1], step=index)
+                if len(values) < total and not self._two and trial.should_prune():
                     break
         _set(trial, _result_attrs(results))
         # Another worker may have come to the same config meanwhile.
@@ -204,7 +206,7 @@ class Objective:
             raise TrialPruned(f"worse than the best after {len(values)} of {total} samples")
         return math.fsum(values) / total
 
-    def _again(self, trial: Trial, known: FrozenTrial) -> float:
+    def _again(self, trial: Trial, known: FrozenTrial) -> float | Sequence[float]:
         # With its reports: the trial pruner compares with whichever of the two it takes for best.
         for step, value in known.intermediate_values.items():
             trial.report(value, step=step)
@@ -213,7 +215,7 @@ class Objective:
         trial.set_user_attr("repeats", known.number)
         if known.state is TrialState.PRUNED:
             raise TrialPruned(f"the same config as trial {known.number}, which was pruned")
-        return cast(float, known.value)
+        return known.values if self._two else metric_of(known)
 
 
 def _set(trial: Trial, attrs: Mapping[str, Any]) -> None:
@@ -290,6 +292,7 @@ def log_line(trial: FrozenTrial) -> str:
     names += ["agreement", "accuracy", "repeats", "failure"]
     seconds = trial.duration.total_seconds() if trial.duration else None
     data = {"trial": trial.number, "state": trial.state.name, "seconds": seconds}
-    data["value"] = trial.value if trial.state is TrialState.COMPLETE else None
+    values = trial.values if trial.state is TrialState.COMPLETE else [None]
+    data |= dict(zip(("value", "cost"), values))
     data |= {name: trial.user_attrs[name] for name in names if name in trial.user_attrs}
     return json.dumps(data)

@@ -33,8 +33,10 @@ def between(low: float, high: float, unit: float) -> float:
     value = low + clip(unit) * (high - low)
     for digits in (4, 6, 8, 10, 12):
         scale = 10.0**digits
-        first = math.ceil(low * scale - 1e-3) / scale
-        last = math.floor(high * scale + 1e-3) / scale
+        # Float noise of an end on the grid; a coarse grid must not let it be left by more.
+        noise = min(1e-3, 1e-10 * scale)
+        first = math.ceil(low * scale - noise) / scale
+        last = math.floor(high * scale + noise) / scale
         if first <= last:
             return min(max(round(value, digits), first), last)
     return low

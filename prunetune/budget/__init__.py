@@ -1,0 +1,43 @@
+"""What a schedule costs, what bounds it, and how any config is moved onto a budget."""
+
+from prunetune.budget.bounds import (
+    FLOOR,
+    KINDS,
+    Budget,
+    Kind,
+    as_budget,
+    check_keep,
+    latest_first_layer,
+    least_keep,
+    make_budget,
+)
+from prunetune.budget.costs import (
+    ModelFacts,
+    flops_ratio,
+    kv_ratio,
+    mean_retention,
+    retention_by_layer,
+)
+from prunetune.budget.moving import every_for, rebudget, restored_part, rounded, weakened
+
+__all__ = [
+    "FLOOR",
+    "KINDS",
+    "Budget",
+    "Kind",
+    "ModelFacts",
+    "as_budget",
+    "check_keep",
+    "every_for",
+    "flops_ratio",
+    "kv_ratio",
+    "latest_first_layer",
+    "least_keep",
+    "make_budget",
+    "mean_retention",
+    "rebudget",
+    "restored_part",
+    "retention_by_layer",
+    "rounded",
+    "weakened",
+]

@@ -1,0 +1,109 @@
+"""What a schedule costs on a model: retention, prefill FLOPs, bytes of the visual KV cache."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+_MIB = 1 << 20
+
+
+class Step(Protocol):
+    """A stage, as far as its cost is concerned."""
+
+    @property
+    def layer(self) -> int: ...  # noqa: D102
+    @property
+    def retention(self) -> float: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What search, budget and provenance need to know about a model and its calibration data.
+
+    Attributes:
+        model_type: The transformers ``model_type``.
+        num_layers: Decoder layers.
+        hidden_size: Width of the residual stream.
+        intermediate_size: Inner width of the gated MLP.
+        num_heads: Query heads.
+        num_kv_heads: Key and value heads (fewer under grouped-query attention).
+        head_dim: Width of a head.
+        image_tokens: Mean image tokens of a calibration prompt, separators included.
+        text_tokens: Mean other tokens of a calibration prompt.
+        separator_share: Share of the image tokens that are separators.
+        scorers: Names of the scorers whose inputs this model can give.
+        name: Hub id, alias or folder.
+        revision: Hub revision, where known.
+        fingerprint: sha256 of the architecture-defining config fields.
+        calibration_digest: Digest over the calibration pixels and texts.
+        value_bytes: Bytes of a number in the KV cache.
+    """
+
+    model_type: str
+    num_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    image_tokens: float
+    text_tokens: float
+    separator_share: float = 0.0
+    scorers: tuple[str, ...] = ()
+    name: str = ""
+    revision: str | None = None
+    fingerprint: str | None = None
+    calibration_digest: str | None = None
+    value_bytes: int = 2
+
+    @property
+    def kv_mib(self) -> float:
+        """MiB of the visual tokens' keys and values, unpruned, at the mean prompt."""
+        values = 2 * self.num_layers * self.num_kv_heads * self.head_dim * self.image_tokens
+        return values * self.value_bytes / _MIB
+
+
+def retention_by_layer(stages: Sequence[Step], num_layers: int) -> list[float]:
+    """Return the share of image tokens that each decoder layer computes on, ``num_layers`` long."""
+    shares = [1.0] * num_layers
+    for stage in stages:
+        for layer in range(stage.layer, num_layers):
+            shares[layer] = stage.retention
+    return shares
+
+
+def mean_retention(stages: Sequence[Step], num_layers: int) -> float:
+    """Return the mean retention over all decoder layers: 1.0 before the first stage's layer."""
+    return math.fsum(retention_by_layer(stages, num_layers)) / num_layers
+
+
+def kv_ratio(stages: Sequence[Step], num_layers: int) -> float:
+    """Return the visual KV-cache share, pruned over unpruned: the mean retention, by definition."""
+    return mean_retention(stages, num_layers)
+
+
+def flops_ratio(stages: Sequence[Step], facts: ModelFacts) -> float:
+    """Return the language model's prefill FLOPs, pruned over unpruned, at the mean prompt."""
+    pruned = math.fsum(
+        layer_flops(share * facts.image_tokens + facts.text_tokens, facts)
+        for share in retention_by_layer(stages, facts.num_layers)
+    )
+    full = layer_flops(facts.image_tokens + facts.text_tokens, facts) * facts.num_layers
+    return pruned / full
+
+
+def layer_flops(tokens: float, facts: ModelFacts) -> float:
+    """Return the FLOPs of one decoder layer's prefill over ``tokens``, causal attention halved."""
+    weights, queries = flops_terms(facts)
+    # Scores and weighted values: two products over the causal half of tokens x tokens.
+    attention = 2 * queries * tokens * (tokens + 1) / 2
+    return 2 * (weights * tokens + attention)
+
+
+def flops_terms(facts: ModelFacts) -> tuple[float, float]:
+    """Return the weights that every token passes in a layer, and the width of all queries."""
+    queries = facts.num_heads * facts.head_dim
+    keys = facts.num_kv_heads * facts.head_dim
+    weights = facts.hidden_size * (2 * queries + 2 * keys + 3 * facts.intermediate_size)
+    return weights, queries

@@ -1,0 +1,80 @@
+"""What is known of a model and its calibration prompts before anything is computed."""
+
+from typing import Any
+
+from prunetune.budget import Budget, ModelFacts
+from prunetune.calibration import CalibrationSet, encode
+from prunetune.families import Family
+from prunetune.runtime.apply import family_of
+from prunetune.search.spec import StudySpec
+
+_BATCH = 16
+
+
+def model_facts(
+    loaded: Any,
+    family: Family,
+    samples: CalibrationSet,
+    *,
+    image_tokens: float,
+    text_tokens: float,
+    separator_share: float = 0.0,
+) -> ModelFacts:
+    """Return what space and budgets need to know.
+
+    Args:
+        loaded: ``prunetune.models.LoadedModel``.
+        family: Of the model.
+        samples: The calibration split.
+        image_tokens: Mean image tokens of a prompt.
+        text_tokens: Mean other tokens of a prompt.
+        separator_share: Share of the image tokens that are separators.
+    """
+    from prunetune.scorers import SCORERS
+
+    text = family.text_model.config
+    heads = int(text.num_attention_heads)
+    readable = family.vision_attention_module() is not None
+    names = [
+        name
+        for name in SCORERS
+        if readable or not SCORERS.get(name).needs & {"vision_attention", "vision_map"}
+    ]
+    return ModelFacts(
+        model_type=family.config.model_type,
+        num_layers=len(family.layers),
+        hidden_size=int(text.hidden_size),
+        intermediate_size=int(text.intermediate_size),
+        num_heads=heads,
+        num_kv_heads=int(getattr(text, "num_key_value_heads", None) or heads),
+        head_dim=int(getattr(text, "head_dim", None) or text.hidden_size // heads),
+        image_tokens=image_tokens,
+        text_tokens=text_tokens,
+        separator_share=separator_share,
+        scorers=tuple(names),
+        name=loaded.name,
+        revision=loaded.revision,
+        fingerprint=loaded.fingerprint,
+        calibration_digest=samples.digest(),
+        value_bytes=int(family.text_model.dtype.itemsize),
+    )
+
+
+def budgets_of(spec: StudySpec, loaded: Any, samples: CalibrationSet) -> tuple[Budget, Budget, int]:
+    """Return a study's least and largest budget, and the model's decoder layers.
+
+    Bounds on FLOPs and bytes depend on how long the prompts are: they are tokenised for it.
+    """
+    family = family_of(loaded.model)
+    image = text = 0
+    if spec.kind != "keep":
+        for first in range(0, len(samples), _BATCH):
+            inputs = encode(loaded.processor, samples.samples[first : first + _BATCH])
+            found = int((inputs["input_ids"] == family.image_token_id).sum())
+            image += found
+            text += int(inputs["attention_mask"].sum()) - found
+    count = max(1, len(samples))
+    facts = model_facts(
+        loaded, family, samples, image_tokens=image / count, text_tokens=text / count
+    )
+    return *spec.budgets(facts), facts.num_layers

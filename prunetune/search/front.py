@@ -1,0 +1,74 @@
+"""The best trials: one, or the front of a study that minimises metric and cost."""
+
+from collections.abc import Sequence
+
+from optuna import Study
+from optuna.trial import FrozenTrial, TrialState
+
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+COST_NAMES = {"keep": "mean_retention", "flops": "flops_ratio", "kv_mib": "kv_mib"}
+"""Name of the second objective, by kind of budget."""
+
+
+def metric_of(trial: FrozenTrial) -> float:
+    """Return the metric of a complete trial, whatever else its study minimises."""
+    assert trial.values
+    return float(trial.values[0])
+
+
+def cost_of(trial: FrozenTrial) -> float:
+    """Return the cost of a complete trial of a study that minimises that, too."""
+    assert trial.values
+    return float(trial.values[1])
+
+
+def best_complete(study: Study) -> FrozenTrial | None:
+    """Return the complete trial with the lowest metric, or None before there is one."""
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return min(complete, key=lambda t: (metric_of(t), t.number), default=None)
+
+
+def front(study: Study) -> list[FrozenTrial]:
+    """Return the trials that none beats in both metric and cost, by rising cost.
+
+    Of equal ones the first; of a study with one objective its best trial.
+    """
+    if len(study.directions) == 1:
+        best = best_complete(study)
+        return [] if best is None else [best]
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    found: list[FrozenTrial] = []
+    for trial in sorted(complete, key=lambda t: (cost_of(t), metric_of(t), t.number)):
+        if not found or metric_of(trial) < metric_of(found[-1]):
+            found.append(trial)
+    return found
+
+
+def spread(trials: Sequence[FrozenTrial], count: int) -> list[FrozenTrial]:
+    """Return ``count`` of the trials, evenly spread, the first and the last among them."""
+    if len(trials) <= count:
+        return list(trials)
+    if count == 1:
+        return [trials[len(trials) // 2]]
+    return [trials[round(k * (len(trials) - 1) / (count - 1))] for k in range(count)]
+
+
+def since_better(study: Study) -> int:
+    """Return how many trials have finished since one was better than all before it.
+
+    Better is a lower metric, or with two objectives a place on the front. Counted by number, so
+    all workers agree and so does a resumed run. Optuna's ``BestValueStagnationEvaluator`` counts
+    complete trials only; most trials here are stopped early.
+    """
+    best = front(study)
+    if not best:
+        return 0
+    # Whoever came onto the front last is on it still, or was pushed off by one that came later.
+    last = max(trial.number for trial in best)
+    finished = study.get_trials(deepcopy=False, states=FINISHED)
+    return sum(trial.number > last for trial in finished)
+
+
+def on_plateau(study: Study, patience: int) -> bool:
+    """Tell whether ``patience`` trials have finished without a better one; 0 is endless."""
+    return patience > 0 and since_better(study) >= patience

@@ -1,0 +1,245 @@
+"""What a search for the front of metric and cost ends with."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optuna import Study
+from optuna.trial import FrozenTrial
+
+from prunetune.budget.bounds import short
+from prunetune.errors import StudyError
+from prunetune.presets import preset_names
+from prunetune.search.front import COST_NAMES, cost_of, front, metric_of, spread
+from prunetune.search.scores import Measures, SampleScore, Scores, accuracy
+from prunetune.search.selection import (
+    Winner,
+    compare_preset,
+    count_evaluations,
+    count_trials,
+    image_ids,
+    measure,
+    why_stopped,
+    with_provenance,
+)
+from prunetune.search.space import Space
+from prunetune.search.spec import StudySpec
+from prunetune.search.summary import Baseline, bootstrap_ci, unbeaten
+from prunetune.search.trials import config_of, presets_at
+
+if TYPE_CHECKING:
+    from prunetune.config import PruningConfig
+
+FOLDER = "front"
+
+
+@dataclass(frozen=True)
+class Point:
+    """A point of the front that was measured on held-out data.
+
+    Attributes:
+        trial: Number of the trial.
+        cost: Mean retention, FLOPs share or MiB, as the study bounds it.
+        calibration: Scores on the calibration split.
+        held_out: Scores on the held-out split.
+        held_out_ci: Bootstrap 95% interval of the held-out gap.
+        baselines: All presets at the point's own cost.
+        file: Where its config was written.
+        config: The config.
+    """
+
+    trial: int
+    cost: float
+    calibration: Scores
+    held_out: Scores
+    held_out_ci: tuple[float, float]
+    baselines: tuple[Baseline, ...]
+    file: str
+    config: "PruningConfig" = field(repr=False)
+
+    @property
+    def wins(self) -> bool:
+        """Whether it beats every baseline at its cost, in gap and in accuracy."""
+        return unbeaten(self.held_out, self.baselines) == ([], [])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a row of what ``search --json`` prints."""
+        made = self.config.provenance
+        return {
+            "trial": self.trial,
+            "cost": self.cost,
+            "gap": self.calibration.gap,
+            "held_out_gap": self.held_out.gap,
+            "held_out_ci": list(self.held_out_ci),
+            "top1_agreement": self.held_out.agreement,
+            "accuracy": self.held_out.accuracy,
+            "mean_retention": made.mean_retention,
+            "flops_ratio": made.flops_ratio,
+            "kv_ratio": made.kv_ratio,
+            "baselines": [row.to_dict() for row in self.baselines],
+            "config": self.file,
+        }
+
+
+@dataclass(frozen=True)
+class FrontResult:
+    """What a search for a front ends with.
+
+    Attributes:
+        study: Name of the study.
+        budget: The range of budgets: kind to its bounds.
+        cost: Name of the second objective.
+        metric: Name of the first one.
+        trials: Number of trials by outcome: complete, pruned, failed.
+        seconds: Wall time of this run.
+        sample_evaluations: Samples that configs were run on, over all of the study.
+        front: Trial, metric and cost of every trial that none beats in both, by rising cost.
+        points: Some of them, measured on held-out data.
+        unpruned_accuracy: On the held-out split, without pruning.
+        verdict: One sentence that says at how many points the search paid.
+        stopped: What ended the search before it had all its trials; None where nothing did.
+    """
+
+    study: str
+    budget: Mapping[str, Any]
+    cost: str
+    metric: str
+    trials: dict[str, int]
+    seconds: float
+    sample_evaluations: int
+    front: tuple[tuple[int, float, float], ...]
+    points: tuple[Point, ...]
+    unpruned_accuracy: float | None
+    verdict: str
+    stopped: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what ``search --json`` prints."""
+        return {
+            "study": self.study,
+            "budget": dict(self.budget),
+            "trials": self.trials,
+            "stopped": self.stopped,
+            "seconds": round(self.seconds, 2),
+            "sample_evaluations": self.sample_evaluations,
+            "objectives": [self.metric, self.cost],
+            "front": [
+                {"trial": trial, self.metric: metric, self.cost: cost}
+                for trial, metric, cost in self.front
+            ],
+            "points": [point.to_dict() for point in self.points],
+            "unpruned": {"accuracy": self.unpruned_accuracy},
+            "verdict": self.verdict,
+        }
+
+
+def conclude_front(
+    study: Study,
+    spec: StudySpec,
+    evaluator: Measures,
+    held_out: Measures,
+    out: Path,
+    begun: float,
+) -> FrontResult:
+    """Measure points of the front on both splits and write their configs.
+
+    Args:
+        study: With all its trials.
+        spec: Of the study.
+        evaluator: On the calibration split.
+        held_out: On the held-out split.
+        out: The run's folder; configs are written into ``front`` there.
+        begun: ``time.monotonic()`` when the run began.
+
+    Raises:
+        StudyError: No trial has finished.
+        ConfigError: A config cannot be written.
+    """
+    best = front(study)
+    if not best:
+        raise StudyError(
+            f"study {study.study_name!r} has no finished trial, so there is nothing to export; "
+            "run it longer (--trials, --timeout)"
+        )
+    space = Space.of(spec, evaluator.facts())
+    chosen = spread(best, spec.rescored)
+    points = tuple(
+        _point(study, spec, space, trial, evaluator, held_out, out / FOLDER) for trial in chosen
+    )
+    trials = study.get_trials(deepcopy=False)
+    wins = sum(point.wins for point in points)
+    return FrontResult(
+        study=study.study_name,
+        budget=spec.budget,
+        cost=COST_NAMES[spec.kind],
+        metric=spec.metric,
+        trials=count_trials(trials),
+        seconds=time.monotonic() - begun,
+        sample_evaluations=count_evaluations(trials) + len(points) * len(evaluator.samples),
+        front=tuple((t.number, metric_of(t), cost_of(t)) for t in best),
+        points=points,
+        unpruned_accuracy=accuracy(held_out.unpruned_correct),
+        verdict=(
+            f"At {wins} of {len(points)} points of the front the tuned config beats every "
+            "baseline of the same cost on held-out data."
+        ),
+        stopped=why_stopped(study, spec),
+    )
+
+
+def _point(
+    study: Study,
+    spec: StudySpec,
+    space: Space,
+    trial: FrozenTrial,
+    evaluator: Measures,
+    held_out: Measures,
+    folder: Path,
+) -> Point:
+    config = config_of(trial)
+    winner = Winner(trial.number, config, measure(evaluator, config), len(evaluator.samples))
+    measured: dict[str, list[SampleScore]] = {"tuned": measure(held_out, config)}
+    config = with_provenance(study, spec, space, winner, evaluator, measured["tuned"])
+    file = config.save(front_file(folder, trial.number))
+    baselines = tuple(
+        compare_preset(preset, measured, held_out, space.facts, spec.seed)
+        for preset in presets_at(preset_names(), space, space.spent(config))
+    )
+    gaps = [result.gap for result in measured["tuned"]]
+    return Point(
+        trial=trial.number,
+        cost=cost_of(trial),
+        calibration=Scores.of(winner.results),
+        held_out=Scores.of(measured["tuned"]),
+        held_out_ci=bootstrap_ci(gaps, image_ids(held_out), spec.seed),
+        baselines=baselines,
+        file=str(file),
+        config=config,
+    )
+
+
+def front_file(folder: Path, trial: int) -> Path:
+    """Return where the config of a point of the front is written."""
+    return folder / f"trial-{trial}.json"
+
+
+def choose_point(study: Study, spec: StudySpec, most: float) -> FrozenTrial:
+    """Return the trial with the lowest metric among those of the front that cost ``most`` or less.
+
+    Raises:
+        StudyError: There is none; the message names the front's range.
+    """
+    best = front(study)
+    # The last digits of a cost are float noise; nobody asks for them.
+    fitting = [trial for trial in best if cost_of(trial) <= most + 1e-6]
+    if fitting:
+        return fitting[-1]
+    flag = spec.kind.replace("_", "-")
+    if not best:
+        raise StudyError(f"study {study.study_name!r} has no finished trial; run the search longer")
+    raise StudyError(
+        f"--{flag}: received {most:g}, allowed {short(cost_of(best[0]))} or more: the front of "
+        f"{study.study_name!r} goes from {cost_of(best[0]):.4g} to {cost_of(best[-1]):.4g}"
+    )
