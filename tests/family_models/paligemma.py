@@ -4,7 +4,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GemmaConfig, PaliGemmaConfig, PaliGemmaForConditionalGeneration
+from transformers import (
+    Gemma2Config,
+    GemmaConfig,
+    PaliGemmaConfig,
+    PaliGemmaForConditionalGeneration,
+)
 
 from family_models._base import IMAGE, Batch, Piece, text_settings, widen
 from family_models._towers import GemmaLike, plain_views, siglip_config
@@ -57,4 +62,20 @@ class PaliGemma(GemmaLike):
         return super().allowed(model, ids, keys, prompt) | both
 
 
-FAMILY = PaliGemma()
+class PaliGemma2(PaliGemma):
+    """With Gemma 2: two kinds of layers, softcapped attention, a norm around every part."""
+
+    def text_config(self, **text: Any) -> Any:
+        settings = {
+            "head_dim": 16, "query_pre_attn_scalar": 16, "attn_logit_softcapping": 0.5,
+            "final_logit_softcapping": 3.0, "sliding_window": 120,
+        }  # fmt: skip
+        return Gemma2Config(**text_settings(**settings | text))
+
+
+def second(**text: Any) -> Any:
+    """Return a small PaliGemma 2; Gemma 2 has eager attention only."""
+    return _SECOND.model("eager", **text)
+
+
+FAMILY, _SECOND = PaliGemma(), PaliGemma2()

@@ -1,0 +1,300 @@
+"""The checks of bidirectional blocks, kinds of layers and joined views can fail: planted bugs."""
+
+import pytest
+import test_families
+import test_family_views
+import test_runtime_taps
+import torch
+from family_models.paligemma import second
+from reference import measure
+from reference_models import make_batch, make_config, tiny
+from test_runtime import check
+from transformers.cache_utils import StaticSlidingWindowLayer
+
+import prunetune
+from prunetune.errors import UnsupportedModelError
+from prunetune.families import base, base_views
+from prunetune.families.base import Family
+from prunetune.families.base_idefics import IdeficsLike
+from prunetune.families.gemma3 import Gemma3
+from prunetune.families.internvl import InternVL
+from prunetune.families.paligemma import PaliGemma
+from prunetune.runtime import cache, frame, taps, views
+from prunetune.runtime.handle import Handle
+from prunetune.tokens import Mosaic
+
+# -- checks: each raises when something is wrong -------------------------------------------------
+
+
+def masking(name, schedule="0+1+3"):
+    model = tiny(name)
+    batch, config = make_batch(model), make_config(model, schedule)
+    check(measure(model, config, batch, steps=3), batch, config)
+
+
+def gemma3():
+    masking("gemma3")
+
+
+def gemma3_late():
+    masking("gemma3", "2")
+
+
+def gemma3_packed():
+    test_families.test_packed_positions("gemma3")
+
+
+def gemma3_turns():
+    test_families.test_text_after_images("gemma3", "static")
+
+
+def gemma3_images():
+    test_families.test_a_new_image_in_a_later_turn("gemma3")
+
+
+def gemma3_taps():
+    test_families.test_scorers_see_the_layer_before_the_stage("gemma3")
+
+
+def paligemma():
+    masking("paligemma")
+
+
+def paligemma2():
+    model = second()
+    batch, config = make_batch(model), make_config(model, "0+1+3")
+    check(measure(model, config, batch, steps=3), batch, config)
+
+
+def paligemma2_taps():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(test_runtime_taps, "tiny", lambda name, attention: second())
+        test_families.test_scorers_see_the_layer_before_the_stage("paligemma")
+
+
+def attention(name="internvl"):
+    test_family_views.test_vision_attention_is_the_towers_own(name)
+
+
+def pooled_attention():
+    attention("gemma3")
+
+
+def entropy():
+    test_family_views.test_patch_entropy_is_that_of_the_tokens_pixels("internvl")
+
+
+def places():
+    test_family_views.test_places_in_the_picture("internvl", (30, 60))
+
+
+def order_of_views():
+    test_family_views.test_every_token_is_of_the_view_it_says("smolvlm")
+
+
+def tagged_places():
+    test_family_views.test_places_in_the_picture("smolvlm", (80, 26))
+
+
+def blocks_of_patches():
+    test_family_views.test_a_token_is_the_block_of_patches_it_says("idefics3")
+
+
+def counts():
+    model = tiny("internvl")
+    batch, config = make_batch(model), make_config(model, "2+4")
+    with torch.no_grad(), prunetune.apply(model, config) as handle:
+        model(**batch.inputs)
+    test_families.test_runtime.check_counts(handle.trace[-1], batch, config)
+
+
+def ragged_views():
+    test_families.test_equals_masking("smolvlm", "2+4", "sdpa")
+
+
+CHECKS = (
+    gemma3, gemma3_late, gemma3_packed, gemma3_turns, gemma3_images, gemma3_taps, paligemma,
+    paligemma2, paligemma2_taps, attention, pooled_attention, entropy, places, order_of_views,
+    tagged_places, blocks_of_patches, counts, ragged_views,
+)  # fmt: skip
+
+
+# -- mutants: each plants one bug ----------------------------------------------------------------
+
+
+def wrap(patch, owner, name, change):
+    """Replace ``owner.name`` by ``change(original)``."""
+    patch.setattr(owner, name, change(getattr(owner, name)))
+
+
+def causal_images(patch):
+    patch.setattr(Gemma3, "blocks", Family.blocks)
+
+
+def causal_prompt(patch):
+    patch.setattr(PaliGemma, "blocks", Family.blocks)
+
+
+def blocks_of_other_slots(patch):
+    """Survivors are told the blocks of the slots that stand where they stand now."""
+
+    def mask(original):
+        def made(config, hidden, segment, *rest):
+            *rest, blocks = rest
+            if blocks is not None and segment.index is not None:
+                moved = torch.full_like(blocks, -1)
+                moved.scatter_(1, segment.index, blocks[:, : segment.index.shape[1]])
+                blocks = moved
+            return original(config, hidden, segment, *rest, blocks)
+
+        return made
+
+    wrap(patch, frame, "segment_mask", mask)
+
+
+def blocks_from_the_start(patch):
+    """A later turn's token types are read from the conversation's start."""
+
+    def blocks(original):
+        def read(self, arguments):
+            kinds = arguments["token_type_ids"]
+            return original(self, arguments | {"token_type_ids": kinds.roll(5, 1)})
+
+        return read
+
+    wrap(patch, Gemma3, "blocks", blocks)
+
+
+def one_kind_of_layer(patch):
+    patch.setattr(Family, "layer_kind", lambda self, layer: "sliding_attention")
+
+
+def rotary_of_layer_0(patch):
+    wrap(patch, Gemma3, "rotary", lambda of: lambda self, layer, *a: of(self, 2, *a))
+
+
+def mask_of_full_attention(patch):
+    patch.setattr(
+        Handle, "_mask_of_layer_0",
+        lambda self, mask: mask["full_attention"] if isinstance(mask, dict) else mask,
+    )  # fmt: skip
+
+
+def sliding_length_forgotten(patch):
+    patch.setattr(cache.CountedStaticSlidingLayer, "get_seq_length",
+                  StaticSlidingWindowLayer.get_seq_length)  # fmt: skip
+
+
+def norm_before_the_residual(patch):
+    patch.setattr(
+        Family, "second_norm", lambda self, layer: self.layers[layer].post_attention_layernorm
+    )
+
+
+def attribute_overlooked(module, name):
+    def plant(patch):
+        def get(of, wanted, *default):
+            return default[0] if wanted == name else getattr(of, wanted, *default)
+
+        patch.setattr(module, "getattr", get, raising=False)
+
+    plant.__name__ = f"{name}_overlooked"
+    return plant
+
+
+softcap = attribute_overlooked(taps, "attn_logit_softcapping")
+query_norm = attribute_overlooked(base, "q_norm")
+
+
+def patches_in_raster_order(patch):
+    patch.setattr(base_views, "merged_order", lambda rows, cols, merge: torch.arange(rows * cols))
+
+
+def unmerged(patch):
+    patch.setattr(InternVL, "mosaics", lambda self, slots, labels, views: [Mosaic()] * len(views))
+
+
+def transposed(patch):
+    def mosaics(original):
+        return lambda *a: [Mosaic(m.cols, m.rows) for m in original(*a)]
+
+    for owner in (InternVL, IdeficsLike):
+        wrap(patch, owner, "mosaics", mosaics)
+
+
+def thumbnail_first(patch):
+    """The views' order is taken for that of LLaVA-NeXT."""
+
+    def geometry(original):
+        def made(self, parts):
+            whole = original(self, parts)
+            return whole.select((torch.arange(len(whole)) - len(parts[0])) % len(whole))
+
+        return made
+
+    wrap(patch, Mosaic, "geometry", geometry)
+
+
+def views_not_sorted_by_tile(patch):
+    def picture(original):
+        def made(mosaic, parts):
+            whole = original(mosaic, parts)
+            for name in ("vision_map", "patch_entropy"):
+                given = [getattr(p, name) for p in parts if getattr(p, name) is not None]
+                setattr(whole, name, torch.cat(given) if given else None)
+            return whole
+
+        return made
+
+    wrap(patch, views, "_picture", picture)
+
+
+def rows_for_columns(patch):
+    def grid(original):
+        def made(rows, cols):
+            whole = original(rows, cols)
+            whole.row[:], whole.col[:] = whole.col.clone(), whole.row.clone()
+            return whole
+
+        return made
+
+    wrap(patch, base_views, "grid_geometry", grid)
+
+
+def padding_taken_for_views(patch):
+    patch.setattr(IdeficsLike, "real", lambda self, v: torch.ones(len(v), dtype=torch.bool))
+
+
+MUTANTS = {
+    causal_images: (gemma3, gemma3_late),
+    causal_prompt: (paligemma, paligemma2),
+    blocks_of_other_slots: (gemma3, gemma3_late),
+    blocks_from_the_start: (gemma3, gemma3_images),
+    one_kind_of_layer: (gemma3, gemma3_turns),
+    rotary_of_layer_0: (gemma3_packed,),
+    mask_of_full_attention: (gemma3_turns,),
+    sliding_length_forgotten: (gemma3_turns,),
+    norm_before_the_residual: (gemma3_taps, paligemma2_taps),
+    softcap: (paligemma2_taps,),
+    query_norm: (attention,),
+    patches_in_raster_order: (attention, pooled_attention),
+    unmerged: (counts,),
+    transposed: (places, tagged_places),
+    thumbnail_first: (order_of_views, attention),
+    views_not_sorted_by_tile: (attention, entropy),
+    rows_for_columns: (blocks_of_patches, places),
+    padding_taken_for_views: (ragged_views,),
+}
+PAIRS = [(mutant, check) for mutant, checks in MUTANTS.items() for check in checks]
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda c: c.__name__)
+def test_green_without_a_bug(check):
+    check()
+
+
+@pytest.mark.parametrize(("mutant", "check"), PAIRS, ids=lambda f: f.__name__)
+def test_red_with_a_bug(mutant, check, monkeypatch):
+    mutant(monkeypatch)
+    with pytest.raises((AssertionError, RuntimeError, IndexError, UnsupportedModelError)):
+        check()

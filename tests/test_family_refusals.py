@@ -1,0 +1,88 @@
+"""What cannot work with families of fixed views is refused in one line."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from family_models.idefics3 import FAKE, NEWLINE, SIDE
+from family_models.paligemma import second
+from reference_models import make_batch, make_config, tiny
+
+import prunetune
+from prunetune.errors import UnsupportedModelError
+from prunetune.runtime.apply import family_of
+
+ONE_LINE = r"\A[^\n]+\Z"
+
+
+@torch.no_grad()
+def test_tiles_without_line_breaks():
+    model = tiny("idefics3")
+    batch = make_batch(model, ((2, (30, 60), 3),))
+    batch.inputs["input_ids"][batch.inputs["input_ids"] == NEWLINE] = FAKE
+    with (
+        prunetune.apply(model, make_config(model, "2")),
+        pytest.raises(UnsupportedModelError, match="as the processor writes them"),
+    ):
+        model(**batch.inputs)
+
+
+@torch.no_grad()
+def test_padding_inside_a_view():
+    model = tiny("idefics3")
+    batch = make_batch(model)
+    pixels = batch.inputs["pixel_values"]
+    mask = torch.ones(*pixels.shape[:2], SIDE, SIDE, dtype=torch.long)
+    with prunetune.apply(model, make_config(model, "2")):
+        model(**batch.inputs, pixel_attention_mask=mask)
+        mask[0, 0, 20:] = 0
+        with pytest.raises(UnsupportedModelError, match=ONE_LINE):
+            model(**batch.inputs, pixel_attention_mask=mask)
+
+
+def test_text_that_attends_in_both_directions():
+    model = tiny("gemma3")
+    prunetune.apply(model, make_config(model, "2")).remove()
+    model.config.text_config.use_bidirectional_attention = True
+    with pytest.raises(UnsupportedModelError, match=ONE_LINE):
+        prunetune.apply(model, make_config(model, "2"))
+
+
+@pytest.mark.parametrize(("window", "refused"), [(40, True), (120, False)])
+@torch.no_grad()
+def test_a_sliding_window_shorter_than_the_prompt(window, refused):
+    model = tiny("gemma3", sliding_window=window)
+    batch = make_batch(model)
+    with prunetune.apply(model, make_config(model, "2+4")):
+        if refused:
+            with pytest.raises(UnsupportedModelError, match="sliding window"):
+                model(**batch.inputs)
+        else:
+            model.generate(**batch.inputs, max_new_tokens=3)
+
+
+def test_another_number_of_tokens_a_view():
+    view = family_of(tiny("gemma3"))
+    call = SimpleNamespace(arguments={"pixel_values": torch.zeros(2, 3, 32, 32)}, lengths=[16, 15])
+    with pytest.raises(UnsupportedModelError, match=ONE_LINE):
+        view.geometries(call)
+
+
+def test_the_window_of_gemma_2_counts_too():
+    model = second(sliding_window=40)
+    with (
+        torch.no_grad(),
+        prunetune.apply(model, make_config(model, "2")),
+        pytest.raises(UnsupportedModelError, match=ONE_LINE),
+    ):
+        model(**make_batch(model).inputs)
+
+
+def test_a_siglip_tower_without_a_readable_attention():
+    model = tiny("paligemma")
+    layer = model.model.vision_tower
+    layer = getattr(layer, "vision_model", layer).encoder.layers[-1]
+    layer.self_attn = torch.nn.Identity()
+    with pytest.raises(UnsupportedModelError, match=ONE_LINE):
+        prunetune.apply(model, make_config(model, [(0, 0.5, ("cls_attention",))]))
+    prunetune.apply(model, make_config(model, [(0, 0.5, ("coverage",))])).remove()
