@@ -11,6 +11,7 @@ from typing import Any
 
 from prunetune.errors import ConfigError, PrunetuneError, UnsupportedModelError
 from prunetune.fingerprint import fingerprint
+from prunetune.processors import load_processor
 from prunetune.weights import check_folder, existing, fetch, is_hub_id
 
 __all__ = ["ALIASES", "Alias", "LoadedModel", "fingerprint", "load_model"]
@@ -138,13 +139,13 @@ def load_model(
 
 
 def _load(folder: Path, attn: str | None, **options: Any) -> tuple[Any, Any]:
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoModelForImageTextToText
 
     trust = {"trust_remote_code": options["trust_remote_code"], "local_files_only": True}
     if attn is not None:
         options["attn_implementation"] = attn
     with _quiet():
-        processor = AutoProcessor.from_pretrained(folder, **trust)
+        processor = load_processor(folder, **trust)
         model = AutoModelForImageTextToText.from_pretrained(
             folder, use_safetensors=True, local_files_only=True, **options
         )

@@ -20,7 +20,7 @@ ORDER = (
     ("calibration", "models", "runtime"),
     ("config", "budget", "presets"),
     ("scorers", "restorers", "families"),
-    ("tokens", "registry", "files", "fingerprint", "weights", "errors"),
+    ("tokens", "registry", "files", "fingerprint", "weights", "processors", "errors"),
 )
 STRANGERS = ORDER[4]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}

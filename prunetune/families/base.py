@@ -70,6 +70,8 @@ class Family:
     has_separators: ClassVar[bool] = False
     joins_views: ClassVar[bool] = False
     """Whether the encoder takes a picture's tiles for images; ``mosaics`` then joins them."""
+    can_pack: ClassVar[bool] = True
+    """Whether positions can be renumbered: not where they are rows and columns."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model

@@ -20,6 +20,7 @@ class QwenVL(Family):
     merged grid, which are also their multimodal rotary positions. A video's frames are tiles.
     """
 
+    can_pack: ClassVar[bool] = False
     video_encoder_method: ClassVar[str | None] = "get_video_features"
 
     @property

@@ -62,6 +62,10 @@ def load_preset(
 
     data, share = read_preset(name), None if keep is None else as_budget(keep).share
     data |= data.get("by_model_type", {}).get(model_type, {})
+    notes = []
+    if data["positions"] == "packed" and not _can_pack(model_type):
+        data["positions"] = "original"
+        notes.append(f"positions stay original: {model_type}'s are rows and columns")
     config = PruningConfig.parse(
         {
             "format": "prunetune.config",
@@ -73,7 +77,16 @@ def load_preset(
         },
         origin=f"preset {name}",
     )
-    return (config, "") if keep is None else rebudget(config, keep, num_layers)
+    if keep is not None:
+        config, note = rebudget(config, keep, num_layers)
+        notes += [note] if note else []
+    return config, "; ".join(notes)
+
+
+def _can_pack(model_type: str) -> bool:
+    from prunetune.families import FAMILIES
+
+    return model_type not in FAMILIES or FAMILIES.get(model_type).can_pack
 
 
 def _stages(data: dict[str, Any], keep: float | None) -> list[dict[str, Any]]:
