@@ -23,7 +23,7 @@ def load_processor(folder: Path, **options: Any) -> Any:
 
     if not is_torchvision_available():
         config = type(AutoConfig.from_pretrained(folder, **options))
-        kind = PROCESSOR_MAPPING[config] if config in PROCESSOR_MAPPING else None
+        kind = PROCESSOR_MAPPING.get(config, None)
         if kind is not None and "video_processor" in kind.get_attributes():
             logger.info("torchvision is not installed: %s takes no videos", kind.__name__)
             return _pictures_only(kind).from_pretrained(folder, **options)
