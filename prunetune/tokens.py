@@ -4,7 +4,7 @@ A *visual token* is one projected patch; a *separator* is an image token that is
 (LLaVA-NeXT's newline). Both count as image tokens.
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ class ImageGeometry:
 
     Attributes:
         tile: ``[n]`` int64, 0 for the thumbnail (or the only view), 1.. for tiles in raster order;
-            a separator carries the tile of the token before it.
+            of a video the frame; a separator carries the tile of the token before it.
         row: ``[n]`` int64, row inside the tile's full grid (before unpadding).
         col: ``[n]`` int64, column inside the tile's full grid.
         tile_rows: ``[n]`` int64, rows of the grid of the token's tile.
@@ -26,6 +26,7 @@ class ImageGeometry:
         height: ``[n]`` float32 in (0, 1], height of the patch in the original picture.
         width: ``[n]`` float32 in (0, 1], width of the patch in the original picture.
         separator: ``[n]`` bool, True for image tokens that are not patches.
+        frame: ``[n]`` int64, a video's frame in order of time; 0 in images.
     """
 
     tile: Tensor
@@ -38,6 +39,11 @@ class ImageGeometry:
     height: Tensor
     width: Tensor
     separator: Tensor
+    frame: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+
+    def __post_init__(self) -> None:
+        if len(self.frame) != len(self.tile):
+            object.__setattr__(self, "frame", torch.zeros_like(self.tile))
 
     def __len__(self) -> int:
         return int(self.tile.shape[0])
@@ -46,6 +52,11 @@ class ImageGeometry:
     def inside(self) -> Tensor:
         """Raster position inside the token's tile, ``[n]`` int64."""
         return self.row * self.tile_cols + self.col
+
+    @property
+    def whole(self) -> Tensor:
+        """Whether a token's view shows the whole picture (thumbnail or frame), ``[n]`` bool."""
+        return self.tile == self.frame
 
     def select(self, index: Tensor) -> "ImageGeometry":
         """Return the geometry of the tokens at ``index`` (``[m]`` int64), in that order."""
@@ -117,6 +128,24 @@ class Mosaic:
                 for f in fields(ImageGeometry)
             }
         )
+
+
+def frames_geometry(frames: int, rows: int, cols: int) -> ImageGeometry:
+    """Return the geometry of a video of ``frames`` x ``rows`` x ``cols`` patches, in that order."""
+    number = torch.arange(frames).repeat_interleave(rows * cols)
+    grids = grid_geometry(rows, cols).select(torch.arange(rows * cols).repeat(frames))
+    return replace(grids, tile=number, frame=number.clone())
+
+
+def with_separators(geometry: ImageGeometry, source: Tensor, separator: Tensor) -> ImageGeometry:
+    """Return the geometry of a sequence with separators among the patches.
+
+    Args:
+        geometry: Of the patches.
+        source: ``[n]`` int64, for each token the patch whose place it has.
+        separator: ``[n]`` bool, True at separators.
+    """
+    return replace(geometry.select(source), separator=separator)
 
 
 def keep_count(total: int, retention: float, alive: int) -> int:

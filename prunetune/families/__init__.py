@@ -15,11 +15,14 @@ FAMILIES: Registry[Family] = Registry(
         "internvl": "prunetune.families.internvl:InternVL",
         "llava": "prunetune.families.llava:Llava",
         "llava_next": "prunetune.families.llava_next:LlavaNext",
+        "llava_next_video": "prunetune.families.llava_next_video:LlavaNextVideo",
+        "llava_onevision": "prunetune.families.llava_onevision:LlavaOnevision",
         "paligemma": "prunetune.families.paligemma:PaliGemma",
-        "qwen2_vl": "prunetune.families.qwen2_vl:Qwen2VL",
         "qwen2_5_vl": "prunetune.families.qwen2_5_vl:Qwen25VL",
+        "qwen2_vl": "prunetune.families.qwen2_vl:Qwen2VL",
         "qwen3_vl": "prunetune.families.qwen3_vl:Qwen3VL",
         "smolvlm": "prunetune.families.smolvlm:SmolVLM",
+        "video_llava": "prunetune.families.video_llava:VideoLlava",
     },
 )
 

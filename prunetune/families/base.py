@@ -197,6 +197,16 @@ class Family:
         """Tell whether the tower's first token is a CLS token."""
         return False
 
+    def pooling(self, call: VisionCall) -> Tensor | None:
+        """Return how the tokens of a view are averaged from the tower's patches.
+
+        For families whose pooling is not the merging of ``patches_per_token`` neighbours.
+
+        Returns:
+            ``[tokens, patches]`` float32, rows sum to 1; None: every patch is a token.
+        """
+        return None
+
     @property
     def patches_per_token(self) -> int:
         """Patches of the tower that are merged into one visual token."""
@@ -265,14 +275,14 @@ class Family:
         raise NotImplementedError
 
 
-def clip_like_attention(family: Family) -> nn.Module | None:
+def clip_like_attention(family: Family, tower: str = "vision_tower") -> nn.Module | None:
     """Return the attention module that belongs to ``vision_feature_layer`` of a CLIP-like tower.
 
     ``hidden_states[-2]`` is the output of the last layer but one, so the attention of that same
     layer is meant (FasterVLM, official code; methods.md 2.1).
     """
-    tower = getattr(family.base, "vision_tower", None)
-    inner = getattr(tower, "vision_model", tower)
+    module = getattr(family.base, tower, None)
+    inner = getattr(module, "vision_model", module)
     layers = getattr(getattr(inner, "encoder", None), "layers", None)
     if layers is None:
         return None
@@ -285,8 +295,8 @@ def clip_like_attention(family: Family) -> nn.Module | None:
     attention = layers[index].self_attn
     if not all(hasattr(attention, name) for name in ("q_proj", "k_proj", "head_dim")):
         return None
-    module: nn.Module = attention
-    return module
+    readable: nn.Module = attention
+    return readable
 
 
 def clip_has_cls(family: Family) -> bool:

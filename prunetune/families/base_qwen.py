@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from prunetune.families.base import CLIP_PIXELS, Family, TappedAttention, VisionCall
-from prunetune.tokens import ImageGeometry, grid_geometry
+from prunetune.tokens import ImageGeometry, frames_geometry
 
 
 class QwenVL(Family):
@@ -42,7 +42,9 @@ class QwenVL(Family):
 
     def geometries(self, call: VisionCall) -> list[ImageGeometry]:
         """The merged grid, row by row; a video frame by frame."""
-        return [_frames(t, h // self._merge, w // self._merge) for t, h, w in self.grids(call)]
+        return [
+            frames_geometry(t, h // self._merge, w // self._merge) for t, h, w in self.grids(call)
+        ]
 
     def views(self, call: VisionCall) -> list[int]:
         """One view an image, a video's frames (each of two pictures) apart."""
@@ -102,10 +104,3 @@ class QwenVL(Family):
     def _in_order(self, patches: Tensor, call: VisionCall) -> Tensor:
         """Return ``[patches, ...]`` of one call in the order that the processor gave them."""
         return patches
-
-
-def _frames(frames: int, rows: int, cols: int) -> ImageGeometry:
-    """Return the geometry of ``frames`` grids, each over the whole picture."""
-    geometry = grid_geometry(rows, cols).select(torch.arange(rows * cols).repeat(frames))
-    geometry.tile.copy_(torch.arange(frames).repeat_interleave(rows * cols))
-    return geometry

@@ -85,7 +85,9 @@ class GridRecycling(Restorer):
             for centre, extent in ((geometry.y, geometry.height), (geometry.x, geometry.width))
         )
         across, down = int(cols.max()) + 1, int(rows.max()) + 1
-        return ((geometry.tile > 0) * down + rows) * across + cols
+        # Each frame is a picture of its own, and an image's tiles are one beside its thumbnail.
+        picture = torch.where(geometry.whole, geometry.frame, 1)
+        return (picture * down + rows) * across + cols
 
 
 def _rising(scores: Tensor) -> Tensor:

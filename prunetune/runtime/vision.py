@@ -140,13 +140,15 @@ class VisionTap:
         del self._local.tapped
         family, maps = self._family, "vision_map" in self._needs
         cls, group = family.vision_has_cls(), family.patches_per_token
+        pool = family.pooling(call)
         heads = family.vision_heads(tapped, call, first_only=cls and not maps)
         for image, (query, key) in zip(images, heads, strict=True):
             if "vision_attention" in self._needs:
-                row = attention_row(query, key, cls=cls, group=group)
+                row = _pooled(attention_row(query, key, cls=cls, group=group)[:, None], pool)[:, 0]
                 image.vision_attention = _per_token(image.geometry, row)
             if maps:
-                image.vision_map = attention_map(query, key, cls=cls, group=group)
+                full = attention_map(query, key, cls=cls, group=group)
+                image.vision_map = full if pool is None else pool.to(full) @ _pooled(full, pool)
 
     def _add_pixels(self, image: ImageCapture, pixels: Tensor) -> None:
         if "image_seed" in self._needs:
@@ -164,6 +166,13 @@ class VisionTap:
 def _per_token(geometry: ImageGeometry, row: Tensor) -> Tensor:
     value = row.to(geometry.tile.device)[geometry.tile, geometry.inside]
     return value.masked_fill(geometry.separator, 0.0)
+
+
+def _pooled(received: Tensor, pool: Tensor | None) -> Tensor:
+    """Return what tokens receive (``[..., tokens]``) from what patches do; sums stay the same."""
+    if pool is None:
+        return received
+    return received @ pool.to(received).T * (pool.shape[1] / pool.shape[0])
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ class TilePrior(Scorer):
 
     No paper; the knob that FasterVLM and VFlowOpt set by hand when they give the crops equal
     shares or one global ranking. No unit; standardised linearly, so it says nothing on images of
-    one view. A positive score weight favours the thumbnail.
+    one view and on videos. A positive score weight favours the thumbnail.
     """
 
     summary: ClassVar[str] = "thumbnail (+1) against tiles (-1)"
@@ -23,4 +23,4 @@ class TilePrior(Scorer):
 
     def score(self, ctx: ScoreContext) -> Tensor:
         """Return the prior, ``[visual]`` float32."""
-        return (ctx.geometry.tile == 0).float() * 2.0 - 1.0
+        return ctx.geometry.whole.float() * 2.0 - 1.0

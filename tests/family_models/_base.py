@@ -69,6 +69,7 @@ class TinyFamily:
             video of so many frames of that height and width.
         image: An image, for tests that need one.
         other: One with another number of tokens, where sizes differ; else the same.
+        videos: Videos of several lengths, where the family takes them.
         visual_inputs: Names of the model inputs that are not ``[B, S]``.
         refused_scorers: Scorers that this family's tower has no input for.
         packed: Whether positions may be renumbered.
@@ -82,6 +83,7 @@ class TinyFamily:
     rows: tuple[tuple[Any, ...], ...] = ()
     image: tuple[int, int] = (20, 20)
     other: tuple[int, int] = (20, 20)
+    videos: tuple[tuple[int, int, int], ...] = ()
     visual_inputs: tuple[str, ...] = ("pixel_values", "image_sizes")
     refused_scorers: frozenset[str] = frozenset()
     packed: bool = True

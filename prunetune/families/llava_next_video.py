@@ -1,0 +1,43 @@
+"""LLaVA-NeXT-Video: LLaVA-NeXT's images, and videos whose frames are pooled."""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from prunetune.families.base import VisionCall, grid_side
+from prunetune.families.base_anyres import AnyResolution, marker, pooling_matrix
+
+
+class LlavaNextVideo(AnyResolution):
+    """``LlavaNextVideoForConditionalGeneration``.
+
+    A video is one item: its frames' pooled grids one after another, without newlines.
+    """
+
+    model_type: ClassVar[str] = "llava_next_video"
+    video_encoder_method: ClassVar[str | None] = "get_video_features"
+
+    def pack(self, coordinates: Tensor, size: tuple[int, int], call: VisionCall | None) -> Tensor:
+        """Every token of an image is one patch or a newline."""
+        base: Any = self.base
+        packed, _ = base.pack_image_features(
+            [coordinates],
+            torch.tensor([size]),
+            vision_feature_select_strategy="full",
+            image_newline=marker(coordinates),
+        )
+        tokens: Tensor = packed[0]
+        return tokens
+
+    def video_grid(self) -> tuple[int, int]:
+        """Blocks of ``spatial_pool_stride`` squared patches; what is left over at the end goes."""
+        rows, cols = grid_side(self.config)
+        stride = int(self.config.spatial_pool_stride)
+        return rows // stride, cols // stride
+
+    def pooling(self, call: VisionCall) -> Tensor | None:
+        """Attention is averaged over a block, whatever ``spatial_pool_mode`` does to features."""
+        if call.modality == "image":
+            return None
+        return pooling_matrix(*grid_side(self.config), "average", self.video_grid())
