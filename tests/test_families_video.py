@@ -25,6 +25,9 @@ from prunetune.runtime.vision import attention_map, attention_row
 
 VIDEOS = [name for name in FAMILIES if family_models.family(name).videos]
 videos = pytest.mark.parametrize("family", each(*VIDEOS))
+POOLED = pytest.mark.parametrize(
+    "family", each("llava_next_video", "llava_onevision", "video_llava")
+)
 ANY_RESOLUTION = each("llava_next", "llava_next_video", "llava_onevision")
 SIZES = [(20, 32), (20, 60), (30, 34), (33, 12), (32, 20), (16, 32), (90, 31), (13, 64), (200, 201)]
 
@@ -100,7 +103,7 @@ def test_padding_and_other_options(family):
     assert torch.equal(output.sequences, expected.sequences)
 
 
-@videos
+@POOLED
 @torch.no_grad()
 def test_video_placeholders_without_a_video_are_text(family):
     """A model may write its video placeholder; only given videos have tokens to prune."""
@@ -185,7 +188,7 @@ def test_every_token_of_an_image_is_the_patch_it_says(family, size):
             assert torch.allclose(extent, torch.tensor(1 / len(lines)))
 
 
-@videos
+@POOLED
 def test_every_token_of_a_video_is_the_patches_it_says(family):
     model, spec = tiny(family), family_models.family(family)
     batch, side = make_batch(model, ((2, spec.videos[0], 3),)), grid(model)
@@ -227,7 +230,7 @@ def test_several_images_of_a_prompt_are_one_view_each():
         assert torch.equal(geometry.inside[:-1], torch.arange(side**2))
 
 
-@videos
+@POOLED
 @torch.no_grad()
 def test_attention_of_a_video_is_pooled_as_its_features_are(family):
     """Against eager attention weights and torch's own pooling."""

@@ -23,6 +23,7 @@ class QwenVL(TinyFamily):
     )  # fmt: skip
     image = (24, 32)
     other = (40, 24)
+    videos = ((4, 16, 24),)
     visual_inputs = (
         "pixel_values", "image_grid_thw", "pixel_values_videos", "video_grid_thw",
         "second_per_grid_ts",
