@@ -68,6 +68,9 @@ class Family:
     encoder_method: ClassVar[str] = "get_image_features"
     video_encoder_method: ClassVar[str | None] = None
     has_separators: ClassVar[bool] = False
+    first_position: ClassVar[int] = 0
+    answer_kind: ClassVar[int] = 0
+    """The ``token_type_ids`` of an expected answer, behind the prompt."""
     joins_views: ClassVar[bool] = False
     """Whether the encoder takes a picture's tiles for images; ``mosaics`` then joins them."""
     can_pack: ClassVar[bool] = True

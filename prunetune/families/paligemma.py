@@ -13,10 +13,12 @@ from prunetune.families.base_views import FixedViews
 class PaliGemma(FixedViews):
     """``PaliGemmaForConditionalGeneration``, 1 (Gemma) and 2 (Gemma 2).
 
-    Positions start at 1, the model's own affair: survivors keep theirs.
+    Positions start at 1; an answer is of kind 1 and attends causally.
     """
 
     model_type: ClassVar[str] = "paligemma"
+    first_position: ClassVar[int] = 1
+    answer_kind: ClassVar[int] = 1
 
     def blocks(self, arguments: Mapping[str, Any]) -> Tensor | None:
         """The prompt is one block, where the caller passes ``token_type_ids`` (0: prompt)."""

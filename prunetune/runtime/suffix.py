@@ -18,7 +18,7 @@ class Prefix:
     Attributes:
         layer: 0-based.
         hidden: ``[B, S, d]`` states entering it.
-        embeddings: Rotary cos and sin, ``[B, S, head_dim]``.
+        embeddings: Rotary cos and sin, ``[B, S, head_dim]``, by kind of layer.
         position_ids: ``[B, S]`` int64.
         valid: ``[B, S]`` bool, False at left padding.
         image_mask: ``[B, S]`` bool, True at image tokens.
@@ -26,11 +26,12 @@ class Prefix:
         query: ``[B]`` int64, slot of each prompt's last token.
         tap: Of layer ``layer - 1``, for a stage right at ``layer``.
         injected: What the text model adds behind its first layers, see ``Family.injected``.
+        blocks: Which tokens attend in both directions, see ``Family.blocks``.
     """
 
     layer: int
     hidden: Tensor
-    embeddings: tuple[Tensor, Tensor]
+    embeddings: dict[str, tuple[Tensor, Tensor]]
     position_ids: Tensor
     valid: Tensor
     image_mask: Tensor
@@ -38,6 +39,7 @@ class Prefix:
     query: Tensor
     tap: LayerTap | None = None
     injected: list[Tensor] = field(default_factory=list)
+    blocks: Tensor | None = None
 
 
 def run_suffix(handle: Handle, prefix: Prefix, tail: int) -> Tensor:
@@ -58,6 +60,7 @@ def run_suffix(handle: Handle, prefix: Prefix, tail: int) -> Tensor:
         captures={"image": prefix.capture},
         query=prefix.query,
         memoise=True,
+        blocks=prefix.blocks,
     )
     if prefix.tap is not None:
         frame.taps[prefix.layer - 1] = prefix.tap
@@ -65,21 +68,25 @@ def run_suffix(handle: Handle, prefix: Prefix, tail: int) -> Tensor:
     kwargs = {
         "attention_mask": None,
         "position_ids": prefix.position_ids,
-        "position_embeddings": prefix.embeddings,
         "past_key_values": None,
         "use_cache": False,
     }
     if prefix.layer < handle.plan.stages[0].layer:
         padded = not bool(prefix.valid.all())
         kwargs["attention_mask"] = create_causal_mask(
-            text.config, hidden, prefix.valid if padded else None, None
+            text.config,
+            hidden,
+            prefix.valid if padded else None,
+            None,
+            block_sequence_ids=prefix.blocks,
         )
     handle.frames.append(frame)
     try:
         for k, layer in enumerate(family.layers):
             if k < prefix.layer:
                 continue
-            hidden = layer(hidden, **kwargs)
+            rotary = prefix.embeddings[family.layer_kind(k)]
+            hidden = layer(hidden, **kwargs, position_embeddings=rotary)
             if k < len(prefix.injected):
                 hidden = family.inject(hidden, prefix.image_mask, prefix.injected[k])
     finally:

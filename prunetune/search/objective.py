@@ -144,7 +144,7 @@ class Evaluator:
         first = batch * self.batch_size
         samples = self.samples[first : first + self.batch_size]
         with torch.no_grad():
-            prompts = prepare(self.loaded.processor, samples, self.device)
+            prompts = prepare(self.loaded.processor, samples, self.device, self.family.answer_kind)
             self._check_images(prompts, samples)
             reference = self._finish(self._recorder.record(prompts, first))
         self._store.put(batch, reference)

@@ -20,7 +20,10 @@ def pack(reference: Reference) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return a reference as contiguous tensors and JSON facts; pixels are not kept."""
     tensors: dict[str, Tensor] = {name: getattr(reference, name) for name in _PLAIN}
     tensors |= {name: getattr(reference.prompts, name) for name in _PROMPT}
-    tensors |= {"cos": reference.embeddings[0], "sin": reference.embeddings[1]}
+    for kind, (cos, sin) in reference.embeddings.items():
+        tensors |= {f"cos.{kind}": cos, f"sin.{kind}": sin}
+    if reference.blocks is not None:
+        tensors["blocks"] = reference.blocks
     tensors |= {f"injected.{k}": part for k, part in enumerate(reference.injected)}
     tensors |= {f"states.{k}": states for k, states in reference.states.items()}
     for k, tap in reference.taps.items():
@@ -52,6 +55,7 @@ def unpack(tensors: dict[str, Tensor], facts: dict[str, Any]) -> Reference:
     """
     states = {int(k.split(".")[1]): v for k, v in tensors.items() if k.startswith("states.")}
     injected = sum(k.startswith("injected.") for k in tensors)
+    kinds = [k.removeprefix("cos.") for k in tensors if k.startswith("cos.")]
     layers = [int(k.split(".")[1]) for k in tensors if k.startswith("target.")]
     return Reference(
         first=facts["first"],
@@ -62,8 +66,11 @@ def unpack(tensors: dict[str, Tensor], facts: dict[str, Any]) -> Reference:
         taps={
             k: LayerTap(states[k], tensors[f"target.{k}"], tensors.get(f"row.{k}")) for k in layers
         },
-        embeddings=(tensors["cos"], tensors["sin"]),
-        capture=VisionCapture([_image(tensors, i, s) for i, s in enumerate(facts["seeds"])]),
+        embeddings={kind: (tensors[f"cos.{kind}"], tensors[f"sin.{kind}"]) for kind in kinds},
+        capture=VisionCapture(
+            [_image(tensors, i, s) for i, s in enumerate(facts["seeds"])], joined=True
+        ),
+        blocks=tensors.get("blocks"),
         correct=facts["correct"],
         injected=[tensors[f"injected.{k}"] for k in range(injected)],
         **{name: tensors[name] for name in _PLAIN},

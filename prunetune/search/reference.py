@@ -13,6 +13,7 @@ from prunetune.families import Family
 from prunetune.families.base import multimodal_rotary
 from prunetune.runtime.suffix import Prefix
 from prunetune.runtime.taps import LayerTap, last_query_row
+from prunetune.runtime.views import join_views
 from prunetune.runtime.vision import VisionCapture, VisionTap, wrap_encoder
 from prunetune.tokens import left_pad
 
@@ -47,8 +48,10 @@ class Prompts:
         return int(self.input_ids.shape[1] - self.query.min())
 
 
-def prepare(processor: Any, samples: Sequence[Sample], device: torch.device) -> Prompts:
-    """Tokenise a batch of samples with their answers."""
+def prepare(
+    processor: Any, samples: Sequence[Sample], device: torch.device, answer_kind: int = 0
+) -> Prompts:
+    """Tokenise a batch of samples with their answers, whose tokens are of kind ``answer_kind``."""
     inputs = dict(encode(processor, samples))
     ids, mask = inputs.pop("input_ids"), inputs.pop("attention_mask").bool()
     kinds = {name: inputs.pop(name) for name in TOKEN_KINDS if name in inputs}
@@ -63,8 +66,10 @@ def prepare(processor: Any, samples: Sequence[Sample], device: torch.device) -> 
     padded, valid = left_pad(full)
     behind = torch.tensor([len(a or []) for a in answers])
     for name, kind in kinds.items():
-        # An answer is text, which is kind 0.
-        parts = [F.pad(row[m], (0, len(a or []))) for row, m, a in zip(kind, mask, answers)]
+        parts = [
+            F.pad(row[m], (0, len(a or [])), value=answer_kind)
+            for row, m, a in zip(kind, mask, answers)
+        ]
         inputs[name] = left_pad(parts)[0]
     pixels = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
     query = padded.shape[1] - 1 - behind
@@ -80,7 +85,7 @@ class Reference:
         prompts: The batch.
         states: Decoder layer to the ``[B, S, d]`` states entering it.
         taps: Decoder layer to its tap, for a stage at the next layer.
-        embeddings: Rotary cos and sin.
+        embeddings: Rotary cos and sin, by kind of layer.
         position_ids: ``[B, S]`` int64.
         image_mask: ``[B, S]`` bool.
         capture: Of the batch's images.
@@ -88,13 +93,14 @@ class Reference:
         log_probs: ``[B, vocabulary]`` float32, next token after the prompt.
         correct: Whether greedy decoding gives exactly the expected answer; None without one.
         injected: What the text model adds behind its first layers, see ``Family.injected``.
+        blocks: Which tokens attend in both directions, see ``Family.blocks``.
     """
 
     first: int
     prompts: Prompts
     states: dict[int, Tensor]
     taps: dict[int, LayerTap]
-    embeddings: tuple[Tensor, Tensor]
+    embeddings: dict[str, tuple[Tensor, Tensor]]
     position_ids: Tensor
     image_mask: Tensor
     capture: VisionCapture
@@ -102,6 +108,7 @@ class Reference:
     log_probs: Tensor = field(default_factory=lambda: torch.empty(0))
     correct: list[bool | None] = field(default_factory=list)
     injected: list[Tensor] = field(default_factory=list)
+    blocks: Tensor | None = None
 
     def prefix(self, first_layer: int) -> Prefix:
         """Return what a config whose first stage is at ``first_layer`` starts from."""
@@ -117,6 +124,7 @@ class Reference:
             query=self.prompts.query,
             tap=self.taps.get(layer - 1) if layer == first_layer else None,
             injected=self.injected,
+            blocks=self.blocks,
         )
 
 
@@ -133,7 +141,7 @@ class Recorder:
         self.deepest = min(deepest, len(family.layers) - 1)
         self._states: dict[int, Tensor] = {}
         self._targets: dict[int, Tensor] = {}
-        self._kwargs: dict[str, Any] = {}
+        self._embeddings: dict[str, tuple[Tensor, Tensor]] = {}
         self._capture: VisionCapture | None = None
         self._injected: list[Tensor] = []
 
@@ -142,6 +150,7 @@ class Recorder:
         hooks = self._install()
         base = self.family.base
         position_ids = (prompts.valid.long().cumsum(1) - 1).clamp_min(0)
+        position_ids += self.family.first_position
         # Multimodal rotary positions are the model's own to find.
         multimodal = multimodal_rotary(self.family.text_model.config)
         try:
@@ -158,19 +167,23 @@ class Recorder:
             base.__dict__.pop(self.family.encoder_method, None)
         assert self._capture is not None
         tail = output.last_hidden_state[:, -prompts.tail :]
-        cos, sin = self._kwargs["position_embeddings"]
+        image_mask = prompts.input_ids == self.family.image_token_id
+        if self.family.joins_views:
+            slots = [row.nonzero().flatten() for row in image_mask]
+            join_views(self.family, self._capture, slots, prompts.input_ids)
         reference = Reference(
             first=first,
             prompts=prompts,
             states=dict(self._states),
             taps={},
-            embeddings=(cos, sin),
+            embeddings=dict(self._embeddings),
             position_ids=position_ids,
-            image_mask=prompts.input_ids == self.family.image_token_id,
+            image_mask=image_mask,
             capture=self._capture,
             # A copy: the view would keep the whole sequence's states alive.
             tail=tail.clone(),
             injected=self._injected,
+            blocks=self.family.blocks({"input_ids": prompts.input_ids, **prompts.pixels}),
         )
         for k in range(self.deepest):
             reference.taps[k] = self._tap(reference, k)
@@ -180,7 +193,7 @@ class Recorder:
         row = last_query_row(
             self.family.layers[k],
             reference.states[k],
-            reference.embeddings,
+            reference.embeddings[self.family.layer_kind(k)],
             reference.prompts.valid,
             at=reference.prompts.query,
         )
@@ -200,6 +213,10 @@ class Recorder:
             hooks.append(layers[k].register_forward_pre_hook(self._saving(k), with_kwargs=True))
         for k in range(self.deepest):
             hooks.append(self.family.second_norm(k).register_forward_hook(self._targeting(k)))
+        kinds = [self.family.layer_kind(k) for k in range(len(layers))]
+        for kind in set(kinds):
+            first = layers[kinds.index(kind)]
+            hooks.append(first.register_forward_pre_hook(self._turning(kind), with_kwargs=True))
         return hooks
 
     def _note(self, capture: VisionCapture, output: Any) -> None:
@@ -211,9 +228,14 @@ class Recorder:
     def _saving(self, k: int) -> Any:
         def saving(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self._states[k] = args[0] if args else kwargs["hidden_states"]
-            self._kwargs = kwargs
 
         return saving
+
+    def _turning(self, kind: str) -> Any:
+        def turning(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._embeddings[kind] = kwargs["position_embeddings"]
+
+        return turning
 
     def _targeting(self, k: int) -> Any:
         def targeting(norm: Any, args: tuple[Any, ...], output: Tensor) -> None:
