@@ -9,6 +9,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from prunetune.aliases import ALIASES, Alias
+from prunetune.devices import device_map_named, device_named, dtype_named
 from prunetune.errors import ConfigError, PrunetuneError, UnsupportedModelError
 from prunetune.fingerprint import fingerprint
 from prunetune.processors import load_processor
@@ -17,56 +19,6 @@ from prunetune.weights import check_folder, existing, fetch, is_hub_id
 __all__ = ["ALIASES", "Alias", "LoadedModel", "fingerprint", "load_model"]
 
 EMBEDDED = Path(__file__).resolve().parent / "embedded" / "tiny"
-
-
-@dataclass(frozen=True)
-class Alias:
-    """A short name of a model.
-
-    Args:
-        alias: The name.
-        hub_id: Where its weights are; for ``tiny``, inside the package.
-        model_type: Its family.
-        size: Parameters and size on disk.
-    """
-
-    alias: str
-    hub_id: str
-    model_type: str
-    size: str
-
-    @property
-    def supported(self) -> bool:
-        """Whether this release has the model's family."""
-        from prunetune.families import FAMILIES
-
-        return self.model_type in FAMILIES
-
-    @property
-    def status(self) -> str:
-        """``supported``, or why the model cannot be loaded."""
-        return (
-            "supported"
-            if self.supported
-            else f"planned: no family {self.model_type} in this release"
-        )
-
-
-ALIASES = (
-    Alias("tiny", "prunetune/embedded/tiny", "llava_next", "4 M parameters, 9 MB, embedded"),
-    Alias("llava-1.5", "llava-hf/llava-1.5-7b-hf", "llava", "7 B, 14 GB"),
-    Alias("llava-1.5-13b", "llava-hf/llava-1.5-13b-hf", "llava", "13 B, 27 GB"),
-    Alias("llava-next", "llava-hf/llava-v1.6-mistral-7b-hf", "llava_next", "7 B, 15 GB"),
-    Alias("llava-next-vicuna", "llava-hf/llava-v1.6-vicuna-7b-hf", "llava_next", "7 B, 14 GB"),
-    Alias(
-        "llava-onevision",
-        "llava-hf/llava-onevision-qwen2-7b-ov-hf",
-        "llava_onevision",
-        "8 B, 16 GB",
-    ),
-    Alias("qwen2.5-vl", "Qwen/Qwen2.5-VL-7B-Instruct", "qwen2_5_vl", "8 B, 17 GB"),
-    Alias("internvl3", "OpenGVLab/InternVL3-8B-hf", "internvl", "8 B, 16 GB"),
-)
 
 
 @dataclass(frozen=True)
@@ -104,7 +56,8 @@ def load_model(
         name: ``tiny``, an alias, a hub id or a folder.
         dtype: A dtype or its name; by default the checkpoint's, and float32 for ``tiny``.
         device: By default CUDA where there is one, and the CPU for ``tiny``.
-        device_map: Passed on to transformers; excludes ``device``.
+        device_map: Spreads the model over devices (accelerate): ``auto``, ``balanced``,
+            ``balanced_low_0``, ``sequential``, or a mapping (also as JSON); excludes ``device``.
         attn: Attention implementation, e.g. ``sdpa`` or ``flash_attention_2``.
         revision: Branch, tag or commit of a hub id.
         trust_remote_code: Run Python code from the repository.
@@ -118,6 +71,7 @@ def load_model(
         raise ConfigError(
             f"device={device!r} and device_map={device_map!r} exclude each other; give one"
         )
+    device_map = device_map_named(device_map)
     folder, shown, commit = _locate(name, revision, trust_remote_code)
     embedded = folder == EMBEDDED
     try:
@@ -125,12 +79,12 @@ def load_model(
         model, processor = _load(
             folder,
             attn,
-            dtype=_dtype(dtype if dtype is not None else ("float32" if embedded else "auto")),
+            dtype=dtype_named(dtype if dtype is not None else ("float32" if embedded else "auto")),
             device_map=device_map,
             trust_remote_code=trust_remote_code,
         )
         if device_map is None:
-            model = model.to(_device(device, embedded))
+            model = model.to(device_named("cpu" if device is None and embedded else device))
     except PrunetuneError:
         raise
     except Exception as error:  # transformers raises errors of many packages for a bad checkpoint
@@ -167,25 +121,6 @@ def _quiet() -> Iterator[None]:
     finally:
         if hide:
             hf_logging.enable_progress_bar()
-
-
-def _dtype(dtype: Any) -> Any:
-    import torch
-
-    if not isinstance(dtype, str) or dtype == "auto":
-        return dtype
-    short = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}.get(dtype, dtype)
-    if short not in ("float32", "float16", "bfloat16", "float64"):
-        raise ConfigError(f"dtype is {dtype!r}; allowed: auto, float32, float16, bfloat16, float64")
-    return getattr(torch, short)
-
-
-def _device(device: Any, embedded: bool) -> Any:
-    import torch
-
-    if device is not None:
-        return torch.device(device)
-    return torch.device("cuda" if torch.cuda.is_available() and not embedded else "cpu")
 
 
 def _locate(name: str, revision: str | None, code: bool) -> tuple[Path, str, str | None]:

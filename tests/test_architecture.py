@@ -17,10 +17,19 @@ PACKAGE = Path(prunetune.__file__).parent
 ORDER = (
     ("cli",),
     ("search", "review", "deploy"),
-    ("calibration", "models", "runtime"),
+    ("calibration", "models", "aliases", "runtime"),
     ("config", "budget", "presets"),
     ("scorers", "restorers", "families"),
-    ("tokens", "registry", "files", "fingerprint", "weights", "processors", "errors"),
+    (
+        "tokens",
+        "registry",
+        "files",
+        "fingerprint",
+        "weights",
+        "processors",
+        "devices",
+        "errors",
+    ),
 )
 STRANGERS = ORDER[4]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}

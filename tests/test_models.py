@@ -132,7 +132,10 @@ def test_bad_options_are_one_line():
     refused("tiny", "dtype", "'float7'", "bfloat16", dtype="float7")
     refused("tiny", "exclude each other", device="cpu", device_map="auto")
     refused("tiny", "cannot be loaded", attn="nope")
-    refused("tiny", "cannot be loaded", device="nope")
+    refused("tiny", "'nope'", "cpu, cuda", device="nope")
+    refused("tiny", "CUDA device(s)", "cpu", device="cuda:99")
+    refused("tiny", "'spread'", "balanced", device_map="spread")
+    refused("tiny", "not JSON", device_map="{")
 
 
 def test_pickled_and_incomplete_weights_are_refused(tmp_path):

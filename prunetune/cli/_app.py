@@ -14,6 +14,9 @@ from typing import Annotated, Any, TypeVar
 import typer
 from typer.main import get_command
 
+from prunetune.cli._loading import FLAGS, gather, spread
+from prunetune.cli._loading import Device as Device
+from prunetune.cli._loading import Dtype as Dtype
 from prunetune.cli._output import note
 from prunetune.errors import ConfigError, PrunetuneError
 
@@ -22,6 +25,7 @@ VERBS = (
     "status",
     "export",
     "verify",
+    "bench",
     "show",
     "report",
     "diff",
@@ -64,12 +68,6 @@ ModelName = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="tiny (embedded), an alias, a hub id or a folder."),
 ]
-Device = Annotated[
-    str | None, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1.  [default: cuda if any]")
-]
-Dtype = Annotated[
-    str | None, typer.Option(metavar="NAME", help="float32, bfloat16, float16, auto.")
-]
 SkipBad = Annotated[
     bool, typer.Option("--skip-bad", help="Leave out bad pictures and rows; they are counted.")
 ]
@@ -104,6 +102,8 @@ def _root(
 def verb(name: str, *examples: str) -> Callable[[F], F]:
     """Register a function as a verb, with the options that all verbs have.
 
+    A parameter ``loading`` becomes the flags of loading a model (``_loading.FLAGS``).
+
     Args:
         name: What is typed.
         examples: Runnable command lines, shown by ``--help``.
@@ -121,17 +121,19 @@ def verb(name: str, *examples: str) -> Callable[[F], F]:
             from prunetune.cli._environment import set_logging
 
             set_logging(verbose)
-            return function(*args, **kwargs)
+            return function(*args, **(gather(kwargs) if loads else kwargs))
 
         signature = inspect.signature(function)
+        loads = "loading" in signature.parameters
         more = [
             inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=kind)
             for key, kind in options.items()
         ]
         run.__signature__ = signature.replace(  # type: ignore[attr-defined]
-            parameters=[*signature.parameters.values(), *more]
+            parameters=[*spread(list(signature.parameters.values())), *more]
         )
-        run.__annotations__ = {**function.__annotations__, **options}
+        flags = FLAGS if loads else {}
+        run.__annotations__ = {**function.__annotations__, **flags, **options}
         lines = "\n".join(f"  {example}" for example in examples)
         title = "Examples" if len(examples) > 1 else "Example"
         app.command(name, epilog=f"\b\n{title}:\n{lines}")(run)

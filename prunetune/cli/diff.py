@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prunetune.cli._app import AsJson, Device, Dtype, ModelName, SkipBad, Threads, at_least, verb
+from prunetune.cli._app import AsJson, ModelName, SkipBad, Threads, at_least, verb
+from prunetune.cli._loading import Loading
 from prunetune.cli._output import Output, number, percent, progress
 from prunetune.errors import ConfigError
 
@@ -50,10 +51,10 @@ def diff(
     batch_size: Annotated[int, typer.Option(metavar="N", help="Samples a batch.")] = 16,
     model: ModelName = None,
     skip_bad: SkipBad = False,
-    dtype: Dtype = None,
-    device: Device = None,
     threads: Threads = None,
     as_json: AsJson = False,
+    *,
+    loading: Loading,
 ) -> None:
     """Say in words and figures what changed from A to B.
 
@@ -62,7 +63,7 @@ def diff(
     """
     at_least("--measure", measure, 1)
     at_least("--batch-size", batch_size, 1)
-    if measure is None and (given := _needless(data=data, model=model, device=device, dtype=dtype)):
+    if measure is None and (given := _needless(data=data, model=model, **loading)):
         raise ConfigError(f"{given}: only of use with --measure N; add it")
     from prunetune.review.diff import changes
 
@@ -75,7 +76,7 @@ def diff(
         from prunetune.cli._environment import set_threads
 
         set_threads(threads)
-        options = {"model": model, "dtype": dtype, "device": device}
+        options = {"model": model, **loading}
         measured = _measure(one, two, data, measure, batch_size, skip_bad, options)
         _print_measured(out, measured)
     out.finish(
@@ -90,7 +91,9 @@ def diff(
 
 
 def _needless(**options: str | None) -> str:
-    return ", ".join(f"--{name}" for name, value in options.items() if value is not None)
+    return ", ".join(
+        f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None
+    )
 
 
 def _sides(targets: tuple[str, str], trials: list[int], study: str | None) -> "tuple[Side, Side]":
@@ -165,9 +168,10 @@ def _measure(
     name = options.pop("model") or ref.name
     if not name:
         raise ConfigError(f"{one.name}: model.name is empty; say which model with --model")
-    revision = ref.revision if name == ref.name else None
+    if options["revision"] is None and name == ref.name:
+        options["revision"] = ref.revision
     samples, _ = load_calibration(source, seed=seed, samples=count, skip_bad=skip_bad)
-    loaded = load_model(name, revision=revision, **options)
+    loaded = load_model(name, **options)
     with progress() as show:
         return measure_both(
             loaded,

@@ -6,9 +6,9 @@ from prunetune.cli._output import Output
 
 @verb("models", "prunetune models")
 def models(as_json: AsJson = False) -> None:
-    """List models by short name: family, support, and whether the weights are here.
+    """List models by short name: family, support and its proof, memory, weights here or not.
 
-    Any hub id or folder of a supported family works too.
+    Memory is what a device needs in bfloat16. Any hub id or folder of a supported family works too.
     """
     from prunetune.models import ALIASES
 
@@ -20,13 +20,17 @@ def models(as_json: AsJson = False) -> None:
             "size": alias.size,
             "supported": alias.supported,
             "status": alias.status,
-            "here": alias.alias == "tiny" or _cached(alias.hub_id),
+            "proof": alias.proof,
+            "parameters_billions": alias.parameters,
+            "memory_gb_bf16": None if alias.embedded else round(alias.memory_gb, 1),
+            "study_spec": alias.study,
+            "here": alias.embedded or _cached(alias.hub_id),
         }
         for alias in ALIASES
     ]
     out = Output(as_json)
     out.table(
-        ("name", "family", "status", "weights here", "size", "hub id"),
+        ("name", "family", "status", "here", "size", ">memory", "hub id", "proven by"),
         [
             (
                 str(row["name"]),
@@ -34,11 +38,13 @@ def models(as_json: AsJson = False) -> None:
                 str(row["status"]),
                 "yes" if row["here"] else "no",
                 str(row["size"]),
+                "-" if row["memory_gb_bf16"] is None else f"{row['memory_gb_bf16']:.0f} GB",
                 str(row["hub_id"]),
+                str(row["proof"]),
             )
             for row in rows
         ],
-        wrap="status",
+        wrap="proven by",
     )
     out.finish({"models": rows})
 

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from prunetune.cli._app import AsJson, Device, Dtype, SkipBad, Threads, verb
+from prunetune.cli._app import AsJson, SkipBad, Threads, verb
+from prunetune.cli._loading import Loading
 from prunetune.cli._output import Output, progress
 from prunetune.errors import ConfigError
 
@@ -34,10 +35,10 @@ def report(
         bool, typer.Option(help="Run the worst samples again and show what they keep.")
     ] = True,
     skip_bad: SkipBad = False,
-    dtype: Dtype = None,
-    device: Device = None,
     threads: Threads = None,
     as_json: AsJson = False,
+    *,
+    loading: Loading,
 ) -> None:
     """Write one self-contained HTML file about a study: what it found and what that is worth.
 
@@ -65,9 +66,7 @@ def report(
         written = write_report(
             found,
             target or default_path(found),
-            (lambda: load_for(found, skip_bad=skip_bad, dtype=dtype, device=device))
-            if pictures
-            else None,
+            (lambda: load_for(found, skip_bad=skip_bad, **loading)) if pictures else None,
             show,
         )
     out = Output(as_json)

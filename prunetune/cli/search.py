@@ -12,8 +12,6 @@ import typer
 
 from prunetune.cli._app import (
     AsJson,
-    Device,
-    Dtype,
     ModelName,
     SkipBad,
     Threads,
@@ -21,6 +19,7 @@ from prunetune.cli._app import (
     one_of,
     verb,
 )
+from prunetune.cli._loading import Loading
 from prunetune.cli._output import Output, note, number, percent, progress
 from prunetune.errors import ConfigError
 
@@ -149,10 +148,10 @@ def search(
         bool, typer.Option("--no-cache", help="Keep references in memory only.")
     ] = False,
     skip_bad: SkipBad = False,
-    dtype: Dtype = None,
-    device: Device = None,
     threads: Threads = None,
     as_json: AsJson = False,
+    *,
+    loading: Loading,
 ) -> None:
     """Search where, how much and with which weights to prune; freeze the best in one config.
 
@@ -175,6 +174,7 @@ def search(
         one_of(f"--{flag.replace('_', '-')}", value, allowed)
     flags = {
         "model": model,
+        "revision": loading.pop("revision"),
         **_budget({"keep": keep, "flops": flops, "kv_mib": kv_mib}),
         "objective": objective,
         "data": data,
@@ -198,7 +198,7 @@ def search(
         "workers": Workers(workers, threads),
     }
     where = {"storage": storage, "study_name": study}
-    options = {"skip_bad": skip_bad, "dtype": dtype, "device": device}
+    options = {"skip_bad": skip_bad, **loading}
     try:
         # SIGTERM is a batch system's warning: it ends a search as Ctrl-C does, resumable.
         with heeded(signal.SIGINT, signal.SIGTERM):

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prunetune.cli._app import AsJson, Device, Dtype, ModelName, Threads, verb
+from prunetune.cli._app import AsJson, ModelName, Threads, verb
+from prunetune.cli._loading import Loading
 from prunetune.cli._output import Output
 from prunetune.errors import ConfigError, DataError
 
@@ -48,10 +49,10 @@ def show(
         typer.Option("--output", "-o", metavar="FILE", help="[default: IMAGE-kept.png here]"),
     ] = None,
     model: ModelName = None,
-    dtype: Dtype = None,
-    device: Device = None,
     threads: Threads = None,
     as_json: AsJson = False,
+    *,
+    loading: Loading,
 ) -> None:
     """Draw pictures stage by stage: kept tokens clear, dropped ones grey and hatched.
 
@@ -73,8 +74,9 @@ def show(
     from prunetune.review import Row, kept_tokens, sheet
 
     set_threads(threads)
-    revision = first.revision if model is None else None
-    loaded = load_model(model or first.name, dtype=dtype, device=device, revision=revision)
+    if model is None and loading["revision"] is None:
+        loading["revision"] = first.revision
+    loaded = load_model(model or first.name, **loading)
     asked = question or _QUESTION
     rows = [
         Row(
@@ -216,10 +218,11 @@ def _save(sheet: Any, target: Path) -> None:
 
 def _answers(loaded: Any, configs: list[Any], picture: Any, question: str) -> dict[str, str]:
     from prunetune.calibration import Sample, encode
+    from prunetune.devices import device_of
     from prunetune.runtime import apply
 
     inputs = encode(loaded.processor, [Sample((picture,), question, id="image")])
-    inputs = inputs.to(next(loaded.model.parameters()).device)
+    inputs = inputs.to(device_of(loaded.model))
 
     def answer() -> str:
         ids = loaded.model.generate(**inputs, max_new_tokens=_NEW_TOKENS, do_sample=False)

@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prunetune.cli._app import AsJson, Device, Dtype, ModelName, SkipBad, Threads, at_least, verb
+from prunetune.cli._app import AsJson, ModelName, SkipBad, Threads, at_least, verb
+from prunetune.cli._loading import Loading
 from prunetune.cli._output import Output, number, percent, progress
 
 if TYPE_CHECKING:
@@ -34,10 +35,10 @@ def verify(
     ] = None,
     batch_size: Annotated[int, typer.Option(metavar="N", help="Samples a batch.")] = 16,
     skip_bad: SkipBad = False,
-    dtype: Dtype = None,
-    device: Device = None,
     threads: Threads = None,
     as_json: AsJson = False,
+    *,
+    loading: Loading,
 ) -> None:
     """Re-measure a config as a deployment runs it: gap, agreement, accuracy, token counts.
 
@@ -67,8 +68,9 @@ def verify(
             f"--max-gap: {config} was not calibrated on the shipped set 'tiny', so its gap there "
             "says nothing; name the data with --data"
         )
-    revision = pruning.model.revision if model is None else None
-    loaded = load_model(model or pruning.model.name, dtype=dtype, device=device, revision=revision)
+    if model is None and loading["revision"] is None:
+        loading["revision"] = pruning.model.revision
+    loaded = load_model(model or pruning.model.name, **loading)
     total = len(splits.calibration) + len(splits.held_out or ())
     with progress() as show:
         result = measure(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from prunetune.calibration import CalibrationSet, Sample, encode
 from prunetune.config import PruningConfig
+from prunetune.devices import device_of
 from prunetune.errors import DataError
 from prunetune.runtime.apply import Handle, family_of
 from prunetune.runtime.trace import ForwardTrace
@@ -87,7 +88,7 @@ class Meter:
     def __init__(self, config: PruningConfig, loaded: Any, batch_size: int) -> None:
         self.config, self.loaded, self.batch_size = config, loaded, batch_size
         self.family = family_of(loaded.model)
-        self.device = next(loaded.model.parameters()).device
+        self.device = device_of(loaded.model)
         ids = getattr(loaded.model.generation_config, "eos_token_id", None)
         self.eos = frozenset() if ids is None else frozenset([ids] if isinstance(ids, int) else ids)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from prunetune.calibration import Sample, encode
 from prunetune.config import PruningConfig
+from prunetune.devices import device_of
 from prunetune.families import VisionCall
 from prunetune.runtime.apply import apply, family_of
 from prunetune.tokens import ImageGeometry
@@ -91,7 +92,7 @@ def kept_tokens(loaded: Any, config: PruningConfig, image: Image.Image, question
     """
     family = family_of(loaded.model)
     inputs = encode(loaded.processor, [Sample((image,), question, id="image")])
-    inputs = inputs.to(next(loaded.model.parameters()).device)
+    inputs = inputs.to(device_of(loaded.model))
     with apply(loaded.model, config) as handle:
         family.base(**inputs, use_cache=False)
         trace = handle.trace[-1]

@@ -102,7 +102,8 @@ def load_for(found: "Found", *, skip_bad: bool = False, **options: Any) -> Loade
     from prunetune.search.prepare import load_data
 
     calibration, held_out = load_data(found.spec, skip_bad=skip_bad)
-    model = load_model(found.spec.model, revision=found.spec.revision, **options)
+    options["revision"] = options.get("revision") or found.spec.revision
+    model = load_model(found.spec.model, **options)
     return Loaded(model, calibration, held_out)
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from prunetune.calibration import CalibrationSet, Sample, encode
 from prunetune.config import PruningConfig
+from prunetune.devices import device_of
 from prunetune.errors import DataError
 from prunetune.review.facts import StudyFacts
 from prunetune.review.overlay import fitted, kept_panel, kept_tokens
@@ -187,7 +188,7 @@ def _panel(caption: str, image: Image.Image) -> Panel:
 
 def _answers(loaded: Any, config: PruningConfig, sample: Sample) -> tuple[str, str]:
     """Return the greedy answers with and without pruning."""
-    inputs = encode(loaded.processor, [sample]).to(next(loaded.model.parameters()).device)
+    inputs = encode(loaded.processor, [sample]).to(device_of(loaded.model))
 
     def answer() -> str:
         ids = loaded.model.generate(

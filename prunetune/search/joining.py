@@ -96,7 +96,8 @@ def join(order: Mapping[str, Any], stopped: Callable[[], bool], ready: Callable[
     torch.set_num_threads(order["threads"])
     spec, options = StudySpec.parse(order["spec"]), dict(order["prepare"])
     devices = torch.cuda.device_count()
-    if options.get("device") is None and spec.model != "tiny" and devices > 1:
+    spread = options.get("device_map") is not None
+    if not (spread or options.get("device") or spec.model == "tiny") and devices > 1:
         options["device"] = f"cuda:{order['worker'] % devices}"
     prepared = prepare(spec, **options)
     cache = Cache(**order["cache"])

@@ -16,6 +16,7 @@ from torch import Tensor
 from prunetune.budget import ModelFacts
 from prunetune.calibration import CalibrationSet, Sample
 from prunetune.config import PruningConfig
+from prunetune.devices import device_of
 from prunetune.errors import DataError
 from prunetune.runtime.apply import Handle, check_fits, family_of
 from prunetune.runtime.suffix import run_suffix
@@ -105,7 +106,7 @@ class Evaluator:
         self.samples: Sequence[Sample] = samples.samples
         self.family = family_of(loaded.model)
         self.eos = _eos_ids(loaded.model)
-        self.device = next(loaded.model.parameters()).device
+        self.device = device_of(loaded.model)
         self.batch_size = batch_size
         self._recorder = Recorder(self.family, deepest)
         self._store = self._open(cache, cache_limit)

@@ -49,6 +49,8 @@ def prepare(
     skip_bad: bool = False,
     dtype: Any = None,
     device: Any = None,
+    device_map: Any = None,
+    attn: str | None = None,
 ) -> Prepared:
     """Load and check everything that can be wrong, before anything is computed."""
     from prunetune.models import load_model
@@ -60,7 +62,14 @@ def prepare(
         _refuse_other_spec(folder, spec)
     open_storage(storage_url(folder, storage))
     calibration, held_out = load_data(spec, skip_bad=skip_bad)
-    loaded = load_model(spec.model, revision=spec.revision, dtype=dtype, device=device)
+    loaded = load_model(
+        spec.model,
+        revision=spec.revision,
+        dtype=dtype,
+        device=device,
+        device_map=device_map,
+        attn=attn,
+    )
     deepest = deepest_first_stage(spec, loaded, calibration)
     if given is None and spec.model != "tiny":
         logger.warning(

@@ -1,0 +1,225 @@
+"""``bench``: what pruning pays at a shape, measured."""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from prunetune.cli._app import (
+    AsJson,
+    ModelName,
+    Threads,
+    at_least,
+    verb,
+)
+from prunetune.cli._loading import Loading
+from prunetune.cli._output import Output, note, number, progress
+from prunetune.errors import ConfigError
+
+if TYPE_CHECKING:
+    from prunetune.deploy.bench import Bench, CaseResult
+    from prunetune.deploy.subject import Subject
+    from prunetune.families import Family
+
+
+@verb(
+    "bench",
+    "prunetune bench tiny.prune.json --rounds 3",
+    "prunetune bench --preset topv --keep 0.1 --shape mid --rounds 5",
+    "prunetune bench --preset topv --keep 0.1 --shape llava-next-7b --batch 8 --json",
+)
+def bench(
+    config: Annotated[
+        str | None, typer.Argument(metavar="[CONFIG]", help="A config file, or --preset.")
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(metavar="NAME", help="A preset in place of CONFIG.")
+    ] = None,
+    keep: Annotated[
+        float | None, typer.Option(metavar="B", help="Move it onto this mean retention.")
+    ] = None,
+    shape: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Random weights of real size, no download: llava-next-7b, llava-1.5-7b, mid.",
+        ),
+    ] = None,
+    model: ModelName = None,
+    prompt_tokens: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Text tokens of a prompt.  [default: 64; a model's own]"),
+    ] = None,
+    new_tokens: Annotated[int, typer.Option(metavar="N", help="Tokens to generate.")] = 32,
+    images: Annotated[int, typer.Option(metavar="N", help="Pictures a prompt.")] = 1,
+    image_size: Annotated[
+        str | None, typer.Option(metavar="HxW", help="Of a picture.  [default: the shape's]")
+    ] = None,
+    batch: Annotated[int, typer.Option(metavar="N", help="Prompts at once.")] = 1,
+    rounds: Annotated[int, typer.Option(metavar="N", help="Interleaved rounds.")] = 7,
+    threads: Threads = None,
+    as_json: AsJson = False,
+    *,
+    loading: Loading,
+) -> None:
+    """Measure prefill, decode, memory and KV cache: unpruned, pruned, and uniform at that budget.
+
+    Times are medians of interleaved rounds; ratios and the verdict come from the rounds' own
+    ratios. The model is the config's own unless --model or --shape names another.
+    """
+    for flag, value in (
+        ("--new-tokens", new_tokens),
+        ("--images", images),
+        ("--batch", batch),
+        ("--rounds", rounds),
+        ("--prompt-tokens", prompt_tokens),
+    ):
+        at_least(flag, value, 1)
+    if shape and model:
+        raise ConfigError(
+            f"--shape {shape} and --model {model} exclude each other; give one of them"
+        )
+    if shape and (loading["device_map"] or loading["revision"]):
+        raise ConfigError("--device-map and --revision are for --model; --shape loads no weights")
+    from prunetune.cli._environment import set_threads
+    from prunetune.deploy.shapes import shape_named
+    from prunetune.deploy.subject import Asked, Wanted, loaded_subject, random_subject
+
+    set_threads(threads)
+    asked = Asked(batch, images, prompt_tokens, new_tokens, _size(image_size))
+    wanted = Wanted(config, preset, keep)
+    try:
+        if shape:
+            how = {name: loading[name] for name in ("dtype", "device", "attn")}
+            subject = random_subject(wanted, asked, shape_named(shape), tell=note, **how)
+        else:
+            subject = loaded_subject(wanted, asked, model, **loading)
+        result = _measured(subject, new_tokens, rounds)
+    except Exception as error:
+        if type(error).__name__ != "OutOfMemoryError" and not isinstance(error, MemoryError):
+            raise
+        raise ConfigError(
+            f"out of memory with --batch {batch} --images {images}; lower them or --prompt-tokens, "
+            "or use --dtype bfloat16"
+        ) from None
+    out = Output(as_json)
+    name = shape or model or subject.config.model.name
+    where = _where(subject.family)
+    _print(out, result, f"{name}, {config or preset}", where)
+    if subject.note:
+        out.line(f"note: {subject.note}")
+    out.finish(
+        {
+            "config": config or preset,
+            "note": subject.note,
+            "shape": shape,
+            "model": None if shape else name,
+            "model_type": subject.config.model.model_type,
+            **where,
+            **asdict(result),
+            "verdict": vars(result.cases[1].verdict),
+        }
+    )
+
+
+def _measured(subject: "Subject", new_tokens: int, rounds: int) -> "Bench":
+    from prunetune.deploy.bench import bench as measure
+
+    done, total = 0, 3 * (rounds + 1)
+    with progress() as show:
+
+        def advance() -> None:
+            nonlocal done
+            done += 1
+            show("runs", done, total)
+
+        return measure(
+            subject.family,
+            subject.config,
+            subject.request,
+            new_tokens=new_tokens,
+            rounds=rounds,
+            advance=advance,
+        )
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    height, _, width = text.lower().partition("x")
+    if not (height.isdecimal() and (width or height).isdecimal()):
+        raise ConfigError(f"--image-size: received {text!r}, allowed HxW in pixels, e.g. 672x672")
+    size = int(height), int(width or height)
+    if not all(1 <= side <= 8192 for side in size):
+        raise ConfigError(f"--image-size: received {text!r}, allowed sides of 1 to 8192")
+    return size
+
+
+def _where(family: "Family") -> dict[str, Any]:
+    """Return what the measurement ran on."""
+    import torch
+    import transformers
+
+    from prunetune.devices import device_of
+
+    device = device_of(family.model)
+    cuda = device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if cuda else f"cpu, {_threads()} thread(s)",
+        "dtype": str(family.model.dtype).removeprefix("torch."),
+        "attn": str(family.text_model.config._attn_implementation),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def _threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
+
+
+def _print(out: Output, result: "Bench", name: str | None, where: dict[str, Any]) -> None:
+    out.line(
+        f"{name}: {result.image_tokens} image + {result.text_tokens} text tokens, "
+        f"{result.new_tokens} new, batch {result.batch}, {result.rounds} rounds; "
+        f"{where['device']}, {where['dtype']}, {where['attn']}"
+    )
+    out.line()
+    out.table(
+        (
+            *("case", ">retention", ">encode ms", ">prefill ms", ">ratio", ">FLOP ratio"),
+            *(">decode ms", ">total ms", ">ratio", ">KV MB", ">KV ratio", ">peak MB"),
+        ),
+        [_row(case) for case in result.cases],
+    )
+    out.line()
+    for case in result.cases[1:]:
+        if case.verdict is not None:
+            out.line(f"{case.name}: {case.verdict.text}")
+    exact = all(case.visual_slots == case.promised_slots for case in result.cases)
+    kept = "to the token what the retentions say" if exact else "NOT WHAT THE RETENTIONS SAY"
+    out.line(f"visual KV cache: {kept}")
+    peak = "torch's allocations" if where["device"][:3] != "cpu" else "the whole process, resident"
+    out.line(f"peak: {peak}; prefill: language model, scoring included; encode: image encoder")
+
+
+def _row(case: "CaseResult") -> tuple[str, ...]:
+    return (
+        case.name,
+        number(case.mean_retention),
+        _ms(case.encode.median),
+        _ms(case.prefill.median),
+        number(case.prefill_ratio.median, 3),
+        number(case.flops_ratio, 3),
+        "-" if case.decode is None else _ms(case.decode.median),
+        _ms(case.total.median),
+        number(case.total_ratio.median, 3),
+        f"{case.kv_bytes / 1e6:.1f}",
+        number(case.kv_ratio),
+        "-" if case.peak is None else f"{case.peak / 1e6:.0f}",
+    )
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:.1f}"

@@ -1,0 +1,207 @@
+"""Measures what pruning pays at a shape: unpruned, pruned, and ``uniform`` at the same budget."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from prunetune.budget import ModelFacts, flops_ratio, mean_retention, retention_by_layer
+from prunetune.config import PruningConfig
+from prunetune.deploy.request import Request
+from prunetune.deploy.timing import Run, Spread, Stopwatch, interleave, spread
+from prunetune.deploy.verdict import Verdict, judge, median_of, ratio
+from prunetune.errors import ConfigError
+from prunetune.families import Family
+from prunetune.presets import load_preset
+from prunetune.runtime.apply import apply
+from prunetune.tokens import keep_count
+
+UNPRUNED = "unpruned"
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """What was measured of one case.
+
+    Attributes:
+        name: ``unpruned``, ``pruned`` or ``uniform``.
+        mean_retention: Of the config; 1 unpruned.
+        encode: Seconds in the image encoder.
+        prefill: Seconds of the language model's prefill, scoring included.
+        decode: Seconds a further token; None where one token was generated.
+        total: Seconds of a request, end to end.
+        prefill_ratio: To the unpruned prefill, round by round.
+        total_ratio: To the unpruned request, round by round.
+        flops_ratio: What the FLOPs of the language model's prefill promise.
+        kv_bytes: Bytes of keys and values after the prefill.
+        visual_slots: Image tokens in the cache, all layers and rows of the batch.
+        promised_slots: The same by the config's retentions.
+        kv_ratio: ``visual_slots`` over the unpruned ones: to the token the mean retention.
+        peak: Bytes of peak memory, largest of the rounds; None where it cannot be told.
+        verdict: Against unpruned; None for that itself.
+    """
+
+    name: str
+    mean_retention: float
+    encode: Spread
+    prefill: Spread
+    decode: Spread | None
+    total: Spread
+    prefill_ratio: Spread
+    total_ratio: Spread
+    flops_ratio: float
+    kv_bytes: int
+    visual_slots: int
+    promised_slots: int
+    kv_ratio: float
+    peak: int | None
+    verdict: Verdict | None
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A whole measurement.
+
+    Attributes:
+        cases: Unpruned first.
+        rounds: Of each.
+        batch: Prompts a request.
+        image_tokens: Of a prompt.
+        text_tokens: Of a prompt.
+        new_tokens: Generated.
+    """
+
+    cases: tuple[CaseResult, ...]
+    rounds: int
+    batch: int
+    image_tokens: int
+    text_tokens: int
+    new_tokens: int
+
+
+def bench(
+    family: Family,
+    config: PruningConfig,
+    request: Request,
+    *,
+    new_tokens: int,
+    rounds: int,
+    uniform: bool = True,
+    advance: Callable[[], None] = lambda: None,
+) -> Bench:
+    """Measure a config on a model.
+
+    Args:
+        family: View of the model.
+        config: The config.
+        request: What is asked.
+        new_tokens: Tokens to generate, 1 or more.
+        rounds: Interleaved rounds that count.
+        uniform: Measure ``uniform`` at the same mean retention too.
+        advance: Called after every run.
+
+    Raises:
+        ConfigError: The config is for another model.
+    """
+    apply(family.model, config).remove()
+    configs: dict[str, PruningConfig | None] = {UNPRUNED: None, "pruned": config}
+    if uniform:
+        configs["uniform"] = uniform_like(config)
+    watch = Stopwatch(family)
+
+    def case(pruning: PruningConfig | None) -> Callable[[], Run]:
+        def run() -> Run:
+            if pruning is None:
+                return watch.run(request.inputs, new_tokens)
+            with apply(family.model, pruning):
+                return watch.run(request.inputs, new_tokens)
+
+        return run
+
+    cases = {name: case(pruning) for name, pruning in configs.items()}
+    runs = interleave(cases, rounds, advance)
+    facts = facts_of(family, request)
+    batch = len(request.inputs["input_ids"])
+    return Bench(
+        tuple(
+            _result(name, configs[name], runs, facts, request, new_tokens)
+            for name in configs
+        ),
+        rounds=rounds,
+        batch=batch,
+        image_tokens=request.image_tokens,
+        text_tokens=request.text,
+        new_tokens=new_tokens,
+    )  # fmt: skip
+
+
+def uniform_like(config: PruningConfig) -> PruningConfig:
+    """Return the preset ``uniform`` at a config's mean retention."""
+    ref = config.model
+    keep = mean_retention(config.stages, ref.num_layers)
+    made, _ = load_preset(
+        "uniform", model_type=ref.model_type, num_layers=ref.num_layers, keep=keep
+    )
+    return made
+
+
+def facts_of(family: Family, request: Request) -> ModelFacts:
+    """Return what FLOPs depend on."""
+    text = family.text_model.config
+    heads = int(text.num_attention_heads)
+    return ModelFacts(
+        model_type=family.config.model_type,
+        num_layers=len(family.layers),
+        hidden_size=int(text.hidden_size),
+        intermediate_size=int(text.intermediate_size),
+        num_heads=heads,
+        num_kv_heads=int(getattr(text, "num_key_value_heads", None) or heads),
+        head_dim=int(getattr(text, "head_dim", None) or text.hidden_size // heads),
+        image_tokens=request.image_tokens,
+        text_tokens=request.text,
+    )
+
+
+def promised_lengths(config: PruningConfig | None, request: Request, layers: int) -> list[int]:
+    """Return the image tokens that a config leaves in each layer for one row, by its rounding."""
+    if config is None:
+        return [request.image_tokens] * layers
+    left = []
+    for share in retention_by_layer(config.stages, layers):
+        left.append(sum(keep_count(n, share, n) for n in request.images))
+    return left
+
+
+def _result(
+    name: str,
+    config: PruningConfig | None,
+    runs: Mapping[str, list[Run]],
+    facts: ModelFacts,
+    request: Request,
+    new_tokens: int,
+) -> CaseResult:
+    mine, full = runs[name], runs[UNPRUNED]
+    batch, layers = len(request.inputs["input_ids"]), facts.num_layers
+    lengths = {run.lengths for run in mine}
+    if len(lengths) > 1:
+        raise ConfigError(
+            f"{name}: the cache's lengths differ from round to round; a scorer is not deterministic"
+        )
+    slots = batch * sum(length - request.text for length in mine[0].lengths)
+    peaks = [run.peak for run in mine if run.peak is not None]
+    stages = () if config is None else config.stages
+    return CaseResult(
+        name=name,
+        mean_retention=mean_retention(stages, layers),
+        encode=spread([run.encode for run in mine]),
+        prefill=spread([run.prefill for run in mine]),
+        decode=spread([run.decode for run in mine]) if new_tokens > 1 else None,
+        total=spread([run.total for run in mine]),
+        prefill_ratio=ratio(mine, full, "prefill"),
+        total_ratio=ratio(mine, full),
+        flops_ratio=flops_ratio(stages, facts),
+        kv_bytes=int(median_of(mine, "kv_bytes")),
+        visual_slots=slots,
+        promised_slots=batch * sum(promised_lengths(config, request, layers)),
+        kv_ratio=slots / (batch * layers * request.image_tokens),
+        peak=max(peaks, default=None),
+        verdict=None if config is None else judge(full, mine, new_tokens),
+    )

@@ -1,0 +1,160 @@
+"""The request that a bench times: pictures of noise and a prompt of a given length."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prunetune.deploy.shapes import Shape
+from prunetune.errors import ConfigError
+from prunetune.families import Family
+
+_QUESTION = "Describe the image in detail."
+
+
+@dataclass(frozen=True)
+class Request:
+    """Inputs of ``generate``; all rows have the same lengths.
+
+    Attributes:
+        inputs: By name.
+        images: Image tokens of each image of a row.
+        text: Other tokens of a row.
+    """
+
+    inputs: Mapping[str, Tensor]
+    images: tuple[int, ...]
+    text: int
+
+    @property
+    def image_tokens(self) -> int:
+        """Image tokens of a row."""
+        return sum(self.images)
+
+
+def tokens_of(shape: Shape, size: tuple[int, int] | None) -> tuple[int, int, tuple[int, int]]:
+    """Return (views, image tokens, picture size) of a picture of ``size``.
+
+    Raises:
+        ConfigError: The shape takes pictures of one size only.
+    """
+    side = int(shape.vision["image_size"])
+    grid = side // int(shape.vision["patch_size"])
+    if not shape.pinpoints:
+        if size is not None and size != (side, side):
+            raise ConfigError(
+                f"--image-size: received {size[0]}x{size[1]}, allowed {side}x{side} for "
+                f"--shape {shape.name}: its tower resizes every picture to that"
+            )
+        return 1, grid * grid, (side, side)
+    from transformers.models.llava_next.modeling_llava_next import (
+        LlavaNextModel,
+        image_size_to_num_patches,
+    )
+
+    size = size or shape.picture
+    pinpoints = [list(pair) for pair in shape.pinpoints]
+    views = int(image_size_to_num_patches(list(size), pinpoints, side))
+    packer: Any = object.__new__(LlavaNextModel)
+    torch.nn.Module.__init__(packer)
+    packer.config = shape.config()
+    packed, _ = packer.pack_image_features(
+        [torch.zeros(views, grid * grid, 1)],
+        torch.tensor([size]),
+        vision_feature_select_strategy="full",
+        image_newline=torch.zeros(1),
+    )
+    return views, len(packed[0]), size
+
+
+def random_request(
+    shape: Shape,
+    *,
+    device: Any,
+    dtype: Any,
+    batch: int,
+    images: int,
+    prompt_tokens: int,
+    size: tuple[int, int] | None,
+) -> Request:
+    """Return a request for a model of random weights: every row has other pictures and words."""
+    views, count, size = tokens_of(shape, size)
+    side = int(shape.vision["image_size"])
+    random = torch.Generator().manual_seed(0)
+    placeholder = int(shape.config().image_token_id)
+    ids = torch.randint(3, placeholder, (batch, prompt_tokens), generator=random)
+    pictures = torch.full((batch, images * count), placeholder)
+    # A word or two come first, as in every chat template.
+    head = min(4, prompt_tokens // 2)
+    pixels = torch.randn(batch * images, views, 3, side, side, generator=random).to(device, dtype)
+    inputs = {"input_ids": torch.cat([ids[:, :head], pictures, ids[:, head:]], 1).to(device)}
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    if shape.pinpoints:
+        inputs["pixel_values"] = pixels
+        inputs["image_sizes"] = torch.tensor([size] * (batch * images), device=device)
+    else:
+        inputs["pixel_values"] = pixels[:, 0]
+    return Request(inputs, (count,) * images, prompt_tokens)
+
+
+def processed_request(
+    loaded: Any,
+    family: Family,
+    *,
+    device: Any,
+    batch: int,
+    images: int,
+    prompt_tokens: int | None,
+    size: tuple[int, int] | None,
+) -> Request:
+    """Return a request made by a model's own processor, its text brought to ``prompt_tokens``.
+
+    Raises:
+        ConfigError: The chat template alone has more tokens, or the images differ in length.
+    """
+    from prunetune.calibration import Sample, encode
+
+    pictures = tuple(_noise(size or (672, 672), seed) for seed in range(images))
+    samples = [Sample(pictures, _QUESTION, id=str(row)) for row in range(batch)]
+    inputs = dict(encode(loaded.processor, samples))
+    ids = inputs["input_ids"]
+    marks = ids[0].eq(family.image_token_id)
+    text = int((~marks).sum())
+    if prompt_tokens is not None:
+        if prompt_tokens < text:
+            raise ConfigError(
+                f"--prompt-tokens: received {prompt_tokens}, allowed {text} or more: so many has "
+                "this model's chat template with a short question"
+            )
+        # Repeat a word of the question: the first text token after the last image.
+        after = int(marks.nonzero()[-1]) + 1
+        word = after + int((~marks[after:]).nonzero()[0]) if after < len(marks) else 0
+        times = torch.ones(ids.shape[1], dtype=torch.long)
+        times[word] += prompt_tokens - text
+        inputs = {
+            name: value.repeat_interleave(times, dim=1)
+            if isinstance(value, Tensor) and value.shape == ids.shape
+            else value
+            for name, value in inputs.items()
+        }
+        text = prompt_tokens
+    image_tokens = int(marks.sum())
+    if image_tokens % images:
+        raise ConfigError(f"--images: {images} pictures of one size take unequal token counts")
+    dtype = loaded.model.dtype
+    placed = {
+        name: value.to(device, dtype) if value.is_floating_point() else value.to(device)
+        for name, value in inputs.items()
+        if isinstance(value, Tensor)
+    }
+    return Request(placed, (image_tokens // images,) * images, text)
+
+
+def _noise(size: tuple[int, int], seed: int) -> Any:
+    from PIL import Image
+
+    random = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 256, (*size, 3), generator=random, dtype=torch.uint8)
+    return Image.frombytes("RGB", (size[1], size[0]), pixels.numpy().tobytes())
