@@ -29,6 +29,7 @@ VERBS = (
     "show",
     "report",
     "diff",
+    "dashboard",
     "models",
     "scorers",
     "presets",

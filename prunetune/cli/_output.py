@@ -51,7 +51,9 @@ class Output:
     def finish(self, payload: dict[str, Any]) -> None:
         """Print the JSON object as the last line of stdout, where it was asked for."""
         if self.as_json:
-            print(json.dumps(jsonable(payload), ensure_ascii=False, allow_nan=False))
+            text = json.dumps(jsonable(payload), ensure_ascii=False, allow_nan=False)
+            # Flushed: a verb that serves runs on, and whoever started it waits for this line.
+            print(text, flush=True)
 
 
 def note(text: str) -> None:

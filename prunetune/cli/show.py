@@ -11,7 +11,8 @@ from prunetune.cli._output import Output
 from prunetune.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from prunetune.review import Kept, Row
+    from prunetune.review.overlay import Kept
+    from prunetune.review.sheet import Row
 
 _QUESTION = "Describe the image."
 _NEW_TOKENS = 24
@@ -71,7 +72,8 @@ def show(
         raise ConfigError(f"{config}: model.name is empty; say which model with --model")
     from prunetune.cli._environment import set_threads
     from prunetune.models import load_model
-    from prunetune.review import Row, kept_tokens, sheet
+    from prunetune.review.overlay import kept_tokens
+    from prunetune.review.sheet import Row, sheet
 
     set_threads(threads)
     if model is None and loading["revision"] is None:

@@ -38,10 +38,9 @@ def _importance(
     key = plan.memo_keys.get(id(scorer)) if memo is not None else None
     if memo is None or key is None:
         return scorer.importance(ctx)
-    found = memo.get(key)
-    if found is None:
-        found = memo[key] = scorer.importance(ctx)
-    return found
+    if key not in memo:
+        memo[key] = scorer.importance(ctx)
+    return memo[key]
 
 
 @torch.no_grad()

@@ -54,6 +54,25 @@ def find_study(target: str, name: str | None = None) -> Found:
     Raises:
         StudyError: There is none, or it cannot be read.
     """
+    url, folder = locate(target)
+    storage = open_storage(url)
+    chosen = _name(optuna.get_all_study_names(storage), name, folder, redact(target))
+    study = optuna.load_study(study_name=chosen, storage=storage)
+    if "spec" not in study.user_attrs:
+        raise StudyError(f"study {chosen!r} was not made by prunetune; choose another with --study")
+    spec = StudySpec.parse(study.user_attrs["spec"], origin=f"study {chosen!r}")
+    return Found(study, spec, url, folder)
+
+
+def locate(target: str) -> tuple[str, Path | None]:
+    """Return the URL of a study's database, and the run's folder; None for a storage URL.
+
+    Args:
+        target: A run's folder, its ``study.db``, or a storage URL.
+
+    Raises:
+        StudyError: There is no such file.
+    """
     folder = None
     if "://" in target:
         url = storage_url(Path(), target)
@@ -69,13 +88,7 @@ def find_study(target: str, name: str | None = None) -> Found:
                 "`prunetune search` wrote, its study.db, or a storage URL"
             )
         url, folder = storage_url(path.parent, f"sqlite:///{path.resolve()}"), path.parent
-    storage = open_storage(url)
-    chosen = _name(optuna.get_all_study_names(storage), name, folder, redact(target))
-    study = optuna.load_study(study_name=chosen, storage=storage)
-    if "spec" not in study.user_attrs:
-        raise StudyError(f"study {chosen!r} was not made by prunetune; choose another with --study")
-    spec = StudySpec.parse(study.user_attrs["spec"], origin=f"study {chosen!r}")
-    return Found(study, spec, url, folder)
+    return url, folder
 
 
 def _name(names: list[str], wanted: str | None, folder: Path | None, shown: str) -> str:

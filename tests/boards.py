@@ -1,0 +1,79 @@
+"""Studies for tests of what people review: trials of the embedded model, with hostile names."""
+
+import json
+
+import optuna
+from cli_runner import picture
+from optuna.distributions import FloatDistribution
+from optuna.trial import TrialState
+
+from prunetune.config import ModelRef, PruningConfig
+from prunetune.models import load_model
+from prunetune.search.spec import StudySpec
+from prunetune.search.storage import open_storage, quiet, storage_url
+from prunetune.search.trials import describe_config
+
+SCRIPT = "<script>alert(1)</script>"
+ODD = "a 'quoted\" <b>&amp; *name* |.png"
+NAME = f"tiny/keep0.25/{SCRIPT}"
+
+
+def write_pictures(folder, count=4):
+    """Write pictures with odd names and a question that is a script."""
+    folder.mkdir(parents=True)
+    rows = []
+    for k in range(count):
+        name = ODD if k == 0 else f"{k} {ODD}"
+        picture(k, (128, 128)).save(folder / name)
+        rows.append({"file_name": name, "question": f"{SCRIPT} **what** color ?", "answer": "=1+1"})
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def config(layer, weight):
+    loaded = load_model("tiny")
+    depth = loaded.model.config.text_config.num_hidden_layers
+    ref = ModelRef(model_type="llava_next", num_layers=depth, name="tiny")
+    scorers = [{"name": "coverage"}, {"name": "cls_attention", "weight": weight}]
+    share = (0.25 * depth - layer) / (depth - layer)
+    stages = ({"layer": layer, "retention": share, "scorers": scorers},)
+    return PruningConfig(model=ref, stages=stages)
+
+
+def add_trial(study, value, layer=1, weight=0.5, state=TrialState.COMPLETE):
+    found = config(layer, weight)
+    attrs = describe_config(found) | {
+        "config_digest": found.digest(),
+        "samples_used": 3,
+        "gap": value,
+        "kl": 2 * value,
+        "agreement": 0.9,
+        "accuracy": 0.8,
+    }
+    study.add_trial(
+        optuna.trial.create_trial(
+            state=state,
+            value=value,
+            params={"first_layer": layer / 10},
+            distributions={"first_layer": FloatDistribution(0.0, 1.0)},
+            user_attrs=attrs,
+            intermediate_values={k: value * (k + 1) / 2 for k in range(3)},
+        )
+    )
+
+
+def make_study(out, url=None, name=NAME, trials=6):
+    """Make a study in a folder, or in a database; return it."""
+    data = out / "data"
+    if not data.exists():
+        write_pictures(data)
+    storage = open_storage(storage_url(out, url))
+    with quiet():
+        study = optuna.create_study(study_name=name, storage=storage)
+        study.set_metric_names(["cosine"])
+        study.set_user_attr("model", "tiny")
+        spec = StudySpec(data=str(data), trials=trials)
+        study.set_user_attr("spec", spec.model_dump(mode="json"))
+        for k in range(trials):
+            add_trial(study, 0.2 - 0.02 * k, layer=k % 3, weight=0.1 * k)
+    return study
