@@ -2,8 +2,10 @@
 
 import logging
 
+import family_models
 import pytest
 import torch
+import transformers
 from reference import measure
 from reference_models import LAYERS, make_batch, make_config, needs, tiny
 from transformers import (
@@ -19,6 +21,7 @@ from transformers import (
 import prunetune
 from prunetune.config import PruningConfig
 from prunetune.errors import ConfigError, PrunetuneError, UnsupportedModelError
+from prunetune.runtime.apply import family_of
 
 ONE_LINE = r"\A[^\n]+\Z"
 
@@ -57,6 +60,46 @@ def test_an_unknown_model_lists_the_supported():
         with pytest.raises(UnsupportedModelError, match=ONE_LINE) as error:
             prunetune.apply(other, make_config(tiny("llava")))
         assert "llava_next" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("Gemma3nConfig", "per-layer input"),
+        ("Gemma4Config", "share KV states"),
+        ("MllamaConfig", "cross-attention"),
+        ("IdeficsConfig", "cross-attention"),
+        ("Florence2Config", "cross-attention"),
+        ("T5Gemma2Config", "cross-attention"),
+    ],
+)
+def test_models_that_cannot_work_are_refused_by_name(kind, reason):
+    """Their configs are real; weights are not looked at."""
+    if not hasattr(transformers, kind):
+        pytest.skip(f"transformers {transformers.__version__} has no {kind}")
+    model = torch.nn.Module()
+    model.config = getattr(transformers, kind)()
+    with pytest.raises(UnsupportedModelError, match=ONE_LINE) as error:
+        prunetune.apply(model, make_config(tiny("llava")))
+    assert reason in str(error.value)
+    assert model.config.model_type in str(error.value)
+
+
+@pytest.mark.parametrize("kinds", [["conv", "full_attention"], ["full_attention"] * 2])
+def test_layers_that_carry_a_state_are_refused(kinds):
+    """LLaVA over a hybrid language model; its pair has attention everywhere."""
+    text = transformers.Lfm2Config(
+        vocab_size=120, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, layer_types=kinds,
+    )  # fmt: skip
+    vision = family_models.family("llava").model().config.vision_config
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=99)
+    model = LlavaForConditionalGeneration(config)
+    if "conv" in kinds:
+        with pytest.raises(UnsupportedModelError, match=r"\A[^\n]*kind conv[^\n]+\Z"):
+            family_of(model)
+    else:
+        assert len(family_of(model).layers) == 2
 
 
 def test_what_is_not_a_config():

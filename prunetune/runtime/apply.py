@@ -8,17 +8,25 @@ from torch import nn
 from prunetune.config import PruningConfig
 from prunetune.errors import ConfigError, UnsupportedModelError
 from prunetune.families import FAMILIES, Family
-from prunetune.families.base import multimodal_rotary
+from prunetune.families.base import multimodal_rotary, refuse
 from prunetune.runtime.handle import Handle
 
 __all__ = ["Handle", "apply", "check_fits", "family_of"]
 
 logger = logging.getLogger(__name__)
 
+_SHARED = "its layers take a per-layer input or share KV states token by token"
+_CROSS = "its image tokens never enter the language model's sequence (cross-attention)"
 REFUSED = {
-    "gemma3n": "its layers take a per-layer input and share KV states token by token",
-    "mllama": "its image tokens never enter the language model's sequence (cross-attention)",
+    "florence2": _CROSS,
+    "gemma3n": _SHARED,
+    "gemma4": _SHARED,
+    "gemma4_unified": _SHARED,
+    "idefics": _CROSS,
+    "mllama": _CROSS,
+    "t5gemma2": _CROSS,
 }
+PRUNABLE_LAYERS = {"full_attention", "sliding_attention"}
 
 
 def apply(model: nn.Module, config: PruningConfig, *, strict: bool = False) -> "Handle":
@@ -73,7 +81,29 @@ def family_of(model: nn.Module) -> Family:
         raise UnsupportedModelError(
             f"model_type {model_type!r} is not supported; supported: {', '.join(FAMILIES)}"
         )
-    return FAMILIES.get(model_type)(inner)
+    family = FAMILIES.get(model_type)(inner)
+    check_layers(family)
+    return family
+
+
+def check_layers(family: Family) -> None:
+    """Raise unless every decoder layer attends to keys of single tokens, and caches its own.
+
+    A family's language model is what its checkpoint says: LLaVA can have any.
+
+    Raises:
+        UnsupportedModelError: Some layers carry a state along the sequence, or share a cache.
+    """
+    config = family.text_model.config
+    kinds = set(getattr(config, "layer_types", None) or ()) - PRUNABLE_LAYERS
+    if kinds:
+        raise refuse(
+            family.model,
+            f"some layers of its language model are of kind {', '.join(sorted(kinds))}: what they "
+            "carry along the sequence cannot lose tokens afterwards",
+        )
+    if getattr(config, "num_kv_shared_layers", 0):
+        raise refuse(family.model, "layers of its language model share their KV cache")
 
 
 def check_fits(family: Family, config: PruningConfig, *, strict: bool) -> None:
