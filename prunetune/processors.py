@@ -4,6 +4,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
+VIDEO = "video_processor"
+
 logger = logging.getLogger(__name__)
 
 
@@ -24,7 +26,7 @@ def load_processor(folder: Path, **options: Any) -> Any:
     if not is_torchvision_available():
         config = type(AutoConfig.from_pretrained(folder, **options))
         kind = PROCESSOR_MAPPING.get(config, None)
-        if kind is not None and "video_processor" in kind.get_attributes():
+        if kind is not None and VIDEO in kind.get_attributes():
             logger.info("torchvision is not installed: %s takes no videos", kind.__name__)
             return _pictures_only(kind).from_pretrained(folder, **options)
     return AutoProcessor.from_pretrained(folder, **options)
@@ -33,22 +35,27 @@ def load_processor(folder: Path, **options: Any) -> Any:
 def _pictures_only(kind: Any) -> Any:
     """Return a subclass of a processor class without its video processor.
 
-    Transformers reads off the signature of ``__init__`` what parts a processor has.
+    The class's own ``__init__`` stays, for its other settings; what it hands to the base class, and
+    what the base class loads for it, is without the video processor.
     """
+    from transformers import ProcessorMixin
 
-    def init(
-        self: Any,
-        image_processor: Any = None,
-        tokenizer: Any = None,
-        chat_template: Any = None,
-        **kwargs: Any,
-    ) -> None:
-        kind.__init__(
-            self,
-            image_processor=image_processor,
-            tokenizer=tokenizer,
-            chat_template=chat_template,
-            **kwargs,
-        )
+    names = kind.get_attributes()
 
-    return type(kind.__name__, (kind,), {"__init__": init, "__module__": kind.__module__})
+    class PicturesOnly(ProcessorMixin):  # type: ignore[misc]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            parts = dict(zip(names, args, strict=False)) | kwargs
+            parts.pop(VIDEO, None)
+            super().__init__(**parts)
+
+        @classmethod
+        def get_attributes(cls) -> list[str]:
+            return [name for name in names if name != VIDEO]
+
+        @classmethod
+        def _get_arguments_from_pretrained(cls, *args: Any, **kwargs: Any) -> list[Any]:
+            parts: list[Any] = super()._get_arguments_from_pretrained(*args, **kwargs)
+            parts.insert(names.index(VIDEO), None)
+            return parts
+
+    return type(kind.__name__, (kind, PicturesOnly), {"__module__": kind.__module__})
