@@ -218,7 +218,7 @@ def test_attention_is_the_eager_towers(name, modality, rows, monkeypatch):
 
 
 def test_windows_left_sorted_would_be_noticed(monkeypatch):
-    sort = lambda self, patches, call: patches  # noqa: E731
+    sort = lambda self, patches, grid: patches  # noqa: E731
     monkeypatch.setattr(TABLE.get("qwen2_5_vl"), "_in_order", sort)
     with pytest.raises(AssertionError):
         test_attention_is_the_eager_towers("qwen2_5_vl", "image", IMAGES, monkeypatch)

@@ -88,19 +88,19 @@ class QwenVL(Family):
         A frame is a sequence of its own to the tower's full attention.
         """
         module = tapped.module
-        length = tapped.states.shape[0]
-        fused = module.qkv(tapped.states).reshape(length, 3, module.num_heads, -1)
-        query, key, _ = fused.unbind(1)
         rotate = sys.modules[type(module).__module__].apply_rotary_pos_emb_vision
-        query, key = rotate(query, key, *tapped.arguments["position_embeddings"])
-        query, key = (self._in_order(part.float(), call) for part in (query, key))
         grids = self.grids(call)
         sizes = [t * h * w for t, h, w in grids]
-        parts = zip(torch.split(query, sizes), torch.split(key, sizes), strict=True)
-        for (t, h, w), (q, k) in zip(grids, parts, strict=True):
-            q, k = (p.reshape(t, h * w, *p.shape[1:]).transpose(1, 2) for p in (q, k))
-            yield q * float(module.scaling), k
+        cos, sin = (torch.split(part, sizes) for part in tapped.arguments["position_embeddings"])
+        parts = zip(grids, torch.split(tapped.states, sizes), cos, sin, strict=True)
+        for grid, states, c, s in parts:
+            fused = module.qkv(states).reshape(len(states), 3, module.num_heads, -1)
+            query, key, _ = fused.unbind(1)
+            query, key = (self._in_order(part, grid) for part in rotate(query, key, c, s))
+            shape = (grid[0], grid[1] * grid[2], *query.shape[1:])
+            query, key = (part.float().view(shape).transpose(1, 2) for part in (query, key))
+            yield query * float(module.scaling), key
 
-    def _in_order(self, patches: Tensor, call: VisionCall) -> Tensor:
-        """Return ``[patches, ...]`` of one call in the order that the processor gave them."""
+    def _in_order(self, patches: Tensor, grid: tuple[int, int, int]) -> Tensor:
+        """Return one image's ``[patches, ...]`` in the order that the processor gave them."""
         return patches

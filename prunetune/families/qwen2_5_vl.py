@@ -5,7 +5,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from prunetune.families.base import VisionCall
 from prunetune.families.base_qwen import QwenVL
 
 
@@ -25,13 +24,13 @@ class Qwen25VL(QwenVL):
         within = [k for k in full if k < len(blocks)]
         return blocks[max(within)].attn if within else None
 
-    def _in_order(self, patches: Tensor, call: VisionCall) -> Tensor:
+    def _in_order(self, patches: Tensor, grid: tuple[int, int, int]) -> Tensor:
         """Undo the tower's sorting of merged blocks by window."""
         from transformers.vision_utils import get_vision_window_index
 
         vision = self.config.vision_config
         index, _ = get_vision_window_index(
-            torch.tensor(self.grids(call)),
+            torch.tensor([grid]),
             spatial_merge_size=vision.spatial_merge_size,
             window_size=vision.window_size,
             patch_size=vision.patch_size,

@@ -1,7 +1,12 @@
 """Attention of a vision tower's patches without an eager encoder: softmax, head mean, chunks."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
+
+LIMIT = 1 << 24
+"""Elements of the weights that exist at once: 64 MiB of float32."""
 
 
 @torch.no_grad()
@@ -22,10 +27,12 @@ def attention_row(query: Tensor, key: Tensor, *, cls: bool, group: int = 1) -> T
     """
     if cls:
         row = _weights(query[:, :, :1], key).mean(1)[:, 0, 1:]
-    else:
-        views = zip(torch.split(query, 1), torch.split(key, 1), strict=True)
-        row = torch.cat([_mean_map(q, k).mean(1) for q, k in views])
-    return row.reshape(len(row), -1, group).sum(2)
+        return row.reshape(len(row), -1, group).sum(2)
+    rows = []
+    for q, k in zip(query, key, strict=True):
+        received = torch.stack([block.sum(0) for block in _blocks(q, k, group)]).sum(0)
+        rows.append(received / len(received))
+    return torch.stack(rows)
 
 
 @torch.no_grad()
@@ -44,20 +51,24 @@ def attention_map(query: Tensor, key: Tensor, *, cls: bool, group: int = 1) -> T
     Returns:
         ``[views, tokens, tokens]`` float32, query by key.
     """
-    views = zip(torch.split(query, 1), torch.split(key, 1), strict=True)
-    maps = torch.cat([_mean_map(q, k) for q, k in views])
-    maps = maps[:, 1:, 1:] if cls else maps
-    tokens = maps.shape[1] // group
-    return maps.reshape(-1, tokens, group, tokens, group).sum(4).mean(2)
+    views = zip(query[:, :, int(cls) :], key, strict=True)
+    return torch.stack([torch.cat(list(_blocks(q, k, group, int(cls)))) for q, k in views])
 
 
 def _weights(query: Tensor, key: Tensor) -> Tensor:
-    return (query @ key.transpose(2, 3)).softmax(-1)
+    return (query @ key.transpose(-1, -2)).softmax(-1)
 
 
-def _mean_map(query: Tensor, key: Tensor) -> Tensor:
-    """Return ``[1, patches, patches]`` attention of one view, head mean; chunked over queries."""
-    # 64 MiB of float32 weights at most per chunk.
-    chunk = max(1, (1 << 24) // (key.shape[1] * key.shape[2]))
-    parts = [_weights(block, key).mean(1) for block in torch.split(query, chunk, dim=2)]
-    return torch.cat(parts, dim=1)
+def _blocks(query: Tensor, key: Tensor, group: int, skip: int = 0) -> Iterator[Tensor]:
+    """Yield what some tokens of one view, and then the next, attend to: ``[some, tokens]``.
+
+    Args:
+        query: ``[heads, patches, head_dim]``.
+        key: ``[heads, skip + patches, head_dim]``.
+        group: Patches of a token.
+        skip: Keys that are no patches; they count in the softmax.
+    """
+    step = max(1, LIMIT // (key.shape[0] * key.shape[1] * group)) * group
+    for part in torch.split(query, step, dim=1):
+        block = _weights(part, key).mean(0)[:, skip:]
+        yield block.reshape(len(block) // group, group, -1, group).sum(3).mean(1)
