@@ -98,7 +98,7 @@ class QwenVL(Family):
             query, key, _ = fused.unbind(1)
             query, key = (self._in_order(part, grid) for part in rotate(query, key, c, s))
             shape = (grid[0], grid[1] * grid[2], *query.shape[1:])
-            query, key = (part.float().view(shape).transpose(1, 2) for part in (query, key))
+            query, key = (part.float().reshape(shape).transpose(1, 2) for part in (query, key))
             yield query * float(module.scaling), key
 
     def _in_order(self, patches: Tensor, grid: tuple[int, int, int]) -> Tensor:
