@@ -101,8 +101,8 @@ class SlowFake(Fake):
         super().__init__(count=24)
         self.seconds = seconds
 
-    def evaluate(self, config):
-        for batch in super().evaluate(config):
+    def evaluate(self, config, *, answers=True):
+        for batch in super().evaluate(config, answers=answers):
             time.sleep(self.seconds)
             yield batch
 

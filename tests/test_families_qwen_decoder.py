@@ -20,7 +20,7 @@ from prunetune.runtime.handle import Handle
 from prunetune.runtime.suffix import run_suffix
 from prunetune.runtime.vision import VisionTap
 from prunetune.search import reference as search_reference
-from prunetune.search.packing import pack, unpack
+from prunetune.search.packing import collate, pack, unpack
 from prunetune.search.reference import Prompts, Recorder
 
 TOLERANCE = test_runtime.TOLERANCE
@@ -71,22 +71,32 @@ def test_somebody_elses_override_comes_back():
 def test_a_trial_gives_what_the_pruned_model_gives(name, first):
     """From stored states on, through the disk's format, against a whole pruned forward."""
     model = tiny(name)
-    batch = make_batch(model, IMAGES)
-    inputs = dict(batch.inputs)
-    ids, _ = inputs.pop("input_ids"), inputs.pop("attention_mask")
-    query = torch.full((len(ids),), ids.shape[1] - 1)
-    prompts = Prompts(ids, batch.valid, query, [None] * len(ids), inputs)
-    reference = unpack(*pack(Recorder(view(model), deepest=3).record(prompts, 0)))
+    batches = [make_batch(model, [row], seed=k) for k, row in enumerate(IMAGES)]
+    references = [unpack(*pack(recorded(model, batch))) for batch in batches]
     scorer = "random" if first == 0 else "last_query"
     config = make_config(model, [(first, 0.3, (scorer, "cls_attention")), (5, 0.1, ())])
     with Handle(view(model), config) as handle:
-        got = run_suffix(handle, reference.prefix(first), tail=1)
+        tapped = first - 1 in handle.plan.tapped
+        batch = collate(references, first, torch.device("cpu"), answers=False, tapped=tapped)
+        got = run_suffix(handle, batch.prefix, tail=1)
+
+    def last(batch):
+        return model.model(**batch.inputs).last_hidden_state[:, -1:]
+
     with prunetune.apply(model, config):
-        expected = model.model(**batch.inputs).last_hidden_state[:, -1:]
+        expected = torch.cat([last(batch) for batch in batches])
     assert worst(got, expected) < TOLERANCE
-    plain = model.model(**batch.inputs).last_hidden_state[:, -1:]
-    assert worst(reference.tail, plain) < TOLERANCE
+    plain = torch.cat([last(batch) for batch in batches])
+    assert worst(torch.stack([r.tail for r in references]), plain) < TOLERANCE
     assert worst(got, plain) > 0.02
+
+
+def recorded(model, batch):
+    inputs = dict(batch.inputs)
+    ids, _ = inputs.pop("input_ids"), inputs.pop("attention_mask")
+    query = torch.tensor([ids.shape[1] - 1])
+    prompts = Prompts(ids, batch.valid, query, [None], inputs)
+    return Recorder(view(model), deepest=3).record(prompts)
 
 
 # -- planted bugs --------------------------------------------------------------------------------

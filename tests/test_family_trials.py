@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from family_models import each
+from family_models import each, family
 from reference import worst
 from reference_models import make_batch, make_config, tiny
 
@@ -14,8 +14,9 @@ from prunetune.families.paligemma import PaliGemma
 from prunetune.runtime.apply import family_of
 from prunetune.runtime.handle import Handle
 from prunetune.runtime.suffix import run_suffix
+from prunetune.search import packing
 from prunetune.search import reference as search_reference
-from prunetune.search.packing import pack, unpack
+from prunetune.search.packing import collate, pack, unpack
 from prunetune.search.reference import Prompts, Recorder
 
 TOLERANCE = 1e-5
@@ -25,26 +26,34 @@ NAMES = ("gemma3", "idefics3", "internvl", "llava_next", "paligemma", "smolvlm")
 def prompts_of(batch):
     inputs = dict(batch.inputs)
     ids, _ = inputs.pop("input_ids"), inputs.pop("attention_mask")
-    query = torch.full((len(ids),), ids.shape[1] - 1)
-    return Prompts(ids, batch.valid, query, [None] * len(ids), inputs)
+    return Prompts(ids, batch.valid, torch.tensor([ids.shape[1] - 1]), [None], inputs)
 
 
 @torch.no_grad()
 def trial(name, first):
     """Return how far a trial is from the pruned model, and a reference from the unpruned one."""
     model = tiny(name)
-    batch, view = make_batch(model), family_of(model)
-    reference = unpack(*pack(Recorder(view, deepest=3).record(prompts_of(batch), 0)))
+    view, rows = family_of(model), family(name).rows
+    batches = [make_batch(model, [row], seed=k) for k, row in enumerate(rows)]
+    recorder = Recorder(view, deepest=3)
+    references = [unpack(*pack(recorder.record(prompts_of(batch)))) for batch in batches]
     scorer = "random" if first == 0 else "last_query"
     config = make_config(model, [(first, 0.3, (scorer, "cls_attention")), (5, 0.1, ())])
     with Handle(view, config) as handle:
-        got = run_suffix(handle, reference.prefix(first), tail=1)
-        assert handle.trace[-1].lengths == batch.images
+        tapped = first - 1 in handle.plan.tapped
+        together = collate(references, first, torch.device("cpu"), answers=False, tapped=tapped)
+        got = run_suffix(handle, together.prefix, tail=1)
+        assert handle.trace[-1].lengths == [batch.images[0] for batch in batches]
+
+    def last(batch):
+        return model.model(**batch.inputs).last_hidden_state[:, -1:]
+
     with prunetune.apply(model, config):
-        expected = model.model(**batch.inputs).last_hidden_state[:, -1:]
-    plain = model.model(**batch.inputs).last_hidden_state[:, -1:]
+        expected = torch.cat([last(batch) for batch in batches])
+    plain = torch.cat([last(batch) for batch in batches])
     assert worst(got, plain) > 0.02
-    return max(worst(got, expected), worst(reference.tail, plain))
+    tails = torch.stack([r.tail for r in references])
+    return max(worst(got, expected), worst(tails, plain))
 
 
 @pytest.mark.parametrize("first", [0, 2, 4])
@@ -55,14 +64,7 @@ def test_a_trial_gives_what_the_pruned_model_gives(name, first):
 
 
 def blocks_forgotten(patch):
-    prefix = search_reference.Reference.prefix
-
-    def without(self, first):
-        made = prefix(self, first)
-        made.blocks = None
-        return made
-
-    patch.setattr(search_reference.Reference, "prefix", without)
+    patch.setattr(packing, "_blocks", lambda *given: None)
 
 
 def one_kind(patch):

@@ -246,6 +246,14 @@ class Family:
             )
             yield query * scale, key
 
+    def prefix_problem(self) -> str | None:
+        """Return why a search cannot start from stored states of this model; None where it can.
+
+        It then runs the whole model in every trial. So a family says where a layer is given more
+        than its states, rotary rows, ``blocks`` and what is ``injected``.
+        """
+        return None
+
     # -- text models that touch states between their layers ----------------------------------
 
     def follow(self, survivors: Survivors) -> Callable[[], None]:

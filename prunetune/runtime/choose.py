@@ -38,9 +38,10 @@ def _importance(
     key = plan.memo_keys.get(id(scorer)) if memo is not None else None
     if memo is None or key is None:
         return scorer.importance(ctx)
-    if key not in memo:
-        memo[key] = scorer.importance(ctx)
-    return memo[key]
+    found = memo.get(key)
+    if found is None:
+        found = memo[key] = scorer.importance(ctx)
+    return found
 
 
 @torch.no_grad()

@@ -1,8 +1,11 @@
 """Runs the decoder from a given layer on: what a search repeats, under the very same hooks."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.masking_utils import create_causal_mask
 
 from prunetune.runtime.apply import Handle
@@ -82,16 +85,60 @@ def run_suffix(handle: Handle, prefix: Prefix, tail: int) -> Tensor:
         )
     handle.frames.append(frame)
     try:
-        for k, layer in enumerate(family.layers):
-            if k < prefix.layer:
-                continue
-            rotary = prefix.embeddings[family.layer_kind(k)]
-            hidden = layer(hidden, **kwargs, position_embeddings=rotary)
-            if k < len(prefix.injected):
-                hidden = family.inject(hidden, prefix.image_mask, prefix.injected[k])
+        with _last_slot_only(family.second_norm(len(family.layers) - 1), tail):
+            for k, layer in enumerate(family.layers):
+                if k < prefix.layer:
+                    continue
+                rotary = prefix.embeddings[family.layer_kind(k)]
+                hidden = layer(hidden, **kwargs, position_embeddings=rotary)
+                if k < len(prefix.injected):
+                    hidden = family.inject(hidden, prefix.image_mask, prefix.injected[k])
     finally:
         handle.frames.pop()
     if frame.trace is not None:
         handle.trace.append(frame.trace)
     final: Tensor = text.norm(hidden[:, hidden.shape[1] - tail :])
+    return final
+
+
+@contextmanager
+def _last_slot_only(norm: nn.Module, tail: int) -> Iterator[None]:
+    """Keep the last layer's MLP from computing what nobody reads.
+
+    It gets the last slot alone, ``[B, 1, d]``, and what it returns is broadcast over the residual
+    stream: right at the last slot, meaningless before it.
+    """
+    if tail != 1:
+        yield
+        return
+    hook = norm.register_forward_pre_hook(lambda module, args: (args[0][:, -1:], *args[1:]))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def run_whole(handle: Handle, inputs: Mapping[str, Any], query: Tensor, tail: int) -> Tensor:
+    """Run the whole model on a batch, where no part of it can be started from stored states.
+
+    Args:
+        handle: The applied config.
+        inputs: Of the base model's forward.
+        query: ``[B]`` int64, slot of each prompt's last token.
+        tail: Last slots wanted.
+
+    Returns:
+        ``[B, tail, d]`` after the final norm.
+    """
+    base = handle.plan.family.base
+
+    def ask(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        handle.frames[-1].query = query
+
+    hook = base.register_forward_pre_hook(ask, with_kwargs=True)
+    try:
+        output = base(**inputs, use_cache=False)
+    finally:
+        hook.remove()
+    final: Tensor = output.last_hidden_state[:, -tail:]
     return final

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from prunetune.search.workers import Crew
 
 CACHE_BYTES = 20 << 30
+_SMALL = 512 << 20
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,7 @@ class Cache:
     """Where the unpruned references are kept between searches and shared by workers.
 
     Attributes:
-        folder: None for ``$PRUNETUNE_CACHE``, by default ``~/.cache/prunetune/references``. The
-            references of ``tiny`` take seconds and stay in memory unless a folder is given.
+        folder: None for ``$PRUNETUNE_CACHE``, by default ``~/.cache/prunetune/references``.
         limit: Bytes that all references in the folder may take.
         on_disk: False keeps them in memory.
     """
@@ -30,10 +30,18 @@ class Cache:
     limit: int = CACHE_BYTES
     on_disk: bool = True
 
-    def of(self, model: str) -> Path | None:
-        """Return the folder for a model's references; None for memory."""
+    @property
+    def in_memory(self) -> int:
+        """Bytes of references that are not worth a file: they take seconds to compute.
+
+        None where a folder is named: whoever names one wants them there.
+        """
+        return 0 if self.folder else _SMALL
+
+    def path(self) -> Path | None:
+        """Return the folder for references; None for memory."""
         named = self.folder or os.environ.get("PRUNETUNE_CACHE")
-        if not self.on_disk or (model == "tiny" and not self.folder):
+        if not self.on_disk:
             return None
         if named:
             return Path(named)
@@ -106,8 +114,9 @@ def join(order: Mapping[str, Any], stopped: Callable[[], bool], ready: Callable[
         prepared.calibration,
         deepest=prepared.deepest,
         batch_size=order["batch_size"],
-        cache=cache.of(spec.model),
+        cache=cache.path(),
         cache_limit=cache.limit,
+        in_memory=cache.in_memory,
         progress=lambda done: check(),
     )
     if stopped():

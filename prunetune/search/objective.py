@@ -4,7 +4,7 @@ VFlowOpt's gap (arXiv 2508.05211, Eq. 8): 1 - cosine of the last prompt token's 
 final norm, pruned against unpruned; beside it the KL divergence of the next-token distribution.
 """
 
-import hashlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,56 +15,36 @@ from torch import Tensor
 
 from prunetune.budget import ModelFacts
 from prunetune.calibration import CalibrationSet, Sample
+from prunetune.calibration.collate import batches_by_length
 from prunetune.config import PruningConfig
 from prunetune.devices import device_of
 from prunetune.errors import DataError
 from prunetune.runtime.apply import Handle, check_fits, family_of
-from prunetune.runtime.suffix import run_suffix
+from prunetune.runtime.suffix import run_suffix, run_whole
 from prunetune.search.facts import model_facts
-from prunetune.search.packing import to_device
-from prunetune.search.reference import Prompts, Recorder, Reference, prepare
+from prunetune.search.packing import collate
+from prunetune.search.reference import Prompts, Recorder, Reference, given_positions, prepare
+from prunetune.search.results import SampleResult, compare, exact_answer
 from prunetune.search.store import DiskStore, MemoryStore, Store, store_key
+
+__all__ = ["Evaluator", "SampleResult"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class SampleResult:
-    """What a config did to one sample.
+class _Length:
+    """Tokens of one sample.
 
     Attributes:
-        gap: 1 - cosine of the last prompt token's final states, in [0, 2].
-        kl: KL(unpruned || pruned) of the next-token distribution, in nats.
-        agrees: Whether the most likely next token is the same.
-        correct: Whether greedy decoding gives exactly the expected answer; None without one.
-    """
-
-    gap: float
-    kl: float
-    agrees: bool
-    correct: bool | None
-
-
-@dataclass
-class _Tokens:
-    """Counts over a split.
-
-    Attributes:
+        prompt: All tokens of the prompt.
         image: Image tokens, separators included.
         separators: Separators.
-        text: All other tokens of the prompts.
     """
 
-    image: int = 0
-    separators: int = 0
-    text: int = 0
-
-    def add(self, reference: Reference) -> None:
-        """Count one batch; expected answers are no part of a prompt."""
-        image = int(reference.image_mask.sum())
-        answers = sum(len(answer or []) for answer in reference.prompts.answers)
-        self.image += image
-        self.text += int(reference.prompts.valid.sum()) - image - answers
-        images = reference.capture.images
-        self.separators += sum(int(i.geometry.separator.sum()) for i in images)
+    prompt: int
+    image: int
+    separators: int
 
 
 class Evaluator:
@@ -78,9 +58,11 @@ class Evaluator:
         samples: The split, in the order that trials use.
         deepest: Last layer that a first stage can be at; the states entering layers up to there
             are kept, a first stage behind it costs the layers between.
-        batch_size: Samples a batch.
+        batch_size: Samples that are measured before results are handed out.
+        token_budget: Surviving tokens that run together; None for what suits the device.
         cache: Folder of references shared by searches; None keeps them in memory.
         cache_limit: Bytes that all references in ``cache`` may take.
+        in_memory: Bytes up to which references stay in memory although there is a ``cache``.
         progress: Called with the number of samples done so far.
 
     Raises:
@@ -95,8 +77,10 @@ class Evaluator:
         *,
         deepest: int,
         batch_size: int = 16,
+        token_budget: int | None = None,
         cache: Path | None = None,
         cache_limit: int = 20 << 30,
+        in_memory: int = 0,
         progress: Callable[[int], None] | None = None,
     ) -> None:
         if not len(samples):
@@ -108,61 +92,88 @@ class Evaluator:
         self.eos = _eos_ids(loaded.model)
         self.device = device_of(loaded.model)
         self.batch_size = batch_size
-        self._recorder = Recorder(self.family, deepest)
-        self._store = self._open(cache, cache_limit)
-        self._tokens = _Tokens()
+        self.token_budget = token_budget or self._fitting_budget()
+        self.whole = self.family.prefix_problem()
+        if self.whole is not None:
+            logger.info("every trial runs the whole model: %s", self.whole)
+        self._recorder = Recorder(self.family, -1 if self.whole else deepest)
+        self._store: Store = MemoryStore()
+        self._lengths: list[_Length] = []
         self.unpruned_correct: list[bool | None] = []
-        for batch in range(self._batches):
-            reference = self._reference(batch)
-            self._tokens.add(reference)
-            self.unpruned_correct += reference.correct
-            if progress is not None:
-                progress(len(self.unpruned_correct))
+        self._compute(cache, cache_limit, in_memory, progress or (lambda done: None))
 
-    @property
-    def _batches(self) -> int:
-        return -(-len(self.samples) // self.batch_size)
+    def _fitting_budget(self) -> int:
+        """Return how many tokens run together best.
 
-    def _open(self, cache: Path | None, limit: int) -> Store:
-        if cache is None:
-            return MemoryStore()
-        order = [sample.digest() for sample in self.samples]
-        key = store_key(
+        On a CPU a batch helps until matrices are some hundred rows high; beyond that its
+        activations only fall out of the processor's cache (measured: benchmarks/search_cost.py).
+        """
+        if self.device.type != "cpu":
+            return 1 << 15
+        config = self.family.text_model.config
+        return max(256, (1 << 20) // int(getattr(config, "intermediate_size", 4096)))
+
+    # -- what is computed once -------------------------------------------------------------
+
+    def _compute(
+        self, cache: Path | None, limit: int, in_memory: int, progress: Callable[[int], None]
+    ) -> None:
+        lengths: dict[int, _Length] = {}
+        correct: dict[int, bool | None] = {}
+        first = self._record(0)
+        if cache is not None and len(self.samples) * first.nbytes > in_memory:
+            names = [sample.digest()[:32] for sample in self.samples]
+            self._store = DiskStore(cache, self._key(), names, limit)
+        for index in self._by_images():
+            reference = self._reference(index, first if index == 0 else None)
+            separators = sum(int(i.geometry.separator.sum()) for i in reference.images)
+            lengths[index] = _Length(reference.query + 1, reference.image_tokens, separators)
+            correct[index] = reference.correct
+            progress(len(lengths))
+        self._lengths = [lengths[index] for index in range(len(self.samples))]
+        self.unpruned_correct = [correct[index] for index in range(len(self.samples))]
+
+    def _by_images(self) -> list[int]:
+        """Return all samples, those about the same images one after the other."""
+        first: dict[str, int] = {}
+        for index, sample in enumerate(self.samples):
+            first.setdefault(sample.image_id or f"/{index}", index)
+        return sorted(
+            range(len(self.samples)), key=lambda i: (first[self.samples[i].image_id or f"/{i}"], i)
+        )
+
+    def _key(self) -> str:
+        processor = self.loaded.processor
+        return store_key(
             self.loaded.model,
             self.loaded.fingerprint,
-            hashlib.sha256("".join(order).encode()).hexdigest(),
-            batch=self.batch_size,
             deepest=self._recorder.deepest,
             device=self.device.type,
+            eos=sorted(self.eos),
+            pictures=str(getattr(processor, "image_processor", "")),
+            template=str(getattr(processor, "chat_template", "")),
         )
-        return DiskStore(cache, key, limit)
 
-    def _reference(self, batch: int) -> Reference:
-        """Return a batch's reference, computing it where it is not (or no longer) kept."""
-        kept = self._store.get(batch)
-        if kept is not None:
-            return to_device(kept, self.device)
-        first = batch * self.batch_size
-        samples = self.samples[first : first + self.batch_size]
+    def _reference(self, index: int, computed: Reference | None = None) -> Reference:
+        """Return a sample's reference, computing it where it is not (or no longer) kept."""
+        kept = self._store.get(index)
+        if kept is None:
+            kept = computed or self._record(index)
+            self._store.put(index, kept)
+        return kept
+
+    def _record(self, index: int) -> Reference:
+        sample = self.samples[index]
         with torch.no_grad():
-            prompts = prepare(self.loaded.processor, samples, self.device, self.family.answer_kind)
-            self._check_images(prompts, samples)
-            reference = self._finish(self._recorder.record(prompts, first))
-        self._store.put(batch, reference)
-        return reference
-
-    def _check_images(self, prompts: Prompts, batch: Sequence[Sample]) -> None:
-        counts = (prompts.input_ids == self.family.image_token_id).sum(1)
-        for sample, count in zip(batch, counts.tolist(), strict=True):
-            if not count:
+            prompts = self._prompts([sample], answers=True)
+            if not bool((prompts.input_ids == self.family.image_token_id).any()):
                 raise DataError(
                     f"sample {sample.id!r}: the prompt has no image; every sample needs one"
                 )
-
-    def _finish(self, reference: Reference) -> Reference:
-        logits = self._logits(reference.tail)
-        reference.log_probs = self._next(logits, reference.prompts).log_softmax(-1)
-        reference.correct = exact_answers(logits.argmax(-1), reference.prompts, self.eos)
+            reference = self._recorder.record(prompts)
+            logits = self._logits(reference.tail)
+        reference.log_probs = logits[0].log_softmax(-1)
+        reference.correct = exact_answer(logits.argmax(-1).tolist(), reference.answer, self.eos)
         return reference
 
     def _logits(self, tail: Tensor) -> Tensor:
@@ -170,92 +181,81 @@ class Evaluator:
         logits: Tensor = head(tail).float()
         return logits
 
-    def _next(self, logits: Tensor, prompts: Prompts) -> Tensor:
-        rows = torch.arange(len(logits), device=logits.device)
-        return logits[rows, _in_tail(prompts)]
+    # -- what every trial does -------------------------------------------------------------
 
-    def evaluate(self, config: PruningConfig) -> Iterator[list[tuple[int, SampleResult]]]:
+    def evaluate(
+        self, config: PruningConfig, *, answers: bool = True
+    ) -> Iterator[list[tuple[int, SampleResult]]]:
         """Yield batches of (sample index, result) in the split's order; stop whenever you like.
+
+        Args:
+            config: What is measured.
+            answers: Whether expected answers are checked; without, their tokens are not run and
+                the vocabulary's head sees the prompts' last tokens only.
 
         Raises:
             ConfigError: The config does not fit the model.
         """
         check_fits(self.family, config, strict=False)
         with Handle(self.family, config) as handle:
-            for batch in range(self._batches):
-                reference = self._reference(batch)
-                with torch.no_grad():
-                    results = self._measure(handle, reference)
-                yield list(enumerate(results, start=reference.first))
+            for start in range(0, len(self.samples), self.batch_size):
+                window = range(start, min(start + self.batch_size, len(self.samples)))
+                found: dict[int, SampleResult] = {}
+                for part in self._parts(config, window):
+                    with torch.no_grad():
+                        found.update(zip(part, self._measure(handle, part, answers)))
+                yield [(index, found[index]) for index in window]
 
-    def _measure(self, handle: Handle, reference: Reference) -> list[SampleResult]:
-        prompts = reference.prompts
-        first = handle.plan.stages[0].layer
-        tail = run_suffix(handle, reference.prefix(first), prompts.tail)
-        return compare(tail, self._logits(tail), reference, self.eos)
+    def _parts(self, config: PruningConfig, window: Sequence[int]) -> list[list[int]]:
+        """Fill batches of samples of similar length, by the tokens that survive."""
+        first, kept = config.stages[0], 1.0
+        if self.whole is None and first.layer <= self._recorder.deepest:
+            kept = first.retention
+        lengths = [self._lengths[index] for index in window]
+        tokens = [size.prompt - round((1.0 - kept) * size.image) for size in lengths]
+        parts = batches_by_length(tokens, self.token_budget)
+        return [[window[i] for i in part] for part in parts]
+
+    def _measure(self, handle: Handle, part: list[int], answers: bool) -> list[SampleResult]:
+        references = [self._reference(index) for index in part]
+        if self.whole is not None:
+            samples = [self.samples[index] for index in part]
+            prompts = self._prompts(samples, answers=answers)
+            tail = run_whole(handle, self._inputs(prompts), prompts.query, prompts.tail)
+            expected = prompts.answers
+        else:
+            first = handle.plan.stages[0].layer
+            tapped = first - 1 in handle.plan.tapped
+            batch = collate(references, first, self.device, answers=answers, tapped=tapped)
+            expected = batch.answers
+            longest = max(len(answer or []) for answer in expected)
+            tail = run_suffix(handle, batch.prefix, 1 + longest)
+        return compare(tail, self._logits(tail), references, expected, self.eos)
+
+    def _prompts(self, samples: Sequence[Sample], *, answers: bool) -> Prompts:
+        kind = self.family.answer_kind
+        return prepare(self.loaded.processor, samples, self.device, kind, answers=answers)
+
+    def _inputs(self, prompts: Prompts) -> dict[str, Any]:
+        return {
+            "input_ids": prompts.input_ids,
+            "attention_mask": prompts.valid.long(),
+            "position_ids": given_positions(self.family, prompts),
+            **prompts.pixels,
+        }
 
     def facts(self) -> ModelFacts:
         """Return what space and budgets need to know about the model and the data."""
-        tokens, count = self._tokens, len(self.samples)
+        count, image = len(self.samples), sum(size.image for size in self._lengths)
+        text = sum(size.prompt - size.image for size in self._lengths)
         return model_facts(
             self.loaded,
             self.family,
             self.data,
-            image_tokens=tokens.image / count,
-            text_tokens=tokens.text / count,
-            separator_share=tokens.separators / tokens.image,
+            image_tokens=image / count,
+            text_tokens=text / count,
+            separator_share=sum(size.separators for size in self._lengths) / image,
         )
-
-
-def compare(
-    tail: Tensor, logits: Tensor, reference: Reference, eos: frozenset[int]
-) -> list[SampleResult]:
-    """Compare pruned final states with the reference, sample by sample.
-
-    Args:
-        tail: ``[B, t, d]`` final states of the last slots, pruned.
-        logits: ``[B, t, vocabulary]`` float32.
-        reference: The same batch, unpruned.
-        eos: Ids that end an answer.
-    """
-    prompts = reference.prompts
-    rows = torch.arange(len(tail), device=tail.device)
-    at = _in_tail(prompts)
-    # float64: near 1 a float32 cosine has steps of 6e-8.
-    cosine = torch.nn.functional.cosine_similarity(
-        tail[rows, at].double(), reference.tail[rows, at].double(), dim=-1
-    )
-    pruned = logits[rows, at].log_softmax(-1)
-    kl = (reference.log_probs.exp() * (reference.log_probs - pruned)).sum(-1)
-    agrees = pruned.argmax(-1) == reference.log_probs.argmax(-1)
-    correct = exact_answers(logits.argmax(-1), prompts, eos)
-    columns = ((1 - cosine).tolist(), kl.tolist(), agrees.tolist(), correct)
-    return [SampleResult(max(0.0, g), max(0.0, k), a, c) for g, k, a, c in zip(*columns)]
-
-
-def exact_answers(predicted: Tensor, prompts: Prompts, eos: frozenset[int]) -> list[bool | None]:
-    """Tell for each sample whether greedy decoding gives exactly the expected answer.
-
-    Greedy decoding yields the answer if and only if, with the answer's tokens fed in, the most
-    likely token is right at every position and an end token follows.
-
-    Args:
-        predicted: ``[B, t]`` most likely next tokens at the last slots.
-        prompts: The batch.
-        eos: Ids that end an answer; empty: any token may follow.
-    """
-    result: list[bool | None] = []
-    for row, start, answer in zip(predicted.tolist(), _in_tail(prompts).tolist(), prompts.answers):
-        if answer is None:
-            result.append(None)
-            continue
-        ended = not eos or row[start + len(answer)] in eos
-        result.append(row[start : start + len(answer)] == answer and ended)
-    return result
-
-
-def _in_tail(prompts: Prompts) -> Tensor:
-    return prompts.query - (prompts.input_ids.shape[1] - prompts.tail)
 
 
 def _eos_ids(model: Any) -> frozenset[int]:

@@ -1,25 +1,25 @@
-"""References to named tensors and plain facts, and back."""
+"""References to named tensors and plain facts, and back; several references to one batch."""
 
-from dataclasses import fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from prunetune.runtime.suffix import Prefix
 from prunetune.runtime.taps import LayerTap
 from prunetune.runtime.vision import ImageCapture, VisionCapture
-from prunetune.search.reference import Prompts, Reference
+from prunetune.search.reference import Reference
 from prunetune.tokens import ImageGeometry
 
 _PLAIN = ("position_ids", "image_mask", "tail", "log_probs")
-_PROMPT = ("input_ids", "valid", "query")
 _OPTIONAL = ("vision_attention", "vision_map", "patch_entropy")
 
 
 def pack(reference: Reference) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return a reference as contiguous tensors and JSON facts; pixels are not kept."""
+    """Return a reference as contiguous tensors and JSON facts."""
     tensors: dict[str, Tensor] = {name: getattr(reference, name) for name in _PLAIN}
-    tensors |= {name: getattr(reference.prompts, name) for name in _PROMPT}
     for kind, (cos, sin) in reference.embeddings.items():
         tensors |= {f"cos.{kind}": cos, f"sin.{kind}": sin}
     if reference.blocks is not None:
@@ -31,7 +31,7 @@ def pack(reference: Reference) -> tuple[dict[str, Tensor], dict[str, Any]]:
         for name, part in (("target", tap.target), ("row", tap.row)):
             if part is not None:
                 tensors[f"{name}.{k}"] = part
-    for i, image in enumerate(reference.capture.images):
+    for i, image in enumerate(reference.images):
         for f in fields(ImageGeometry):
             tensors[f"image.{i}.{f.name}"] = getattr(image.geometry, f.name)
         for name in _OPTIONAL:
@@ -39,10 +39,10 @@ def pack(reference: Reference) -> tuple[dict[str, Tensor], dict[str, Any]]:
             if value is not None:
                 tensors[f"image.{i}.{name}"] = value
     facts = {
-        "first": reference.first,
+        "query": reference.query,
+        "answer": reference.answer,
         "correct": reference.correct,
-        "answers": reference.prompts.answers,
-        "seeds": [image.seed for image in reference.capture.images],
+        "seeds": [image.seed for image in reference.images],
     }
     return {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, facts
 
@@ -58,19 +58,15 @@ def unpack(tensors: dict[str, Tensor], facts: dict[str, Any]) -> Reference:
     kinds = [k.removeprefix("cos.") for k in tensors if k.startswith("cos.")]
     layers = [int(k.split(".")[1]) for k in tensors if k.startswith("target.")]
     return Reference(
-        first=facts["first"],
-        prompts=Prompts(
-            **{name: tensors[name] for name in _PROMPT}, answers=facts["answers"], pixels={}
-        ),
+        query=facts["query"],
+        answer=facts["answer"],
         states=states,
         taps={
             k: LayerTap(states[k], tensors[f"target.{k}"], tensors.get(f"row.{k}")) for k in layers
         },
         embeddings={kind: (tensors[f"cos.{kind}"], tensors[f"sin.{kind}"]) for kind in kinds},
-        capture=VisionCapture(
-            [_image(tensors, i, s) for i, s in enumerate(facts["seeds"])], joined=True
-        ),
         blocks=tensors.get("blocks"),
+        images=[_image(tensors, i, s) for i, s in enumerate(facts["seeds"])],
         correct=facts["correct"],
         injected=[tensors[f"injected.{k}"] for k in range(injected)],
         **{name: tensors[name] for name in _PLAIN},
@@ -85,9 +81,101 @@ def _image(tensors: dict[str, Tensor], i: int, seed: int) -> ImageCapture:
     return image
 
 
-def to_device(reference: Reference, device: torch.device) -> Reference:
-    """Move a reference to the model's device; nothing is copied where it is there already."""
-    if reference.tail.device == device:
-        return reference
-    tensors, facts = pack(reference)
-    return unpack({name: tensor.to(device) for name, tensor in tensors.items()}, facts)
+@dataclass
+class Batch:
+    """Samples that run together.
+
+    Attributes:
+        prefix: What they start from.
+        answers: Token ids that follow each prompt; None where none do.
+    """
+
+    prefix: Prefix
+    answers: list[list[int] | None]
+
+
+def collate(
+    references: Sequence[Reference],
+    first_layer: int,
+    device: torch.device,
+    *,
+    answers: bool,
+    tapped: bool,
+) -> Batch:
+    """Return references as one left-padded batch; of a single one nothing is copied.
+
+    Args:
+        references: Of the samples.
+        first_layer: Of a config's first stage. Where the states entering it are not kept, the
+            batch starts from the last layer before it whose states are.
+        device: Of the model.
+        answers: Whether expected answers follow the prompts.
+        tapped: Whether the first stage asks for the tap of the layer before it.
+    """
+    layer = min(first_layer, max(references[0].states))
+    ends = [len(r.image_mask) if answers else r.query + 1 for r in references]
+    width = max(ends)
+
+    def together(parts: Sequence[Tensor]) -> Tensor:
+        return _left_padded([p[:end] for p, end in zip(parts, ends)], width).to(device)
+
+    tap = None
+    if tapped and layer == first_layer and layer - 1 in references[0].taps:
+        taps = [r.taps[layer - 1] for r in references]
+        tap = LayerTap(together([t.source for t in taps]))
+        for name in ("target", "row"):
+            parts = [getattr(t, name) for t in taps]
+            setattr(tap, name, None if parts[0] is None else together(parts))
+    lengths = torch.tensor(ends)
+    prefix = Prefix(
+        layer=layer,
+        hidden=together([r.states[layer] for r in references]),
+        embeddings={
+            kind: (
+                together([r.embeddings[kind][0] for r in references]),
+                together([r.embeddings[kind][1] for r in references]),
+            )
+            for kind in references[0].embeddings
+        },
+        position_ids=together([r.position_ids for r in references]),
+        valid=(torch.arange(width) >= width - lengths[:, None]).to(device),
+        image_mask=together([r.image_mask for r in references]),
+        capture=VisionCapture(
+            [_moved(i, device) for r in references for i in r.images], joined=True
+        ),
+        query=torch.tensor([width - e + r.query for r, e in zip(references, ends)]).to(device),
+        tap=tap,
+        injected=[torch.cat(parts).to(device) for parts in zip(*(r.injected for r in references))],
+        blocks=_blocks(references, ends, width, device),
+    )
+    return Batch(prefix, [r.answer if answers else None for r in references])
+
+
+def _blocks(
+    references: Sequence[Reference], ends: Sequence[int], width: int, device: torch.device
+) -> Tensor | None:
+    parts = [r.blocks[:end] for r, end in zip(references, ends) if r.blocks is not None]
+    if len(parts) < len(references):
+        return None
+    # Padding attends causally, which is nothing to anybody.
+    padded = [torch.nn.functional.pad(p, (width - len(p), 0), value=-1) for p in parts]
+    return torch.stack(padded).to(device)
+
+
+def _left_padded(parts: Sequence[Tensor], width: int) -> Tensor:
+    if len(parts) == 1:
+        return parts[0][None]
+    out = parts[0].new_zeros(len(parts), width, *parts[0].shape[1:])
+    for row, part in zip(out, parts):
+        row[width - len(part) :] = part
+    return out
+
+
+def _moved(image: ImageCapture, device: torch.device) -> ImageCapture:
+    if image.geometry.tile.device == device:
+        return image
+    moved = replace(image, geometry=image.geometry.to(device))
+    for name in _OPTIONAL:
+        part = getattr(image, name)
+        setattr(moved, name, None if part is None else part.to(device))
+    return moved

@@ -1,7 +1,8 @@
 """What a study computes once: the unpruned reference and the states entering each first layer."""
 
+import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,10 +12,9 @@ from torch.nn import functional as F
 from prunetune.calibration import Sample, encode
 from prunetune.families import Family
 from prunetune.families.base import multimodal_rotary
-from prunetune.runtime.suffix import Prefix
 from prunetune.runtime.taps import LayerTap, last_query_row
 from prunetune.runtime.views import join_views
-from prunetune.runtime.vision import VisionCapture, VisionTap, wrap_encoder
+from prunetune.runtime.vision import ImageCapture, VisionCapture, VisionTap, wrap_encoder
 from prunetune.tokens import left_pad
 
 TOKEN_KINDS = ("mm_token_type_ids", "token_type_ids")
@@ -49,91 +49,105 @@ class Prompts:
 
 
 def prepare(
-    processor: Any, samples: Sequence[Sample], device: torch.device, answer_kind: int = 0
+    processor: Any,
+    samples: Sequence[Sample],
+    device: torch.device,
+    answer_kind: int = 0,
+    *,
+    answers: bool = True,
 ) -> Prompts:
-    """Tokenise a batch of samples with their answers, whose tokens are of kind ``answer_kind``."""
+    """Tokenise a batch of samples.
+
+    Args:
+        processor: Of the model.
+        samples: At least one.
+        device: Of the result.
+        answer_kind: Kind of an answer's tokens, where the model tells kinds apart.
+        answers: Whether each prompt is followed by its expected answer.
+    """
     inputs = dict(encode(processor, samples))
     ids, mask = inputs.pop("input_ids"), inputs.pop("attention_mask").bool()
     kinds = {name: inputs.pop(name) for name in TOKEN_KINDS if name in inputs}
-    answers = [
+    expected = [
         None
-        if sample.answer is None
+        if sample.answer is None or not answers
         else list(processor.tokenizer(sample.answer, add_special_tokens=False)["input_ids"])
         for sample in samples
     ]
     rows = [row[m] for row, m in zip(ids, mask, strict=True)]
-    full = [torch.cat([r, torch.tensor(a or [], dtype=r.dtype)]) for r, a in zip(rows, answers)]
+    full = [torch.cat([r, torch.tensor(a or [], dtype=r.dtype)]) for r, a in zip(rows, expected)]
     padded, valid = left_pad(full)
-    behind = torch.tensor([len(a or []) for a in answers])
+    behind = torch.tensor([len(a or []) for a in expected])
     for name, kind in kinds.items():
         parts = [
             F.pad(row[m], (0, len(a or [])), value=answer_kind)
-            for row, m, a in zip(kind, mask, answers)
+            for row, m, a in zip(kind, mask, expected)
         ]
         inputs[name] = left_pad(parts)[0]
     pixels = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
     query = padded.shape[1] - 1 - behind
-    return Prompts(padded.to(device), valid.to(device), query.to(device), answers, pixels)
+    return Prompts(padded.to(device), valid.to(device), query.to(device), expected, pixels)
 
 
 @dataclass
 class Reference:
-    """One batch of calibration samples, unpruned.
+    """One calibration sample, unpruned; nothing in it is padded.
 
     Attributes:
-        first: Index of the batch's first sample in the calibration set.
-        prompts: The batch.
-        states: Decoder layer to the ``[B, S, d]`` states entering it.
-        taps: Decoder layer to its tap, for a stage at the next layer.
-        embeddings: Rotary cos and sin, by kind of layer.
-        position_ids: ``[B, S]`` int64.
-        image_mask: ``[B, S]`` bool.
-        capture: Of the batch's images.
-        tail: ``[B, t, d]`` final states of the last ``t`` slots.
-        log_probs: ``[B, vocabulary]`` float32, next token after the prompt.
+        query: Slot of the prompt's last token; the answer's tokens are behind it.
+        answer: Token ids of the expected answer; None without one.
+        states: Decoder layer to the ``[S, d]`` states entering it.
+        taps: Decoder layer to its tap, for a stage at the next layer; without the batch dimension.
+        embeddings: Rotary cos and sin, ``[S, head_dim]`` each, by kind of layer.
+        position_ids: ``[S]`` int64.
+        image_mask: ``[S]`` bool.
+        images: What is known of its images.
+        tail: ``[t, d]`` final states from the prompt's last token on.
+        log_probs: ``[vocabulary]`` float32, next token after the prompt.
         correct: Whether greedy decoding gives exactly the expected answer; None without one.
         injected: What the text model adds behind its first layers, see ``Family.injected``.
-        blocks: Which tokens attend in both directions, see ``Family.blocks``.
+        blocks: ``[S]`` int64, which tokens attend in both directions, see ``Family.blocks``.
     """
 
-    first: int
-    prompts: Prompts
+    query: int
+    answer: list[int] | None
     states: dict[int, Tensor]
     taps: dict[int, LayerTap]
     embeddings: dict[str, tuple[Tensor, Tensor]]
     position_ids: Tensor
     image_mask: Tensor
-    capture: VisionCapture
+    images: list[ImageCapture]
     tail: Tensor
     log_probs: Tensor = field(default_factory=lambda: torch.empty(0))
-    correct: list[bool | None] = field(default_factory=list)
+    correct: bool | None = None
     injected: list[Tensor] = field(default_factory=list)
     blocks: Tensor | None = None
 
-    def prefix(self, first_layer: int) -> Prefix:
-        """Return what a config whose first stage is at ``first_layer`` starts from."""
-        layer = min(first_layer, max(self.states))
-        return Prefix(
-            layer=layer,
-            hidden=self.states[layer],
-            embeddings=self.embeddings,
-            position_ids=self.position_ids,
-            valid=self.prompts.valid,
-            image_mask=self.image_mask,
-            capture=self.capture,
-            query=self.prompts.query,
-            tap=self.taps.get(layer - 1) if layer == first_layer else None,
-            injected=self.injected,
-            blocks=self.blocks,
-        )
+    @property
+    def image_tokens(self) -> int:
+        """Image tokens, separators included."""
+        return int(self.image_mask.sum())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what grows with the prompt's length."""
+        kept = [*self.states.values(), *self.injected, self.log_probs]
+        kept += [part for pair in self.embeddings.values() for part in pair]
+        kept += [tap.target for tap in self.taps.values() if tap.target is not None]
+        return sum(part.numel() * part.element_size() for part in kept)
 
 
 class Recorder:
-    """Runs a model unpruned and remembers what trials will start from.
+    """Runs a model unpruned, a sample at a time, and remembers what trials will start from.
+
+    One at a time: a reference then depends on its sample alone, whatever stands beside it, and an
+    unpruned prompt fills the processor by itself. Questions about the same images, asked one after
+    the other, share one run of the vision tower.
 
     Args:
         family: Of the model.
-        deepest: Last candidate first layer; the states entering layers 0 .. deepest are kept.
+        deepest: Last candidate first layer; the states entering layers 0 .. deepest are kept, none
+            below 0.
     """
 
     def __init__(self, family: Family, deepest: int) -> None:
@@ -144,20 +158,17 @@ class Recorder:
         self._embeddings: dict[str, tuple[Tensor, Tensor]] = {}
         self._capture: VisionCapture | None = None
         self._injected: list[Tensor] = []
+        self._encoded: tuple[Any, Any, Any, list[ImageCapture]] | None = None
 
-    def record(self, prompts: Prompts, first: int) -> Reference:
-        """Run one batch through the unmodified model."""
+    def record(self, prompts: Prompts) -> Reference:
+        """Run a batch of one through the unmodified model."""
         hooks = self._install()
         base = self.family.base
-        position_ids = (prompts.valid.long().cumsum(1) - 1).clamp_min(0)
-        position_ids += self.family.first_position
-        # Multimodal rotary positions are the model's own to find.
-        multimodal = multimodal_rotary(self.family.text_model.config)
         try:
             output = base(
                 input_ids=prompts.input_ids,
                 attention_mask=prompts.valid.long(),
-                position_ids=None if multimodal else position_ids,
+                position_ids=given_positions(self.family, prompts),
                 use_cache=False,
                 **prompts.pixels,
             )
@@ -166,38 +177,39 @@ class Recorder:
                 hook.remove()
             base.__dict__.pop(self.family.encoder_method, None)
         assert self._capture is not None
-        tail = output.last_hidden_state[:, -prompts.tail :]
         image_mask = prompts.input_ids == self.family.image_token_id
         if self.family.joins_views:
             slots = [row.nonzero().flatten() for row in image_mask]
             join_views(self.family, self._capture, slots, prompts.input_ids)
+        blocks = self.family.blocks({"input_ids": prompts.input_ids, **prompts.pixels})
         reference = Reference(
-            first=first,
-            prompts=prompts,
-            states=dict(self._states),
+            query=int(prompts.query),
+            answer=prompts.answers[0],
+            states={k: states[0] for k, states in self._states.items()},
             taps={},
-            embeddings=dict(self._embeddings),
-            position_ids=position_ids,
-            image_mask=image_mask,
-            capture=self._capture,
+            embeddings={k: (cos[0], sin[0]) for k, (cos, sin) in self._embeddings.items()},
+            position_ids=positions(self.family, prompts)[0],
+            image_mask=image_mask[0],
+            images=self._capture.images,
             # A copy: the view would keep the whole sequence's states alive.
-            tail=tail.clone(),
+            tail=output.last_hidden_state[0, -prompts.tail :].clone(),
             injected=self._injected,
-            blocks=self.family.blocks({"input_ids": prompts.input_ids, **prompts.pixels}),
+            blocks=None if blocks is None else blocks[0],
         )
         for k in range(self.deepest):
-            reference.taps[k] = self._tap(reference, k)
+            reference.taps[k] = self._tap(k, prompts)
+        self._states, self._targets = {}, {}
         return reference
 
-    def _tap(self, reference: Reference, k: int) -> LayerTap:
+    def _tap(self, k: int, prompts: Prompts) -> LayerTap:
         row = last_query_row(
             self.family.layers[k],
-            reference.states[k],
-            reference.embeddings[self.family.layer_kind(k)],
-            reference.prompts.valid,
-            at=reference.prompts.query,
+            self._states[k],
+            self._embeddings[self.family.layer_kind(k)],
+            prompts.valid,
+            at=prompts.query,
         )
-        return LayerTap(reference.states[k], self._targets[k], row)
+        return LayerTap(self._states[k][0], self._targets[k][0], row[0])
 
     def _install(self) -> list[Any]:
         base, layers = self.family.base, self.family.layers
@@ -206,7 +218,8 @@ class Recorder:
         tap = VisionTap(self.family, needs)
         hooks = tap.install()
         encode = getattr(base, self.family.encoder_method)
-        base.__dict__[self.family.encoder_method] = wrap_encoder(encode, tap, self._note)
+        noting = wrap_encoder(encode, tap, self._note)
+        base.__dict__[self.family.encoder_method] = self._once(encode, noting)
         text: Any = self.family.text_model
         hooks.append(text.register_forward_pre_hook(self._inject, with_kwargs=True))
         for k in range(self.deepest + 1):
@@ -218,6 +231,24 @@ class Recorder:
             first = layers[kinds.index(kind)]
             hooks.append(first.register_forward_pre_hook(self._turning(kind), with_kwargs=True))
         return hooks
+
+    def _once(self, encode: Any, noting: Any) -> Any:
+        """Return ``noting``, which is not called again while its arguments stay the same."""
+
+        @functools.wraps(encode)
+        def remembered(*args: Any, **kwargs: Any) -> Any:
+            if self._encoded is not None and _equal((args, kwargs), self._encoded[:2]):
+                # Memos are a sample's own: some scorers read the question.
+                images = [replace(image, memo={}) for image in self._encoded[3]]
+                self._capture = VisionCapture(images)
+                return self._encoded[2]
+            output = noting(*args, **kwargs)
+            assert self._capture is not None
+            # Views as the encoder saw them: a prompt may join them afterwards.
+            self._encoded = (args, kwargs, output, list(self._capture.images))
+            return output
+
+        return remembered
 
     def _note(self, capture: VisionCapture, output: Any) -> None:
         self._capture = capture
@@ -242,3 +273,24 @@ class Recorder:
             self._targets[k] = output
 
         return targeting
+
+
+def positions(family: Family, prompts: Prompts) -> Tensor:
+    """Return ``[B, S]`` int64 position ids, counted from each prompt's first token."""
+    return (prompts.valid.long().cumsum(1) - 1).clamp_min(0) + family.first_position
+
+
+def given_positions(family: Family, prompts: Prompts) -> Tensor | None:
+    """Return what a model is passed as position ids; multimodal ones are its own to find."""
+    return None if multimodal_rotary(family.text_model.config) else positions(family, prompts)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Tell whether nested arguments hold the same values."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, (tuple, list)) and isinstance(other, (tuple, list)):
+        return len(one) == len(other) and all(_equal(a, b) for a, b in zip(one, other))
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_equal(one[k], other[k]) for k in one)
+    return type(one) is type(other) and bool(one == other)

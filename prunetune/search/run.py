@@ -171,8 +171,9 @@ def evaluators(
                 split,
                 deepest=deepest,
                 batch_size=batch_size,
-                cache=cache.of(prepared.spec.model),
+                cache=cache.path(),
                 cache_limit=cache.limit,
+                in_memory=cache.in_memory,
                 progress=lambda done, before=before: progress(  # type: ignore[misc]
                     Step("unpruned reference", before + done, total)
                 ),
@@ -193,9 +194,9 @@ class Watched:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
-    def evaluate(self, config: "PruningConfig") -> Iterator[Sequence[Any]]:
+    def evaluate(self, config: "PruningConfig", *, answers: bool = True) -> Iterator[Sequence[Any]]:
         """Yield what the wrapped evaluator yields."""
-        for batch in self._inner.evaluate(config):
+        for batch in self._inner.evaluate(config, answers=answers):
             self._done += len(batch)
             self._report(Step(self._name, self._done, self._total))
             yield batch

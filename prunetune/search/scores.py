@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class SampleScore(Protocol):
-    """What a config did to one sample: ``prunetune.search.objective.SampleResult``."""
+    """What a config did to one sample: ``prunetune.search.results.SampleResult``."""
 
     @property
     def gap(self) -> float: ...  # noqa: D102
@@ -33,8 +33,11 @@ class Measures(Protocol):
     def unpruned_correct(self) -> Sequence[bool | None]:
         """Whether the unpruned model answers each sample; None without an answer."""
 
-    def evaluate(self, config: "PruningConfig") -> Iterator[Any]:
-        """Yield batches of (sample index, result); a caller may stop early."""
+    def evaluate(self, config: "PruningConfig", *, answers: bool = True) -> Iterator[Any]:
+        """Yield batches of (sample index, result); a caller may stop early.
+
+        Without ``answers`` nobody asks whether expected answers are given.
+        """
 
     def facts(self) -> "ModelFacts":
         """Return what is known of the model and the data."""

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,7 +22,7 @@ from prunetune.search.reference import Reference
 
 logger = logging.getLogger(__name__)
 
-LAYOUT = 1
+LAYOUT = 2
 """Version of the files' layout; another one is another key, so old files are never misread."""
 
 _GIB = 1 << 30
@@ -29,13 +30,13 @@ _KEY = re.compile("[0-9a-f]{32}")
 
 
 class Store(Protocol):
-    """Keeps one reference a batch."""
+    """Keeps one reference a sample."""
 
-    def get(self, batch: int) -> Reference | None:
-        """Return a batch's reference, or None when it has to be computed."""
+    def get(self, index: int) -> Reference | None:
+        """Return a sample's reference, or None when it has to be computed."""
 
-    def put(self, batch: int, reference: Reference) -> None:
-        """Keep a batch's reference."""
+    def put(self, index: int, reference: Reference) -> None:
+        """Keep a sample's reference."""
 
 
 class MemoryStore:
@@ -44,81 +45,130 @@ class MemoryStore:
     def __init__(self) -> None:
         self._references: dict[int, Reference] = {}
 
-    def get(self, batch: int) -> Reference | None:
+    def get(self, index: int) -> Reference | None:
         """Return what ``put`` was given."""
-        return self._references.get(batch)
+        return self._references.get(index)
 
-    def put(self, batch: int, reference: Reference) -> None:
+    def put(self, index: int, reference: Reference) -> None:
         """Keep it."""
-        self._references[batch] = reference
+        self._references[index] = reference
+
+
+class Memos:
+    """Scores that need not be computed again, up to a bound whatever the number of samples.
+
+    Args:
+        limit: Bytes.
+    """
+
+    def __init__(self, limit: int = 64 << 20) -> None:
+        self._left = limit
+        self._memos: dict[tuple[int, int], _Memo] = {}
+
+    def of(self, index: int, image: int) -> dict[str, Tensor]:
+        """Return the memo of one image of one sample."""
+        return self._memos.setdefault((index, image), _Memo(self))
+
+    def take(self, size: int) -> bool:
+        """Reserve ``size`` bytes; False where they are not left."""
+        if size > self._left:
+            return False
+        self._left -= size
+        return True
+
+
+class _Memo(dict[str, Tensor]):
+    def __init__(self, memos: Memos) -> None:
+        super().__init__()
+        self._memos = memos
+
+    def __setitem__(self, key: str, value: Tensor) -> None:
+        if self._memos.take(value.numel() * value.element_size()):
+            super().__setitem__(key, value)
 
 
 class DiskStore:
-    """Keeps references in a folder; a batch is mapped when asked for and let go after use.
+    """Keeps references in a folder; a sample's is mapped when asked for and let go after use.
 
-    Safe for several processes: files appear whole, and two that compute the same batch write the
+    Safe for several processes: files appear whole, and two that compute the same sample write the
     same content. A damaged file (size or checksum) is deleted and computed again. Where a file
-    cannot be written (full disk, read-only folder), the batch is kept in memory, with one warning.
+    cannot be written (full disk, read-only folder), the reference is kept in memory; where it
+    would take the cache over its limit, it is computed again whenever it is needed. Both are said
+    once.
 
     Args:
         folder: Root of all caches.
         key: What the references depend on, as ``store_key`` returns it.
+        names: Of the samples: hexadecimal, the same for the same pixels and texts.
         limit: Bytes that all caches may take; the least recently used ones go first.
     """
 
-    def __init__(self, folder: Path, key: str, limit: int = 20 * _GIB) -> None:
+    def __init__(
+        self, folder: Path, key: str, names: Sequence[str], limit: int = 20 * _GIB
+    ) -> None:
         self.folder = folder / key
-        self._root = folder
-        self._limit = limit
+        self._root, self._names, self._limit = folder, names, limit
         self._memory = MemoryStore()
-        self._checked: set[int] = set()
-        self._memos: dict[tuple[int, int], dict[str, Tensor]] = {}
-        self._warned = False
+        self._checked: set[str] = set()
+        self._memos = Memos()
+        self._said: set[str] = set()
 
-    def get(self, batch: int) -> Reference | None:
-        """Map a batch's file, checking it the first time."""
-        kept = self._memory.get(batch)
+    def _path(self, index: int) -> Path:
+        return self.folder / f"{self._names[index]}.safetensors"
+
+    def get(self, index: int) -> Reference | None:
+        """Map a sample's file, checking it the first time."""
+        kept = self._memory.get(index)
         if kept is not None:
             return kept
-        path = self.folder / f"{batch}.safetensors"
+        path = self._path(index)
         try:
-            if batch not in self._checked:
+            if path.name not in self._checked:
                 if not path.exists() or not self._intact(path):
                     return None
-                self._checked.add(batch)
+                self._checked.add(path.name)
             reference = self._map(path)
         except FileNotFoundError:
-            self._checked.discard(batch)
+            self._checked.discard(path.name)
             return None
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             logger.warning("cache file %s is damaged and is computed again: %s", path, error)
-            self._checked.discard(batch)
+            self._checked.discard(path.name)
             return None
-        for i, image in enumerate(reference.capture.images):
-            image.memo = self._memos.setdefault((batch, i), {})
+        for i, image in enumerate(reference.images):
+            image.memo = self._memos.of(index, i)
         return reference
 
-    def put(self, batch: int, reference: Reference) -> None:
-        """Write a batch's file, or keep the batch in memory where that fails."""
-        path = self.folder / f"{batch}.safetensors"
+    def put(self, index: int, reference: Reference) -> None:
+        """Write a sample's file, or keep the reference in memory where that fails."""
+        path = self._path(index)
         try:
             tensors, facts = pack(reference)
             content = save(tensors, {"facts": json.dumps(facts)})
-            make_room(self._root, self.folder, len(content), self._limit)
+            if not make_room(self._root, self.folder, len(content), self._limit):
+                self._say(
+                    f"the references of this search take more than the cache's limit of "
+                    f"{self._limit / _GIB:.3g} GiB: {len(self._names)} samples of about "
+                    f"{len(content) / _GIB:.2g} GiB each; what does not fit is computed again in "
+                    "every trial: raise --cache-limit, or use fewer --samples"
+                )
+                return
             sums = {"size": len(content), "crc32": zlib.crc32(content)}
             write_atomically(path, content)
             write_atomically(path.with_suffix(".json"), json.dumps(sums).encode())
-            self._checked.add(batch)
+            self._checked.add(path.name)
         except OSError as error:
-            if not self._warned:
-                logger.warning(
-                    "the cache %s cannot be written (%s): references stay in memory; "
-                    "choose another with --cache-dir",
-                    self._root,
-                    error.strerror or error,
-                )
-                self._warned = True
-            self._memory.put(batch, reference)
+            self._say(
+                f"the cache {self._root} cannot be written ({error.strerror or error}): "
+                "references stay in memory; choose another with --cache-dir"
+            )
+            self._memory.put(index, reference)
+
+    def _say(self, message: str) -> None:
+        kind = message[:30]
+        if kind not in self._said:
+            logger.warning("%s", message)
+            self._said.add(kind)
 
     def _intact(self, path: Path) -> bool:
         sums = json.loads(path.with_suffix(".json").read_text())
@@ -143,20 +193,24 @@ class DiskStore:
         return unpack(tensors, facts)
 
 
-def make_room(root: Path, keep: Path, size: int, limit: int) -> None:
+def make_room(root: Path, keep: Path, size: int, limit: int) -> bool:
     """Delete least recently used caches until ``size`` more bytes fit under ``limit``.
 
     A cache that another process has mapped stays readable to it until it lets go.
+
+    Returns:
+        Whether they fit now, ``keep`` being left alone.
     """
     entries = [(_used(e), _size(e), e) for e in _folders(root)]
     total = sum(entry[1] for entry in entries) + size
     for _, taken, entry in sorted(entries):
         if total <= limit:
-            return
+            return True
         if entry != keep:
             shutil.rmtree(entry, ignore_errors=True)
             logger.info("cache %s evicted: %d bytes", entry, taken)
             total -= taken
+    return total <= limit
 
 
 def _used(folder: Path) -> float:
@@ -186,14 +240,13 @@ def _size(folder: Path) -> int:
     return total
 
 
-def store_key(model: nn.Module, fingerprint: str, data_digest: str, **options: Any) -> str:
-    """Return what references depend on, as a folder name.
+def store_key(model: nn.Module, fingerprint: str, **options: Any) -> str:
+    """Return what references depend on beside their sample, as a folder name.
 
     Args:
         model: Its weights count, by a strided sample of every tensor.
         fingerprint: Of the architecture.
-        data_digest: Over pixels and texts.
-        options: What else changes them: order and size of batches, layers kept, attention kernel.
+        options: What else changes them: layers kept, how pictures and prompts are prepared.
     """
     from transformers import __version__
 
@@ -202,7 +255,6 @@ def store_key(model: nn.Module, fingerprint: str, data_digest: str, **options: A
         "layout": LAYOUT,
         "fingerprint": fingerprint,
         "weights": weights_digest(model),
-        "data": data_digest,
         "transformers": __version__,
         "torch": torch.__version__,
         "attention": attention,

@@ -184,7 +184,7 @@ class Objective:
         values: list[float] = []
         results: list[SampleScore] = []
         # Closed at once: what is left open keeps its hooks on the model.
-        with closing(cast(Any, self.evaluator.evaluate(config))) as batches:
+        with closing(cast(Any, self.evaluator.evaluate(config, answers=False))) as batches:
             for batch in batches:
                 check()
                 for index, result in batch:

@@ -1,0 +1,77 @@
+"""What a config did to a sample: its final state and next token, pruned against unpruned."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from prunetune.search.reference import Reference
+
+
+@dataclass(frozen=True)
+class SampleResult:
+    """What a config did to one sample.
+
+    Attributes:
+        gap: 1 - cosine of the last prompt token's final states, in [0, 2].
+        kl: KL(unpruned || pruned) of the next-token distribution, in nats.
+        agrees: Whether the most likely next token is the same.
+        correct: Whether greedy decoding gives exactly the expected answer; None where there is
+            none, or it was not asked for.
+    """
+
+    gap: float
+    kl: float
+    agrees: bool
+    correct: bool | None
+
+
+def compare(
+    tail: Tensor,
+    logits: Tensor,
+    references: Sequence[Reference],
+    answers: Sequence[list[int] | None],
+    eos: frozenset[int],
+) -> list[SampleResult]:
+    """Compare pruned final states with the references, sample by sample.
+
+    Args:
+        tail: ``[B, t, d]`` final states of the last slots, pruned.
+        logits: ``[B, t, vocabulary]`` float32.
+        references: The same samples, unpruned.
+        answers: Token ids that followed each prompt; None where none did.
+        eos: Ids that end an answer.
+    """
+    rows = torch.arange(len(tail), device=tail.device)
+    at = tail.shape[1] - 1 - torch.tensor([len(a or []) for a in answers], device=tail.device)
+    before = torch.stack([r.tail[0] for r in references]).to(tail.device)
+    unpruned = torch.stack([r.log_probs for r in references]).to(tail.device)
+    # float64: near 1 a float32 cosine has steps of 6e-8.
+    cosine = torch.nn.functional.cosine_similarity(tail[rows, at].double(), before.double(), dim=-1)
+    pruned = logits[rows, at].log_softmax(-1)
+    kl = (unpruned.exp() * (unpruned - pruned)).sum(-1)
+    agrees = pruned.argmax(-1) == unpruned.argmax(-1)
+    columns = ((1 - cosine).tolist(), kl.tolist(), agrees.tolist())
+    predicted = zip(logits.argmax(-1).tolist(), at.tolist(), answers)
+    correct = [exact_answer(row[start:], answer, eos) for row, start, answer in predicted]
+    return [SampleResult(max(0.0, g), max(0.0, k), a, c) for g, k, a, c in zip(*columns, correct)]
+
+
+def exact_answer(
+    predicted: Sequence[int], answer: list[int] | None, eos: frozenset[int]
+) -> bool | None:
+    """Tell whether greedy decoding gives exactly the expected answer.
+
+    Greedy decoding yields the answer if and only if, with the answer's tokens fed in, the most
+    likely token is right at every position and an end token follows.
+
+    Args:
+        predicted: Most likely next tokens from the prompt's last token on.
+        answer: Token ids; None: not asked.
+        eos: Ids that end an answer; empty: any token may follow.
+    """
+    if answer is None:
+        return None
+    ended = not eos or predicted[len(answer)] in eos
+    return list(predicted[: len(answer)]) == answer and ended
