@@ -247,3 +247,31 @@ def test_search_status_and_export_of_a_front(ran, tmp_path):
 )
 def test_a_choice_that_is_none(ran, tmp_path, flags, has):
     refused("export", ran[0], "-o", tmp_path / "x.json", *flags, has=has)
+
+
+def test_patience_and_fronts_hold_across_workers(tmp_path):
+    class Flat(Fake):
+        def badness(self, config):
+            return 0.1
+
+    url = f"sqlite:///{tmp_path}/shared.db"
+    wanted = {"patience": 4, "trials": 50}
+    first = run_trials(spec(**wanted), Flat(), out=tmp_path, storage=url)
+    assert len(first.get_trials(states=(TrialState.COMPLETE,))) == 5
+    # Another worker sees the same plateau; the twin, without patience, goes on.
+    for number, (fields, count) in enumerate([(wanted, 5), ({"trials": 7}, 7)]):
+        study = run_trials(
+            spec(**fields), Flat(), out=tmp_path, storage=url, worker=number + 1, records=False
+        )
+        assert len(study.get_trials(states=(TrialState.COMPLETE,))) == count
+    for number in range(3):
+        study = run_trials(
+            spec(trials=4 * (number + 1), presets=(), **WIDE),
+            Cheap(),
+            out=tmp_path,
+            storage=url,
+            worker=number,
+            records=False,
+        )
+    finished = study.get_trials(states=(TrialState.COMPLETE,))
+    assert len({json.dumps(t.params, sort_keys=True) for t in finished}) == 12

@@ -285,6 +285,8 @@ def _print(out: Output, result: "SearchResult") -> None:
 
 
 def _print_front(out: Output, result: "FrontResult", prepared: "Prepared") -> None:
+    from prunetune.budget.bounds import short
+
     rows = []
     for point in result.points:
         low, high = point.held_out_ci
@@ -306,9 +308,9 @@ def _print_front(out: Output, result: "FrontResult", prepared: "Prepared") -> No
     out.line()
     out.line(_counts(result))
     out.line(f"front: {len(result.front)} trials; configs of the above in {prepared.out}/front")
-    flag, cost = prepared.spec.kind.replace("_", "-"), result.points[-1].cost
+    flag, cost = prepared.spec.kind.replace("_", "-"), short(result.points[-1].cost)
     name = _export_name(prepared)
-    out.line(f"next: prunetune export {prepared.out} --{flag} {cost:.4g} -o {name}")
+    out.line(f"next: prunetune export {prepared.out} --{flag} {cost} -o {name}")
 
 
 def _counts(result: "SearchResult | FrontResult") -> str:

@@ -168,7 +168,7 @@ def provenance_rows(facts: StudyFacts, shown: str) -> list[tuple[str, str]]:
         ("model", f"{spec.model}" + (f", revision {spec.revision}" if spec.revision else "")),
         ("model type", f"{model.model_type}, {model.num_layers} decoder layers" if model else "-"),
         ("model fingerprint", (model.fingerprint if model else None) or "-"),
-        ("budget", f"mean retention {percent(spec.keep)} over all decoder layers"),
+        ("budget", spec.budget_shown),
         ("metric", ", ".join(facts.axis(k) for k in range(len(facts.metrics)))),
         ("calibration data", _source(spec.data, spec.samples, facts.sample_count)),
         ("calibration digest", str(attrs.get("digest", "-"))),

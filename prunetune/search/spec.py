@@ -159,6 +159,17 @@ class StudySpec(BaseModel):
         low = self._bound
         return {self.kind: low if self.up_to is None else [low, self.up_to]}
 
+    @property
+    def budget_shown(self) -> str:
+        """The budget in words."""
+        values = [v for v in (self._bound, self.up_to) if v is not None]
+        if self.kind == "kv_mib":
+            return f"{' to '.join(f'{v:g}' for v in values)} MiB of visual KV cache a sample"
+        shares = " to ".join(f"{100 * v:.4g}%" for v in values)
+        if self.kind == "flops":
+            return f"{shares} of the unpruned prefill's FLOPs"
+        return f"mean retention {shares} over all decoder layers"
+
     def budgets(self, facts: ModelFacts) -> tuple[Budget, Budget]:
         """Return the least and the largest budget of a model; one and the same, but for pareto."""
         low = make_budget(self.kind, self._bound, facts)
