@@ -40,6 +40,7 @@ VERBS = (
 EXTRA = frozenset(
     {
         "alembic",
+        "cmaes",
         "datasets",
         "jinja2",
         "numpy",
