@@ -154,3 +154,14 @@ def test_tiles_apart_would_be_noticed(images):
     apart = {tuple(map(int, cell)) for cell in local}
     stitched = {(g, r // 3, c // 3) for g, r, c in by_hand.places(geometry)}
     assert len(apart) != len(stitched)
+
+
+def test_cells_of_a_video_stay_inside_a_frame():
+    from prunetune.tokens import frames_geometry
+
+    made = RESTORERS.get("grid_recycling")(size=2)
+    cells = made.cells(frames_geometry(3, 4, 4)).view(3, 4, 4)
+    assert len(cells.unique()) == 12
+    for one in cells:
+        assert len(one.unique()) == 4
+        assert len(one[:2, :2].unique()) == 1

@@ -8,7 +8,7 @@ from contexts import context, tiled
 from pydantic import ValidationError
 
 from prunetune.scorers import SCORERS, ScoreContext
-from prunetune.tokens import grid_geometry, top_indices
+from prunetune.tokens import frames_geometry, grid_geometry, top_indices
 
 torch.set_num_threads(1)
 
@@ -113,6 +113,12 @@ def test_tile_prior_sets_the_thumbnail_apart():
     out = SCORERS.get("tile_prior")().importance(ctx)
     assert bool((out[ctx.geometry.tile == 0] > 0).all())
     assert bool((out[ctx.geometry.tile > 0] < 0).all())
+
+
+def test_tile_prior_says_nothing_on_videos():
+    """Every frame is a whole picture: the first is not their thumbnail."""
+    scores = SCORERS.get("tile_prior")().score(context(frames_geometry(3, 2, 2)))
+    assert len(scores.unique()) == 1
 
 
 def test_tile_prior_says_nothing_on_one_view():

@@ -1,6 +1,6 @@
 """Keep-index algebra, by properties."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from fractions import Fraction
 from itertools import pairwise
 
@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 
 from prunetune.tokens import (
     ImageGeometry,
+    frames_geometry,
     grid_geometry,
     keep_count,
     left_pad,
     split_budget,
     spread_indices,
     top_indices,
+    with_separators,
 )
 
 torch.set_num_threads(1)
@@ -161,3 +163,23 @@ def test_select_and_to_take_every_field():
     assert isinstance(chosen, ImageGeometry)
     for field in fields(ImageGeometry):
         assert torch.equal(getattr(chosen, field.name), getattr(place, field.name)[index])
+
+
+def test_frames_are_pictures_of_their_own():
+    """A video's frames: all whole pictures, one after another; an image's tiles are not."""
+    video = frames_geometry(3, 2, 4)
+    assert video.frame.tolist() == video.tile.tolist() == [t for t in range(3) for _ in range(8)]
+    assert video.whole.all()
+    assert torch.equal(video.row.view(3, 8), grid_geometry(2, 4).row.expand(3, -1))
+    image = grid_geometry(2, 4)
+    assert image.frame.eq(0).all()
+    tiles = replace(image, tile=torch.arange(8))
+    assert tiles.whole.tolist() == [True] + [False] * 7
+
+
+def test_separators_among_patches():
+    source = torch.tensor([0, 0, 1, 2, 2])
+    mark = torch.tensor([True, False, False, False, True])
+    made = with_separators(grid_geometry(1, 3), source, mark)
+    assert made.col.tolist() == [0, 0, 1, 2, 2]
+    assert torch.equal(made.separator, mark)
