@@ -273,3 +273,21 @@ def test_pooled_maps_keep_their_mass():
     assert torch.allclose(small, by_hand, atol=1e-6)
     row = _pooled(attention_row(query, key, cls=False), pool)
     assert torch.allclose(row, small.mean(1), atol=1e-6)
+
+
+@torch.no_grad()
+def test_fastervlm_on_videos():
+    """Of every frame the same number of patches, by the video tower's CLS attention; no CLS."""
+    model, plain = tiny("video_llava"), tiny("video_llava", "eager")
+    batch = make_batch(model, ((2, (4, 16, 16), 3),))
+    scorer = {"name": "cls_attention", "per_crop": True}
+    config = make_config(model, [(0, 20 / 68, (scorer,))], "drop", "packed")
+    with prunetune.apply(model, config) as handle:
+        model(**batch.inputs)
+        trace = handle.trace[-1]
+    pixels = batch.inputs["pixel_values_videos"][0]
+    tower = plain.model.video_tower
+    attention = tower(pixels, output_attentions=True).attentions[-2].mean(1)[:, 0, 1:]
+    best = attention.topk(5).indices.sort().values
+    by_hand = (torch.arange(4)[:, None] * 17 + 1 + best).flatten()
+    assert torch.equal(trace.stages[0].kept[0] - trace.image_slots[0][0], by_hand)

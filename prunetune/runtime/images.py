@@ -58,8 +58,9 @@ def assign_images(
 def _assign(mask: Tensor, capture: VisionCapture | None) -> list[list[ImageTokens]]:
     if capture is None:
         raise UnsupportedModelError(
-            "the image features of this forward were computed before prunetune.apply, or "
-            "sliced by prefill_chunk_size; pass pixel_values and leave prefill_chunk_size unset"
+            "the features of this forward's images or videos were computed before "
+            "prunetune.apply, or sliced by prefill_chunk_size; pass their pixels and leave "
+            "prefill_chunk_size unset"
         )
     slots = [row.nonzero().flatten() for row in mask]
     members = spread_images([len(s) for s in slots], [i.length for i in capture.images])
