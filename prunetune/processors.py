@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 VIDEO = "video_processor"
@@ -58,4 +59,7 @@ def _pictures_only(kind: Any) -> Any:
             parts.insert(names.index(VIDEO), None)
             return parts
 
-    return type(kind.__name__, (kind, PicturesOnly), {"__module__": kind.__module__})
+    # SmolVLM's chat template asks for these, also where there are no videos.
+    absent = SimpleNamespace(num_frames=None, fps=None, model_input_names=[])
+    body = {"__module__": kind.__module__, VIDEO: absent}
+    return type(kind.__name__, (kind, PicturesOnly), body)

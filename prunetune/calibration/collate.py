@@ -36,7 +36,10 @@ def encode(processor: Any, samples: Sequence[Sample]) -> Any:
             _FALLBACK.format(images=f"{marker}\n" * len(images), question=question)
             for images, question in zip(pictures, questions, strict=True)
         ]
-        return processor(images=pictures, text=texts, return_tensors="pt", **padding)
+        encoded = processor(images=pictures, text=texts, return_tensors="pt", **padding)
+        # PaliGemma's adds what training would need.
+        encoded.pop("labels", None)
+        return encoded
     return processor.apply_chat_template(
         [_turn(images, text) for images, text in zip(pictures, questions, strict=True)],
         add_generation_prompt=True,

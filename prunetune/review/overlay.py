@@ -1,6 +1,5 @@
 """Which tokens of a picture a config keeps, and a picture of them."""
 
-import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,6 @@ from torch import Tensor
 from prunetune.calibration import Sample, encode
 from prunetune.config import PruningConfig
 from prunetune.devices import device_of
-from prunetune.families import VisionCall
 from prunetune.runtime.apply import apply, family_of
 from prunetune.tokens import ImageGeometry
 
@@ -96,11 +94,7 @@ def kept_tokens(loaded: Any, config: PruningConfig, image: Image.Image, question
     with apply(loaded.model, config) as handle:
         family.base(**inputs, use_cache=False)
         trace = handle.trace[-1]
-    encoder = inspect.signature(getattr(family.base, family.encoder_method))
-    call = encoder.bind(**{k: v for k, v in inputs.items() if k in encoder.parameters})
-    call.apply_defaults()
-    geometry = family.geometries(VisionCall(call.arguments, trace.lengths[0]))[0]
-    geometry = geometry.to("cpu")
+    geometry = trace.geometries[0][0].to("cpu")
     slots = trace.image_slots[0].cpu()
     stages, alive = [], torch.ones(len(slots), dtype=torch.bool)
     for stage in trace.stages:

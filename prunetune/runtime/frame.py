@@ -192,7 +192,11 @@ class Frame:
         if self.plan.family.joins_views and "image" in self.captures:
             join_views(self.plan.family, self.captures["image"], slots, self.labels)
         self.rows = assign_images(mask, self.video_mask, self.captures)
-        self.trace = ForwardTrace(slots, [[len(i.slots) for i in row] for row in self.rows])
+        self.trace = ForwardTrace(
+            slots,
+            [[len(i.slots) for i in row] for row in self.rows],
+            [[i.capture.geometry for i in row] for row in self.rows],
+        )
 
     # -- what later layers are told --------------------------------------------------------
 

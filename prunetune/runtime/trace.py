@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from prunetune.tokens import ImageGeometry
+
 
 @dataclass(frozen=True)
 class StageTrace:
@@ -33,9 +35,11 @@ class ForwardTrace:
     Attributes:
         image_slots: Per batch row the slots of all image tokens, ``[n]`` int64 ascending.
         lengths: Per batch row the number of tokens of each of its images.
+        geometries: Per batch row where each token of each of its images comes from.
         stages: One entry a stage, in order.
     """
 
     image_slots: list[Tensor]
     lengths: list[list[int]]
+    geometries: list[list[ImageGeometry]]
     stages: list[StageTrace] = field(default_factory=list)
