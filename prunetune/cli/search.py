@@ -147,6 +147,9 @@ def search(
     no_cache: Annotated[
         bool, typer.Option("--no-cache", help="Keep references in memory only.")
     ] = False,
+    no_report: Annotated[
+        bool, typer.Option("--no-report", help="Write no report.html at the end.")
+    ] = False,
     skip_bad: SkipBad = False,
     threads: Threads = None,
     as_json: AsJson = False,
@@ -155,9 +158,9 @@ def search(
 ) -> None:
     """Search where, how much and with which weights to prune; freeze the best in one config.
 
-    The run's folder gets study.db, spec.toml, config.json and log.jsonl. The same command resumes
-    a study that was interrupted or is given more trials; on other machines, with one --storage
-    postgresql://..., it joins the study.
+    The run's folder gets study.db, spec.toml, config.json, report.html and log.jsonl. The same
+    command resumes a study that was interrupted or is given more trials; on other machines, with
+    one --storage postgresql://..., it joins the study.
     """
     from prunetune.search.interrupts import heeded
     from prunetune.search.joining import Cache, Workers
@@ -202,7 +205,7 @@ def search(
     try:
         # SIGTERM is a batch system's warning: it ends a search as Ctrl-C does, resumable.
         with heeded(signal.SIGINT, signal.SIGTERM):
-            result, prepared = _run(wanted, out, where, options, how)
+            result, prepared = _run(wanted, out, where, options, how, not no_report)
     except KeyboardInterrupt:
         from prunetune.search.storage import redact
 
@@ -222,6 +225,8 @@ def _report(out: Output, result: "SearchResult | FrontResult", prepared: "Prepar
     else:
         _print(out, result)
         out.line(f"next: prunetune export {prepared.out} -o {_export_name(prepared)}")
+    if result.report is not None:
+        out.line(f"report: {result.report}")
     out.finish({**result.to_dict(), "skipped": len(prepared.skipped)})
     sys.stdout.flush()
 
@@ -232,6 +237,7 @@ def _run(
     names: dict[str, Any],
     options: dict[str, Any],
     how: dict[str, Any],
+    report: bool,
 ) -> "tuple[SearchResult | FrontResult, Prepared]":
     from prunetune.cli._environment import quieten_optuna, set_threads
     from prunetune.search.prepare import prepare
@@ -256,7 +262,20 @@ def _run(
             options=options,
             progress=lambda step: show(step.name, step.done, step.total, step.detail),
         )
+        if report:
+            result = replace(result, report=_write_page(prepared, names, show))
     return result, prepared
+
+
+def _write_page(prepared: "Prepared", names: dict[str, Any], show: Any) -> str | None:
+    """Write the study's page; whatever is wrong with it, the search and its config stand."""
+    try:
+        from prunetune.review.report_file import report_search
+
+        return str(report_search(prepared, **names, progress=show).path)
+    except Exception as error:
+        logger.warning("no report: %s: %s", type(error).__name__, error)
+        return None
 
 
 def share_threads(workers: "Workers") -> "Workers":

@@ -16,6 +16,7 @@ from prunetune.review.worst import check_data, with_pictures, worst_samples
 if TYPE_CHECKING:
     from prunetune.calibration import CalibrationSet
     from prunetune.search.find import Found
+    from prunetune.search.prepare import Prepared
 
 REPORT_FILE = "report.html"
 Progress = Callable[[str, int, int], None]
@@ -105,6 +106,22 @@ def load_for(found: "Found", *, skip_bad: bool = False, **options: Any) -> Loade
     options["revision"] = options.get("revision") or found.spec.revision
     model = load_model(found.spec.model, **options)
     return Loaded(model, calibration, held_out)
+
+
+def report_search(
+    prepared: "Prepared",
+    storage: str | None,
+    study_name: str | None,
+    progress: Progress = lambda name, done, total: None,
+) -> Written:
+    """Write the report of a search that has just ended into its folder; nothing is loaded again."""
+    from prunetune.search.find import find_study
+
+    # The folder's database may hold several studies.
+    name = study_name or prepared.spec.study_name
+    found = find_study(storage or str(prepared.out), name)
+    loaded = Loaded(prepared.loaded, prepared.calibration, prepared.held_out)
+    return write_report(found, prepared.out / REPORT_FILE, lambda: loaded, progress)
 
 
 def _pictures(facts: StudyFacts, load: Callable[[], Loaded] | None, progress: Progress) -> Pictures:

@@ -145,9 +145,9 @@ def verdict(facts: StudyFacts) -> tuple[str, str]:
             f"{len(facts.front)} trials are on the front of {' and '.join(facts.metrics)}; "
             f"{best.name} has the best {facts.metrics[0]} ({values})"
         )
-    state = "is still running" if facts.running else "has stopped or was interrupted"
-    if finished >= wanted:
-        state = "has run its trials"
+    state = "was stopped" if finished < wanted else "has run its trials"
+    if facts.running:
+        state = "is still running"
     return (
         f"The search {state} ({finished} of {wanted} trials finished): {found}; nothing is known "
         "yet about held-out data.",

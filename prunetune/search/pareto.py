@@ -13,6 +13,7 @@ from prunetune.budget.bounds import short
 from prunetune.errors import StudyError
 from prunetune.presets import preset_names
 from prunetune.search.front import COST_NAMES, cost_of, front, metric_of, spread
+from prunetune.search.record import write_front
 from prunetune.search.scores import Measures, SampleScore, Scores, accuracy
 from prunetune.search.selection import (
     Winner,
@@ -100,6 +101,7 @@ class FrontResult:
         unpruned_accuracy: On the held-out split, without pruning.
         verdict: One sentence that says at how many points the search paid.
         stopped: What ended the search before it had all its trials; None where nothing did.
+        report: Where the report was written, if one was.
     """
 
     study: str
@@ -114,6 +116,7 @@ class FrontResult:
     unpruned_accuracy: float | None
     verdict: str
     stopped: str | None = None
+    report: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return what ``search --json`` prints."""
@@ -132,6 +135,7 @@ class FrontResult:
             "points": [point.to_dict() for point in self.points],
             "unpruned": {"accuracy": self.unpruned_accuracy},
             "verdict": self.verdict,
+            "report": self.report,
         }
 
 
@@ -170,7 +174,7 @@ def conclude_front(
     )
     trials = study.get_trials(deepcopy=False)
     wins = sum(point.wins for point in points)
-    return FrontResult(
+    result = FrontResult(
         study=study.study_name,
         budget=spec.budget,
         cost=COST_NAMES[spec.kind],
@@ -187,6 +191,8 @@ def conclude_front(
         ),
         stopped=why_stopped(study, spec),
     )
+    write_front(study, result.to_dict())
+    return result
 
 
 def _point(

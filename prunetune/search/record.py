@@ -16,7 +16,7 @@ from prunetune.search.summary import SearchResult, bootstrap_ci
 
 logger = logging.getLogger(__name__)
 
-KEY = "record"
+KEY, FRONT = "record", "front_record"
 _VERSION = 1
 _WORST = 16
 
@@ -66,16 +66,28 @@ def write_record(
         "configs": {name: _columns(results) for name, results in configs.items()},
         "worst": _worst(samples, configs["tuned"]),
     }
+    _keep(study, KEY, data)
+
+
+def write_front(study: Study, result: Mapping[str, Any]) -> None:
+    """Store what a search for a front ended with, as ``search --json`` prints it."""
+    ended = sum(t.state.is_finished() for t in study.get_trials(deepcopy=False))
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    data = {k: v for k, v in result.items() if k != "report"}
+    _keep(study, FRONT, {"version": _VERSION, "created": created, "ended": ended, "result": data})
+
+
+def _keep(study: Study, key: str, data: Mapping[str, Any]) -> None:
     try:
-        study.set_user_attr(KEY, data)
+        study.set_user_attr(key, data)
     except OptunaError as error:
         # The config is written and the result is returned; only a later report shows less.
         logger.warning("the study does not keep its held-out figures: %s", error)
 
 
-def read_record(attrs: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Return what ``write_record`` stored, or None where there is nothing this release reads."""
-    data = attrs.get(KEY)
+def read_record(attrs: Mapping[str, Any], key: str = KEY) -> Mapping[str, Any] | None:
+    """Return what was stored under a key, or None where there is nothing this release reads."""
+    data = attrs.get(key)
     known = isinstance(data, dict) and data.get("version") == _VERSION
     return data if known else None
 
