@@ -154,6 +154,19 @@ def test_a_resumed_study_says_that_its_result_is_of_before(tmp_path):
     assert "ended since" not in page.words
 
 
+def test_a_search_for_a_front_shows_its_points(tmp_path):
+    wanted = spec(trials=12, objective="pareto", keep=0.1, up_to=0.5, trial_pruner="none")
+    result = run_search(wanted, Asked(), Asked(seed=1), out=tmp_path)
+    page = page_of(find_study(str(tmp_path)).study)
+    assert result.verdict in page.words
+    assert "mean retention over all decoder layers 0.1 to 0.5" in page.words
+    for point in result.points:
+        assert f"trial {point.trial}" in page.words
+        assert f"{point.held_out.gap:.4f}" in page.words
+    assert len(page.figures) >= 4
+    assert "keep no figures of single samples" in page.words
+
+
 def test_questions_without_types_or_answers(tmp_path):
     kind = {"types": (), "answers": False}
     run_search(spec(trials=4), Asked(**kind), Asked(seed=1, **kind), out=tmp_path)

@@ -13,13 +13,16 @@ from optuna.trial import FrozenTrial
 from prunetune.budget import mean_retention
 from prunetune.config import PruningConfig
 from prunetune.errors import ConfigError
-from prunetune.search.record import read_record
+from prunetune.search.record import FRONT, read_record
 from prunetune.search.spec import StudySpec
 
 UNITS = {
     "cosine": "gap (1 - cosine)",
     "kl": "KL of the next token (nats)",
     "cosine+kl": "gap + KL (nats)",
+    "mean_retention": "mean retention (share of image tokens)",
+    "flops_ratio": "prefill FLOPs (share of unpruned)",
+    "kv_mib": "visual KV cache (MiB)",
 }
 """A metric as an axis calls it."""
 _STATES = {"COMPLETE": "complete", "PRUNED": "stopped early", "FAIL": "failed"}
@@ -98,6 +101,7 @@ class StudyFacts:
         trials: All of them, by number.
         attrs: The study's user attributes.
         record: What the search ended with, as far as it did; see ``prunetune.search.record``.
+        front_record: The same of a search for a front.
     """
 
     name: str
@@ -107,6 +111,7 @@ class StudyFacts:
     trials: tuple[TrialFacts, ...]
     attrs: Mapping[str, Any] = field(repr=False)
     record: Mapping[str, Any] | None = field(repr=False)
+    front_record: Mapping[str, Any] | None = field(repr=False)
 
     @cached_property
     def complete(self) -> tuple[TrialFacts, ...]:
@@ -170,7 +175,8 @@ class StudyFacts:
     def settled(self) -> bool:
         """Whether the search ended and no trial has finished since."""
         ended = sum(t.state in _STATES.values() for t in self.trials)
-        return self.record is not None and self.record.get("ended") == ended
+        record = self.record or self.front_record
+        return record is not None and record.get("ended") == ended
 
     @property
     def running(self) -> int:
@@ -226,6 +232,7 @@ def study_facts(study: Study, spec: StudySpec | None = None) -> StudyFacts:
         trials=tuple(_trial(t, len(directions), total) for t in trials),
         attrs=attrs,
         record=read_record(attrs),
+        front_record=read_record(attrs, FRONT),
     )
 
 

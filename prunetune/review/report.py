@@ -10,12 +10,12 @@ from plotly.offline import get_plotlyjs
 
 from prunetune.config import PruningConfig
 from prunetune.review.facts import StudyFacts
+from prunetune.review.provenance import command, provenance_rows
 from prunetune.review.report_charts import charts
 from prunetune.review.tables import (
-    command,
+    front_table,
     held_out_table,
     presets_table,
-    provenance_rows,
     trials_table,
 )
 from prunetune.review.theme import number, percent, tenths
@@ -86,7 +86,7 @@ def render(facts: StudyFacts, shown: str, pictures: Pictures, now: datetime | No
         stages=stage_words(config) if config else [],
         rest=rest_sentences(config) if config else [],
         config_json=config.to_json() if config else "",
-        held_out=held_out_table(facts),
+        held_out=held_out_table(facts) or front_table(facts),
         presets=presets_table(facts),
         charts=charts(facts),
         pictures=pictures,
@@ -101,15 +101,16 @@ def render(facts: StudyFacts, shown: str, pictures: Pictures, now: datetime | No
 
 def _since(facts: StudyFacts) -> str:
     """Return what happened after the result; empty where nothing did."""
-    if facts.record is None or facts.settled:
+    record = facts.record or facts.front_record
+    if record is None or facts.settled:
         return ""
     best = facts.best
     ended = sum(t.state in ("complete", "stopped early", "failed") for t in facts.trials)
-    more = ended - int(facts.record["ended"])
+    more = ended - int(record["ended"])
     now = f" Best on calibration data is now {best.name}." if best else ""
     return (
         f"{more} more trial{'s have' if more != 1 else ' has'} ended since this result, which is "
-        f"of {facts.record['created']}.{now} The search's end measures held-out data again."
+        f"of {record['created']}.{now} The search's end measures held-out data again."
     )
 
 

@@ -1,13 +1,10 @@
-"""Tables of the report: held-out figures, all trials, where everything comes from."""
+"""Tables of the report: held-out figures, presets, all trials."""
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from prunetune.review.facts import StudyFacts, TrialFacts
+from prunetune.review.facts import UNITS, StudyFacts, TrialFacts
 from prunetune.review.theme import number, percent, tenths
-from prunetune.search.study import versions
 
 _MOST_TRIALS = 2000
 
@@ -82,6 +79,44 @@ def held_out_table(facts: StudyFacts) -> Table | None:
     return Table(caption, heads, tuple(rows), strong=0)
 
 
+def front_table(facts: StudyFacts) -> Table | None:
+    """Return the points of a front that were measured on held-out data; None for one objective."""
+    if facts.front_record is None:
+        return None
+    result = facts.front_record["result"]
+    rows = []
+    for point in result["points"]:
+        known = [b for b in point["baselines"] if b["held_out_gap"] is not None]
+        best = min(known, key=lambda b: b["held_out_gap"], default=None)
+        low, high = point["held_out_ci"]
+        rows.append(
+            (
+                f"trial {point['trial']}",
+                number(point["cost"]),
+                number(point["held_out_gap"]),
+                _interval((low, high)),
+                "-" if best is None else f"{number(best['held_out_gap'])} ({best['name']})",
+                tenths(point["top1_agreement"]),
+                tenths(point["accuracy"]),
+                percent(point["mean_retention"]),
+            )
+        )
+    cost = UNITS.get(facts.metrics[1], facts.metrics[1])
+    heads: tuple[str, ...] = ("point", f">{cost}", ">gap", ">95% interval")
+    heads += (
+        ">best baseline's gap at that cost",
+        ">top-1 agreement",
+        ">accuracy",
+        ">mean retention",
+    )
+    accuracy = tenths(result["unpruned"]["accuracy"])
+    caption = (
+        f"Held-out data; unpruned accuracy {accuracy}. Points spread over the "
+        f"{len(result['front'])} trials of the front; baselines are moved onto each point's cost."
+    )
+    return Table(caption, heads, tuple(rows))
+
+
 def presets_table(facts: StudyFacts) -> Table | None:
     """Return the presets that ran as trials, on calibration data; None where there are none."""
     presets = [t for t in facts.trials if t.attrs.get("preset") and t.measured]
@@ -149,58 +184,6 @@ def _trial_row(facts: StudyFacts, t: TrialFacts) -> tuple[str, ...]:
         "-" if t.seconds is None else f"{t.seconds:.1f}",
         "; ".join(notes),
     )
-
-
-def provenance_rows(facts: StudyFacts, shown: str) -> list[tuple[str, str]]:
-    """Return where everything comes from.
-
-    Args:
-        facts: Of the study.
-        shown: Folder or storage URL of the study, without a password.
-    """
-    spec, attrs = facts.spec, facts.attrs
-    best = facts.best
-    config = best.config if best else None
-    model = config.model if config else None
-    rows = [
-        ("study", facts.name),
-        ("stored in", shown),
-        ("model", f"{spec.model}" + (f", revision {spec.revision}" if spec.revision else "")),
-        ("model type", f"{model.model_type}, {model.num_layers} decoder layers" if model else "-"),
-        ("model fingerprint", (model.fingerprint if model else None) or "-"),
-        ("budget", spec.budget_shown),
-        ("metric", ", ".join(facts.axis(k) for k in range(len(facts.metrics)))),
-        ("calibration data", _source(spec.data, spec.samples, facts.sample_count)),
-        ("calibration digest", str(attrs.get("digest", "-"))),
-        ("held-out data", spec.held_out or "the other side of the calibration source"),
-        ("config digest", config.digest() if config else "-"),
-        ("seed", f"{spec.seed} (sampler, split and order of samples)"),
-        ("sampler", f"{spec.sampler}, {spec.startup} trials drawn at random first"),
-        ("trial pruner", spec.trial_pruner),
-        ("made with", _versions(attrs.get("versions"))),
-        ("reported with", _versions(versions())),
-    ]
-    if facts.record is not None:
-        rows.append(("result of", str(facts.record.get("created", "-"))))
-    return [(name, str(value)) for name, value in rows]
-
-
-def command(facts: StudyFacts) -> str:
-    """Return the command that repeats a study from its spec."""
-    words = ["prunetune", "search", "--spec", "study.toml", "--out", "again"]
-    if facts.name != facts.spec.study_name:
-        words += ["--study", facts.name]
-    return shlex.join(words)
-
-
-def _source(data: str | None, samples: int | None, count: int) -> str:
-    limit = f", at most {samples} samples" if samples else ""
-    return f"{data or 'tiny'}{limit}" + (f" ({count} samples)" if count else "")
-
-
-def _versions(found: Any) -> str:
-    known = found if isinstance(found, dict) else {}
-    return ", ".join(f"{name} {version}" for name, version in known.items()) or "-"
 
 
 def _interval(found: Sequence[float] | None, *, signed: bool = False) -> str:

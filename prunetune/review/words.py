@@ -132,6 +132,10 @@ def verdict(facts: StudyFacts) -> tuple[str, str]:
         result = facts.record["result"]
         said = str(result["verdict"])
         return said, "good" if beats_all(result) else "unsure"
+    if facts.front_record is not None:
+        result = facts.front_record["result"]
+        paid = bool(result["points"]) and all(_wins(point, point) for point in result["points"])
+        return str(result["verdict"]), "good" if paid else "unsure"
     if not facts.trials:
         return "No trial has been run yet, so there is nothing to look at.", "unsure"
     best = facts.best
@@ -173,7 +177,10 @@ def _nothing(facts: StudyFacts) -> str:
 
 def beats_all(result: Any) -> bool:
     """Tell whether a recorded result beats every baseline, in gap and in accuracy."""
-    best = result["best"]
+    return _wins(result["best"], result)
+
+
+def _wins(best: Any, result: Any) -> bool:
     rows = [row for row in result["baselines"] if row["held_out_gap"] is not None]
     return bool(rows) and all(
         best["held_out_gap"] < row["held_out_gap"]
