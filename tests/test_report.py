@@ -159,7 +159,7 @@ def test_a_search_for_a_front_shows_its_points(tmp_path):
     result = run_search(wanted, Asked(), Asked(seed=1), out=tmp_path)
     page = page_of(find_study(str(tmp_path)).study)
     assert result.verdict in page.words
-    assert "mean retention over all decoder layers 0.1 to 0.5" in page.words
+    assert "mean retention 10% to 50% over all decoder layers" in page.words
     for point in result.points:
         assert f"trial {point.trial}" in page.words
         assert f"{point.held_out.gap:.4f}" in page.words
