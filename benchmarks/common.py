@@ -3,11 +3,53 @@
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import nn
+
+from prunetune.files import write_atomically
+from prunetune.runtime import frame
+from prunetune.runtime.vision import VisionTap
+
+
+class Clock:
+    """Adds up the seconds spent in functions.
+
+    Args:
+        now: The clock; by default the thread's processor time, so that other work does not count.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.thread_time) -> None:
+        self.now = now
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return ``function``, its seconds added under ``name``."""
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            start = self.now()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.seconds[name] += self.now() - start
+
+        return run
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Time the runtime's scoring while inside."""
+        with (
+            mock.patch.object(frame, "choose", self.timed("choose", frame.choose)),
+            mock.patch.object(frame, "last_query_row", self.timed("row", frame.last_query_row)),
+            mock.patch.object(VisionTap, "capture", self.timed("tower", VisionTap.capture)),
+        ):
+            yield
 
 
 def interleave(
@@ -36,6 +78,23 @@ def ratio(seconds: dict[str, list[float]], name: str, to: str) -> float:
 def finish(result: dict[str, Any]) -> None:
     """Print the machine-readable result as the last line."""
     print(json.dumps(result))
+
+
+def write_section(page: Path, name: str, lines: Sequence[str]) -> None:
+    """Replace what stands between a page's ``<!-- name:begin -->`` and ``<!-- name:end -->``."""
+    text = page.read_text(encoding="utf-8")
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    head, found, rest = text.partition(begin)
+    _, closed, tail = rest.partition(end)
+    if not (found and closed):
+        raise SystemExit(f"{page}: no section between {begin} and {end}")
+    body = "\n".join(["", *lines, ""])
+    write_atomically(page, f"{head}{begin}{body}{end}{tail}".encode())
+
+
+def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a Markdown table."""
+    return [f"| {' | '.join(line)} |" for line in (columns, ["---"] * len(columns), *rows)]
 
 
 def mid_llava(layers: int = 12, width: int = 512, side: int = 39, heads: int = 8) -> nn.Module:

@@ -11,51 +11,18 @@ layer (`row`), and scores, keep index and restoring (`choose`). `random` is what
 
 import argparse
 import statistics
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
-from unittest import mock
 
 import torch
-from common import finish, interleave, mid_llava, mid_llava_next
+from common import Clock, finish, interleave, mid_llava, mid_llava_next
 
 from prunetune.config import PruningConfig
 from prunetune.presets import load_preset, preset_names
-from prunetune.runtime import apply, frame
-from prunetune.runtime.vision import VisionTap
+from prunetune.runtime import apply
 
 LAYERS, TEXT = 12, 64
-
-
-class Clock:
-    """Adds up the seconds spent in functions."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-
-    def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return ``function``, its seconds added under ``name``."""
-
-        def run(*args: Any, **kwargs: Any) -> Any:
-            start = time.thread_time()
-            try:
-                return function(*args, **kwargs)
-            finally:
-                self.seconds[name] += time.thread_time() - start
-
-        return run
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """Time the runtime's scoring while inside."""
-        with (
-            mock.patch.object(frame, "choose", self.timed("choose", frame.choose)),
-            mock.patch.object(frame, "last_query_row", self.timed("row", frame.last_query_row)),
-            mock.patch.object(VisionTap, "capture", self.timed("tower", VisionTap.capture)),
-        ):
-            yield
 
 
 def build(family: str) -> tuple[Any, dict[str, torch.Tensor], int]:

@@ -2,10 +2,12 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from cli_runner import call, refused
+from test_architecture import SEARCH_ONLY, loaded_after
 
 from prunetune.budget import mean_retention
 from prunetune.config import ModelRef, PruningConfig
@@ -305,3 +307,10 @@ def test_words_that_are_wrong(small, tmp_path):
     refused("bench", *preset, *shape, "--prompt-tokens", "40000", has=("allowed 32768",))
     refused("bench", *preset, has=("no model",))
     assert shapes.shape_named("mid").num_layers == 24
+
+
+def test_the_gpu_benchmark_needs_no_more_than_a_deployment():
+    folder = Path(__file__).resolve().parents[1] / "benchmarks"
+    code = f"import sys; sys.path.insert(0, {str(folder)!r}); import gpu"
+    assert loaded_after(code, SEARCH_ONLY | {"rich", "scipy"}) == set()
+    assert loaded_after(f"{code}; import typer", SEARCH_ONLY) == {"typer"}
