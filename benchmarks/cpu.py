@@ -108,9 +108,10 @@ def main() -> None:
         print(" | ".join(rows[-1]), flush=True)
     page = [
         f"`python benchmarks/cpu.py --rounds {arguments.rounds}` on {datetime.now(UTC):%Y-%m-%d}: "
-        f"{arguments.threads} thread(s) of {platform.machine()}; {shape.num_layers} decoder layers, "
-        f"d={facts.hidden_size}, fp32, random weights; {request.image_tokens} image and {TEXT} text tokens, {new} new, {arguments.rounds} "
-        f"interleaved rounds; torch {torch.__version__}, transformers {transformers.__version__}; "
+        f"{arguments.threads} thread(s) of {platform.machine()}; {shape.num_layers} decoder "
+        f"layers, d={facts.hidden_size}, fp32, random weights; {request.image_tokens} image and "
+        f"{TEXT} text tokens, {new} new, {arguments.rounds} interleaved rounds; torch "
+        f"{torch.__version__}, transformers {transformers.__version__}; "
         f"{time.monotonic() - began:.0f} s.",
         "",
         *markdown(

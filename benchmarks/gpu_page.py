@@ -79,7 +79,8 @@ def page(result: dict[str, Any], rows: list[Row], costs: list[Scoring]) -> list[
     lines = [
         f"`{result['command']}` on {result['date']}: {result['card']}; torch {result['torch']}, "
         f"transformers {result['transformers']}, {result['dtype']}, random weights; "
-        f"{result['text_tokens']} text tokens a prompt; {result['seconds']:.0f} s. FlashAttention-2: {result['flash']}.",
+        f"{result['text_tokens']} text tokens a prompt; {result['seconds']:.0f} s. "
+        f"FlashAttention-2: {result['flash']}.",
         "",
         "Prefill: the language model's, scoring and dropping included. Faster than unpruned in the "
         "same round: median (interval that holds the median with 90% from 5 rounds on).",

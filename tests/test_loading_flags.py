@@ -11,7 +11,7 @@ from prunetune import models
 from prunetune.cli._loading import FLAGS
 from prunetune.presets import load_preset
 
-VERBS = ("verify", "bench", "show", "search", "report", "diff")
+VERBS = ("verify", "bench", "show", "search", "report", "diff", "dashboard")
 
 
 @pytest.mark.parametrize("verb", VERBS)

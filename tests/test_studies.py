@@ -64,7 +64,7 @@ def test_its_data_is_read_by_hub_id(name, away):
     """Its options are understood: what is refused is the missing network alone."""
     spec = StudySpec.load(SPECS[name])
     assert spec.data.startswith("hf:")
-    with pytest.raises(DataError, match="cannot be reached.*hf download --repo-type dataset"):
+    with pytest.raises(DataError, match=r"cannot be reached.*hf download --repo-type dataset"):
         load_calibration(spec.data)
     with pytest.raises(DataError, match="unknown option"):
         load_calibration(f"{spec.data}&quest=x")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prunetune.cli._app import AsJson, Threads, at_least, verb
+from prunetune.cli._loading import Loading
 from prunetune.cli._output import Output, note
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ def dashboard(
     open_page: Annotated[bool, typer.Option("--open", help="Open it in a browser.")] = False,
     threads: Threads = None,
     as_json: AsJson = False,
+    *,
+    loading: Loading,
 ) -> None:
     """Serve Optuna dashboard over all studies of a database; Ctrl-C ends it.
 
@@ -75,7 +78,7 @@ def dashboard(
         store,
         host=host,
         port=port or 0,
-        prepare=lambda publisher: _load(publisher, pictures, threads),
+        prepare=lambda publisher: _load(publisher, pictures, threads, loading),
     )
     before = signal.signal(signal.SIGTERM, lambda number, frame: server.stop())
     out = Output(as_json)
@@ -98,7 +101,9 @@ def dashboard(
         signal.signal(signal.SIGTERM, before)
 
 
-def _load(publisher: "Publisher", wanted: bool | None, threads: int | None) -> None:
+def _load(
+    publisher: "Publisher", wanted: bool | None, threads: int | None, loading: Loading
+) -> None:
     """Load a study's samples and model, where pictures of it are wanted."""
     from prunetune.search.spec import StudySpec
 
@@ -111,10 +116,11 @@ def _load(publisher: "Publisher", wanted: bool | None, threads: int | None) -> N
     from prunetune.models import load_model
     from prunetune.search.prepare import load_data
 
+    how = {**loading, "revision": loading["revision"] or spec.revision}
     try:
         set_threads(threads)
         publisher.samples = load_data(spec)[0].samples
-        loaded: Any = load_model(spec.model, revision=spec.revision)
+        loaded: Any = load_model(spec.model, **how)
     except Exception as error:
         reason = " ".join(str(error).split())
         note(f"warning: no pictures of {publisher.study.study_name!r}: {reason}")
