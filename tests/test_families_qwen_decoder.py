@@ -1,5 +1,6 @@
 """Qwen-VL: DeepStack behind the first layers, and what a search starts from."""
 
+import threading
 from contextlib import nullcontext
 
 import pytest
@@ -24,6 +25,7 @@ from prunetune.search.packing import collate, pack, unpack
 from prunetune.search.reference import Prompts, Recorder
 
 TOLERANCE = test_runtime.TOLERANCE
+VIDEO = (2, (4, 16, 24), 4)
 DEEP = {
     "0": [(0, 0.5, ("random",))],
     "1": [(1, 0.5, ("random",))],
@@ -97,6 +99,30 @@ def recorded(model, batch):
     query = torch.tensor([ids.shape[1] - 1])
     prompts = Prompts(ids, batch.valid, query, [None], inputs)
     return Recorder(view(model), deepest=3).record(prompts)
+
+
+@pytest.mark.parametrize("name", each(*QWEN))
+@torch.no_grad()
+def test_prompt_lookup_and_threads(name):
+    """Candidates are checked at rotary triples; DeepStack of one thread is not another's."""
+    model = tiny(name)
+    batches = [make_batch(model, [row], seed=k) for k, row in enumerate((*IMAGES[:2], VIDEO))]
+    options, got = {"max_new_tokens": 8, "do_sample": False}, {}
+    with prunetune.apply(model, make_config(model, "0+1+3")):
+        greedy = [model.generate(**batch.inputs, **options) for batch in batches]
+        start = threading.Barrier(len(batches))
+
+        def work(i):
+            start.wait()
+            with torch.no_grad():
+                got[i] = model.generate(**batches[i].inputs, **options, prompt_lookup_num_tokens=2)
+
+        threads = [threading.Thread(target=work, args=(i,)) for i in range(len(batches))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert [got[i].tolist() for i in range(len(batches))] == [g.tolist() for g in greedy]
 
 
 # -- planted bugs --------------------------------------------------------------------------------
