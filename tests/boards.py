@@ -40,40 +40,59 @@ def config(layer, weight):
     return PruningConfig(model=ref, stages=stages)
 
 
-def add_trial(study, value, layer=1, weight=0.5, state=TrialState.COMPLETE):
+def add_trial(study, value, layer=1, weight=0.5, state=TrialState.COMPLETE, samples=3):
     found = config(layer, weight)
     attrs = describe_config(found) | {
         "config_digest": found.digest(),
-        "samples_used": 3,
+        "samples_used": samples,
         "gap": value,
         "kl": 2 * value,
-        "agreement": 0.9,
-        "accuracy": 0.8,
+        "agreement": 1 - value,
+        "accuracy": 1 - 2 * value,
     }
+    several = len(study.directions) > 1
+    known = None if state is TrialState.FAIL else [value, 0.25 + layer / 100][: 1 + several]
     study.add_trial(
         optuna.trial.create_trial(
             state=state,
-            value=value,
-            params={"first_layer": layer / 10},
-            distributions={"first_layer": FloatDistribution(0.0, 1.0)},
+            values=known,
+            params={"first_layer": layer / 10, "weight.cls_attention": (weight + 1) / 2},
+            distributions=dict.fromkeys(
+                ("first_layer", "weight.cls_attention"), FloatDistribution(0.0, 1.0)
+            ),
             user_attrs=attrs,
-            intermediate_values={k: value * (k + 1) / 2 for k in range(3)},
+            intermediate_values={}
+            if several
+            else {k: value * (0.6 + 0.8 * k / samples) for k in range(samples)},
         )
     )
 
 
-def make_study(out, url=None, name=NAME, trials=6):
+def make_study(out, url=None, name=NAME, trials=6, data=None, directions=1, wanted=100):
     """Make a study in a folder, or in a database; return it."""
-    data = out / "data"
-    if not data.exists():
-        write_pictures(data)
+    source = out / "data"
+    if data is None and not source.exists():
+        write_pictures(source)
     storage = open_storage(storage_url(out, url))
     with quiet():
-        study = optuna.create_study(study_name=name, storage=storage)
-        study.set_metric_names(["cosine"])
+        minimised = ["minimize"] * directions
+        study = optuna.create_study(study_name=name, storage=storage, directions=minimised)
+        study.set_metric_names(["cosine", "mean_retention"][:directions])
         study.set_user_attr("model", "tiny")
-        spec = StudySpec(data=str(data), trials=trials)
+        spec = StudySpec(data=data or str(source), trials=wanted)
         study.set_user_attr("spec", spec.model_dump(mode="json"))
         for k in range(trials):
             add_trial(study, 0.2 - 0.02 * k, layer=k % 3, weight=0.1 * k)
+    return study
+
+
+def make_example(out):
+    """Make a study as a search leaves it, for pictures in the documentation."""
+    study = make_study(out, name="tiny/keep0.25/cosine", data="tiny", trials=0, wanted=24)
+    for k in range(24):
+        value = 0.05 + 0.12 / (1 + k) + 0.03 * ((7 * k) % 5)
+        stopped = k > 4 and value > 0.09
+        state = TrialState.PRUNED if stopped else TrialState.COMPLETE
+        weight = ((3 * k) % 19) / 10 - 0.9
+        add_trial(study, value, k % 4, weight, state, samples=16 if stopped else 64)
     return study

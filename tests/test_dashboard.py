@@ -17,6 +17,7 @@ from cluster import Postgres, binaries
 from hypothesis import example, given
 from hypothesis import strategies as st
 from optuna.artifacts.exceptions import ArtifactNotFound
+from optuna.trial import TrialState
 from optuna_dashboard import get_note, save_note
 
 from prunetune.models import load_model
@@ -184,11 +185,31 @@ def test_a_full_disk_or_a_missing_model_ends_nothing(tmp_path, caplog):
     (tmp_path / "file").write_text("")
     publisher = Publisher(study, ArtifactFolder(tmp_path / "file"))
     assert publisher.refresh() is False
-    assert "not written" in caplog.text
+    assert publisher.refresh() is False
+    assert caplog.text.count("not written") == 1  # told once, tried again
+    publisher.store = ArtifactFolder(tmp_path / "artifacts")
+    assert publisher.refresh()
     trial = study.get_trials(deepcopy=False)[0]
-    store = ArtifactFolder(tmp_path / "artifacts")
+    store = publisher.store
     assert attach(study, trial, store, "a.csv", b"1")
     assert not attach(study, trial, store, "a.csv", b"2")
+
+
+@pytest.mark.parametrize("kind", ["empty", "failed", "two objectives"])
+def test_studies_of_every_kind_get_a_note(tmp_path, kind):
+    directions = 2 if kind == "two objectives" else 1
+    study = make_study(tmp_path, trials=3 if directions == 2 else 0, directions=directions)
+    if kind == "failed":
+        add_trial(study, 0.1, state=TrialState.FAIL)
+    publisher = Publisher(study, ArtifactFolder(tmp_path / "artifacts"))
+    assert publisher.refresh()
+    note = get_note(study)
+    if directions == 2:
+        assert "### Best: trial" in note
+        assert "mean\\_retention" in note
+    else:
+        assert "No trial has finished yet" in note
+    assert not publisher.refresh()
 
 
 @given(st.text(max_size=40))

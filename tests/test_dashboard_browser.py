@@ -3,7 +3,7 @@
 import threading
 
 import pytest
-from boards import NAME, SCRIPT, make_study
+from boards import NAME, SCRIPT, make_example, make_study
 from browser import browser  # noqa: F401
 
 from prunetune.models import load_model
@@ -15,20 +15,22 @@ from prunetune.search.prepare import load_data
 
 @pytest.fixture(scope="module")
 def page(browser, tmp_path_factory):  # noqa: F811
-    """A dashboard that serves, and the URL of its study."""
+    """A dashboard that serves; the URLs of its list, an ordinary study, and one full of markup."""
     out = tmp_path_factory.mktemp("run")
-    study = make_study(out)
+    ordinary, hostile = make_example(out), make_study(out)
     tiny = load_model("tiny")
 
     def prepare(publisher):
         publisher.loaded = tiny
         publisher.samples = load_data(study_facts(publisher.study).spec)[0].samples
 
-    board = Dashboard(study._storage, ArtifactFolder(out / "artifacts"), prepare=prepare)
+    board = Dashboard(ordinary._storage, ArtifactFolder(out / "artifacts"), prepare=prepare)
     board.refresh()
     thread = threading.Thread(target=board.serve, daemon=True)
     thread.start()
-    yield f"{board.url}/studies/{study._study_id}", board.url
+    place = f"{board.url}/studies"
+    best = study_facts(ordinary).best.number
+    yield board.url, f"{place}/{ordinary._study_id}", f"{place}/{hostile._study_id}", best
     board.stop()
     thread.join(20)
 
@@ -45,23 +47,25 @@ def check(browser, name):  # noqa: F811
 
 
 def test_the_list_of_studies_loads(page, browser):  # noqa: F811
-    browser.open(page[1])
+    browser.open(page[0])
     shows(browser, NAME)
+    shows(browser, "tiny/keep0.25/cosine")
     check(browser, "dashboard-studies")
 
 
 def test_the_page_of_a_study_loads_with_its_figures(page, browser):  # noqa: F811
-    browser.open(page[0])
-    shows(browser, NAME)
-    found = "return document.querySelectorAll('.js-plotly-plot .main-svg').length"
-    browser.until(f"{found} >= 4")
+    browser.open(page[1])
+    shows(browser, "tiny/keep0.25/cosine")
+    for figure in ("schedules", "gap-against-cost"):
+        place = f"document.getElementById('user-defined-plot:{figure}')"
+        browser.until(f"return {place} && {place}.querySelector('.main-svg .gtitle')")
     check(browser, "dashboard-study")
 
 
 def test_the_page_of_a_trial_shows_note_and_picture(page, browser):  # noqa: F811
-    browser.open(f"{page[0]}/trials?numbers=5")
+    browser.open(f"{page[1]}/trials?numbers={page[3]}")
     shows(browser, "score weight")
-    shows(browser, "trial-5-kept.png")
+    shows(browser, f"trial-{page[3]}-kept.png")
     # In the note, and among the files.
     pictures = "[...document.images].filter(i => i.src.includes('/artifacts/'))"
     loaded = "every(i => i.complete && i.naturalWidth > 500)"
@@ -74,11 +78,21 @@ def test_the_page_of_a_trial_shows_note_and_picture(page, browser):  # noqa: F81
     browser.screenshot("dashboard-trial-picture", whole=False)
 
 
-def test_the_note_of_a_study_shows_markup_of_data_as_text(page, browser):  # noqa: F811
-    browser.open(f"{page[0]}/note")
+def test_the_note_of_a_study_loads(page, browser):  # noqa: F811
+    browser.open(f"{page[1]}/note")
+    shows(browser, f"Best: trial {page[3]}")
+    check(browser, "dashboard-note")
+
+
+def test_markup_in_data_is_shown_as_text_everywhere(page, browser):  # noqa: F811
+    browser.open(f"{page[2]}/note")
     shows(browser, "Best: trial 5")
     shows(browser, SCRIPT)
-    check(browser, "dashboard-note")
+    check(browser, "dashboard-note-hostile")
+    browser.open(f"{page[2]}/trials?numbers=5")
+    shows(browser, "trial-5-kept.png")
+    shows(browser, "'quoted\" <b>&amp; *name* |.png")
+    check(browser, "dashboard-trial-hostile")
 
 
 def test_html_in_a_note_would_not_run_either(page, browser, tmp_path):  # noqa: F811

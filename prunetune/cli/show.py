@@ -123,6 +123,10 @@ def _config(name: str) -> Any:
 
 def _shown(name: str) -> str:
     """Return what a config is called on a sheet: no folders, no passwords."""
+    if "://" in name:
+        from prunetune.search.storage import redact
+
+        return redact(name)
     return name.rstrip("/").rpartition("/")[2] or name
 
 

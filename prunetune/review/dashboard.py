@@ -17,6 +17,7 @@ from optuna_dashboard import wsgi
 from prunetune.errors import ConfigError, PrunetuneError
 from prunetune.review.artifacts import ArtifactFolder
 from prunetune.review.publish import Publisher
+from prunetune.search.storage import redact
 
 logger = logging.getLogger(__name__)
 
@@ -29,8 +30,7 @@ _SANDBOX = "sandbox; default-src 'none'; img-src 'self'; style-src 'unsafe-inlin
 # Optuna dashboard sets an attribute, such as a trial's config, on one line however long it is: a
 # trial's page was 5,600 pixels wide.
 _STYLE = b"""<style>
-* { overflow-wrap: anywhere }
-.MuiBox-root > p { white-space: normal }
+.MuiBox-root > p { white-space: normal; overflow-wrap: anywhere }
 .MuiCard-root td, .MuiCard-root th { padding: 2px 12px 2px 0; text-align: left }
 .MuiCard-root img { max-width: 100% }
 </style>"""
@@ -116,7 +116,7 @@ class Dashboard:
         try:
             names = optuna.get_all_study_names(self._storage)
         except Exception as error:
-            logger.warning("the study database does not answer: %s", error)
+            logger.warning("the study database does not answer: %s", redact(str(error)))
             return
         for name in names:
             if self._stop.is_set():
@@ -133,7 +133,7 @@ class Dashboard:
             publisher = Publisher(study, self._store)
             self._prepare(publisher)
         except Exception as error:
-            logger.warning("study %r is shown as it is: %s", name, error)
+            logger.warning("study %r is shown as it is: %s", name, redact(str(error)))
             return False
         self._publishers[name] = publisher
         return True

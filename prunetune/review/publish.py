@@ -12,6 +12,7 @@ from optuna_dashboard import get_note, save_note, save_plotly_graph_object
 from prunetune.review import notes
 from prunetune.review.artifacts import ArtifactFolder, attach, attached, samples_csv
 from prunetune.review.facts import StudyFacts, TrialFacts, study_facts
+from prunetune.search.storage import redact
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -47,22 +48,27 @@ class Publisher:
     loaded: Any = None
     samples: "Sequence[Sample] | None" = None
     _seen: Any = field(default=None, repr=False)
+    _told: str = field(default="", repr=False)
 
     def refresh(self) -> bool:
-        """Write what changed since the last call; return whether anything was to be written."""
+        """Write what changed since it was last written; return whether anything was."""
         try:
             facts = study_facts(self.study)
             best = facts.best
             state = (best and best.number, best and best.values, facts.settled, facts.finished)
             if state == self._seen:
                 return False
-            new_best = self._seen is None or state[:3] != self._seen[:3]
-            self._seen = state
-            self._write(facts, new_best)
+            self._write(facts, self._seen is None or state[:3] != self._seen[:3])
         except Exception as error:
             # A database that is away, a full disk, a spec of another release.
-            logger.warning("notes of study %r are not written: %s", self.study.study_name, error)
+            reason = redact(" ".join(str(error).split()))
+            if reason != self._told:
+                logger.warning(
+                    "notes of study %r are not written: %s", self.study.study_name, reason
+                )
+            self._told = reason
             return False
+        self._seen, self._told = state, ""
         return True
 
     def _write(self, facts: StudyFacts, new_best: bool) -> None:
@@ -86,11 +92,11 @@ class Publisher:
     ) -> None:
         attrs = self.study._storage.get_study_system_attrs(self.study._study_id)
         counts: list[str] = attrs.get(f"{_COUNTS}{trial.number}", [])
-        if self.store is not None:
+        if self.store is not None and trial.samples:
             table = samples_csv(facts, trial, self.samples)
             attach(self.study, frozen, self.store, f"trial-{trial.number}-samples.csv", table)
-            if pictured and trial.config is not None and not counts:
-                counts = self._picture(trial.config, trial.name, frozen, self.store)
+        if self.store is not None and pictured and trial.config is not None and not counts:
+            counts = self._picture(trial.config, trial.name, frozen, self.store)
         # Optuna dashboard's functions take a running trial; it is only asked for its numbers.
         handle = _Handle(self.study, frozen._trial_id)
         picture = attached(self.study, frozen).get(_kept_name(trial.number))
