@@ -197,14 +197,16 @@ class Evaluator:
             ConfigError: The config does not fit the model.
         """
         check_fits(self.family, config, strict=False)
-        with Handle(self.family, config) as handle:
-            for start in range(0, len(self.samples), self.batch_size):
-                window = range(start, min(start + self.batch_size, len(self.samples)))
-                found: dict[int, SampleResult] = {}
+        for start in range(0, len(self.samples), self.batch_size):
+            window = range(start, min(start + self.batch_size, len(self.samples)))
+            # Before the config is applied: what is no longer kept is computed on the bare model.
+            references = {index: self._reference(index) for index in window}
+            found: dict[int, SampleResult] = {}
+            with torch.no_grad(), Handle(self.family, config) as handle:
                 for part in self._parts(config, window):
-                    with torch.no_grad():
-                        found.update(zip(part, self._measure(handle, part, answers)))
-                yield [(index, found[index]) for index in window]
+                    some = [references[index] for index in part]
+                    found.update(zip(part, self._measure(handle, part, some, answers)))
+            yield [(index, found[index]) for index in window]
 
     def _parts(self, config: PruningConfig, window: Sequence[int]) -> list[list[int]]:
         """Fill batches of samples of similar length, by the tokens that survive."""
@@ -216,8 +218,9 @@ class Evaluator:
         parts = batches_by_length(tokens, self.token_budget)
         return [[window[i] for i in part] for part in parts]
 
-    def _measure(self, handle: Handle, part: list[int], answers: bool) -> list[SampleResult]:
-        references = [self._reference(index) for index in part]
+    def _measure(
+        self, handle: Handle, part: list[int], references: list[Reference], answers: bool
+    ) -> list[SampleResult]:
         if self.whole is not None:
             samples = [self.samples[index] for index in part]
             prompts = self._prompts(samples, answers=answers)
