@@ -51,7 +51,7 @@ test: $(DEV_STAMP)  ## Run all tests on two processes
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
 test-oldest: .venv-oldest/.installed  ## Run the runtime's tests on the oldest supported transformers
-	@OMP_NUM_THREADS=1 $(OLDEST_BIN)/python -m pytest -n $(WORKERS) tests/test_runtime*.py
+	@OMP_NUM_THREADS=1 $(OLDEST_BIN)/python -m pytest -n $(WORKERS) tests/test_runtime*.py tests/test_famil*.py
 
 .venv-oldest/.installed: pyproject.toml Makefile
 	@$(PYTHON) tools/make_venv.py .venv-oldest

@@ -40,6 +40,12 @@ def test_padding_inside_a_view():
             model(**batch.inputs, pixel_attention_mask=mask)
 
 
+def test_remote_code_has_a_conversion():
+    model = SimpleNamespace(config=SimpleNamespace(model_type="internvl_chat"))
+    with pytest.raises(UnsupportedModelError, match=r"\A[^\n]+-hf conversion[^\n]+\Z"):
+        family_of(model)
+
+
 def test_text_that_attends_in_both_directions():
     model = tiny("gemma3")
     prunetune.apply(model, make_config(model, "2")).remove()

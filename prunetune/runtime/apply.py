@@ -23,6 +23,7 @@ REFUSED = {
     "gemma4": _SHARED,
     "gemma4_unified": _SHARED,
     "idefics": _CROSS,
+    "internvl_chat": "it is remote code; load the -hf conversion, whose model_type is internvl",
     "mllama": _CROSS,
     "t5gemma2": _CROSS,
 }
