@@ -13,14 +13,13 @@ from reference_models import make_batch, make_config, tiny
 from test_families_qwen import IMAGES, QWEN, view
 
 import prunetune
-from prunetune.errors import UnsupportedModelError
+from prunetune.errors import ConfigError, UnsupportedModelError
 from prunetune.families import FAMILIES as TABLE
 from prunetune.families.qwen3_vl import METHOD
 from prunetune.runtime import frame
 from prunetune.runtime.handle import Handle
 from prunetune.runtime.suffix import run_suffix
 from prunetune.runtime.vision import VisionTap
-from prunetune.search import reference as search_reference
 from prunetune.search.packing import collate, pack, unpack
 from prunetune.search.reference import Prompts, Recorder
 
@@ -99,6 +98,16 @@ def recorded(model, batch):
     query = torch.tensor([ids.shape[1] - 1])
     prompts = Prompts(ids, batch.valid, query, [None], inputs)
     return Recorder(view(model), deepest=3).record(prompts)
+
+
+@pytest.mark.parametrize("name", each(*QWEN))
+def test_packed_is_refused_also_where_the_config_leaves_the_sections_to_the_default(name):
+    model = tiny(name)
+    config = make_config(model, [(0, 0.5, ("random",))], positions="packed")
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=r"\A[^\n]*'packed'[^\n]*rows and columns[^\n]*\Z"):
+            prunetune.apply(model, config)
+        model.config.text_config.rope_parameters.pop("mrope_section", None)
 
 
 @pytest.mark.parametrize("name", each(*QWEN))
@@ -181,7 +190,7 @@ def deepstack_lost_in_the_search(patch):
 
 
 def plain_positions_in_the_search(patch):
-    patch.setattr(search_reference, "multimodal_rotary", lambda config: False)
+    patch.setattr(TABLE.get("qwen3_vl"), "multimodal_positions", False)
 
 
 def masking():

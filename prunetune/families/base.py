@@ -126,6 +126,11 @@ class Family:
         """Return how many tokens each image or video takes, from what its encoder returned."""
         return [part.shape[:-1].numel() for part in features]
 
+    @property
+    def multimodal_positions(self) -> bool:
+        """Whether positions are triples of time, row and column, which only the model can find."""
+        return not self.can_pack or multimodal_rotary(self.text_model.config)
+
     def second_norm(self, layer: int) -> nn.Module:
         """Return the norm before the MLP of decoder layer ``layer``."""
         block: Any = self.layers[layer]

@@ -8,7 +8,7 @@ from torch import nn
 from prunetune.config import PruningConfig
 from prunetune.errors import ConfigError, UnsupportedModelError
 from prunetune.families import FAMILIES, Family
-from prunetune.families.base import multimodal_rotary, refuse
+from prunetune.families.base import refuse
 from prunetune.runtime.handle import Handle
 
 __all__ = ["Handle", "apply", "check_fits", "family_of"]
@@ -128,7 +128,7 @@ def check_fits(family: Family, config: PruningConfig, *, strict: bool) -> None:
             f"the config is for {ref.num_layers} decoder layers, the model has {depth}; "
             "search a config for this model"
         )
-    if config.positions == "packed" and multimodal_rotary(family.text_model.config):
+    if config.positions == "packed" and family.multimodal_positions:
         raise ConfigError(
             f"positions: received 'packed', allowed 'original' for {ref.model_type}: its "
             "multimodal rotary positions are rows and columns, which renumbering would erase"

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from prunetune.calibration import Sample, encode
 from prunetune.families import Family
-from prunetune.families.base import multimodal_rotary
 from prunetune.runtime.taps import LayerTap, last_query_row
 from prunetune.runtime.views import join_views
 from prunetune.runtime.vision import ImageCapture, VisionCapture, VisionTap, wrap_encoder
@@ -282,7 +281,7 @@ def positions(family: Family, prompts: Prompts) -> Tensor:
 
 def given_positions(family: Family, prompts: Prompts) -> Tensor | None:
     """Return what a model is passed as position ids; multimodal ones are its own to find."""
-    return None if multimodal_rotary(family.text_model.config) else positions(family, prompts)
+    return None if family.multimodal_positions else positions(family, prompts)
 
 
 def _equal(one: Any, other: Any) -> bool:
