@@ -3,8 +3,6 @@
 import logging
 import math
 import signal
-import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -19,8 +17,9 @@ from prunetune.cli._app import (
     one_of,
     verb,
 )
+from prunetune.cli._flags import budget_of, optional_names, space_of
 from prunetune.cli._loading import Loading
-from prunetune.cli._output import Output, note, number, percent, progress
+from prunetune.cli._output import Output, note, progress
 from prunetune.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -178,7 +177,7 @@ def search(
     flags = {
         "model": model,
         "revision": loading.pop("revision"),
-        **_budget({"keep": keep, "flops": flops, "kv_mib": kv_mib}),
+        **budget_of({"keep": keep, "flops": flops, "kv_mib": kv_mib}),
         "objective": objective,
         "data": data,
         "held_out": held_out,
@@ -190,8 +189,8 @@ def search(
         "sampler": sampler,
         "seed": seed,
         "trial_pruner": trial_pruner,
-        "presets": [] if presets == "none" else _optional("--preset", presets),
-        "space": _space(scorers, stages, layers),
+        "presets": [] if presets == "none" else optional_names("--preset", presets),
+        "space": space_of(scorers, stages, layers),
     }
     given = {name: value for name, value in flags.items() if value is not None and value != {}}
     wanted = StudySpec.load(spec, given) if spec else StudySpec.parse(given, origin="search")
@@ -214,21 +213,9 @@ def search(
         # The line that would be printed repeats the command, password included.
         note("interrupted; the same command resumes")
         raise typer.Exit(130) from None
-    _report(Output(as_json), result, prepared)
+    from prunetune.cli._results import report
 
-
-def _report(out: Output, result: "SearchResult | FrontResult", prepared: "Prepared") -> None:
-    from prunetune.search.pareto import FrontResult
-
-    if isinstance(result, FrontResult):
-        _print_front(out, result, prepared)
-    else:
-        _print(out, result)
-        out.line(f"next: prunetune export {prepared.out} -o {_export_name(prepared)}")
-    if result.report is not None:
-        out.line(f"report: {result.report}")
-    out.finish({**result.to_dict(), "skipped": len(prepared.skipped)})
-    sys.stdout.flush()
+    report(Output(as_json), result, prepared)
 
 
 def _run(
@@ -285,110 +272,3 @@ def share_threads(workers: "Workers") -> "Workers":
     if workers.threads is not None or workers.count == 1:
         return workers
     return replace(workers, threads=max(1, physical_cores() // workers.count))
-
-
-def _print(out: Output, result: "SearchResult") -> None:
-    from prunetune.search.summary import table_rows
-
-    heading, *rows = table_rows(result)
-    columns = [heading[0] or "held-out", *[f">{title}" for title in heading[1:-1]], heading[-1]]
-    out.table(columns, rows, wrap=heading[-1])
-    out.line()
-    out.line(result.verdict)
-    out.line()
-    out.line(_counts(result))
-    for stage in result.best.stages:
-        scorers = " ".join(f"{s.name}{s.weight:+g}" for s in stage.scorers) or "same scores"
-        out.line(f"  layer {stage.layer}: keeps {percent(stage.retention)} by {scorers}")
-    out.line(f"config: {result.config}")
-
-
-def _print_front(out: Output, result: "FrontResult", prepared: "Prepared") -> None:
-    from prunetune.budget.bounds import short
-
-    rows = []
-    for point in result.points:
-        low, high = point.held_out_ci
-        rows.append(
-            (
-                str(point.trial),
-                f"{point.cost:.4g}",
-                number(point.held_out.gap),
-                f"{low:.4f}-{high:.4f}",
-                percent(point.held_out.agreement),
-                percent(point.held_out.accuracy),
-                "yes" if point.wins else "no",
-            )
-        )
-    columns = (">trial", f">{result.cost}", ">gap", ">95% interval", ">top-1", ">accuracy")
-    out.table((*columns, "beats every baseline"), rows)
-    out.line()
-    out.line(result.verdict)
-    out.line()
-    out.line(_counts(result))
-    out.line(f"front: {len(result.front)} trials; configs of the above in {prepared.out}/front")
-    flag, cost = prepared.spec.kind.replace("_", "-"), short(result.points[-1].cost)
-    name = _export_name(prepared)
-    out.line(f"next: prunetune export {prepared.out} --{flag} {cost} -o {name}")
-
-
-def _counts(result: "SearchResult | FrontResult") -> str:
-    counts = ", ".join(f"{count} {state}" for state, count in result.trials.items())
-    stopped = f"; stopped: {result.stopped}" if result.stopped else ""
-    return f"trials: {counts}; {result.seconds:.0f} s{stopped}"
-
-
-def _export_name(prepared: "Prepared") -> str:
-    name = prepared.spec.model.rstrip("/").rpartition("/")[2]
-    return f"{name}.prune.json"
-
-
-def _space(scorers: str | None, stages: str | None, layers: str | None) -> dict[str, Any]:
-    space: dict[str, Any] = {}
-    if scorers is not None:
-        space["scorers"] = _names("--scorers", scorers)
-    if stages is not None:
-        space["min_stages"], space["max_stages"] = _span("--stages", stages)
-    if layers is not None:
-        space["layers"] = _span("--layers", layers)
-    return space
-
-
-def _budget(flags: "dict[str, str | None]") -> dict[str, float]:
-    """Parse the budget; with a colon between two numbers it is a range."""
-    given = {name: text for name, text in flags.items() if text is not None}
-    if len(given) > 1:
-        shown = " and ".join(f"--{name.replace('_', '-')} {text}" for name, text in given.items())
-        raise ConfigError(f"received {shown}; a study has one budget, give one")
-    found: dict[str, float] = {}
-    for name, text in given.items():
-        low, colon, high = text.partition(":")
-        try:
-            found = {name: float(low)} | ({"up_to": float(high)} if colon else {})
-        except ValueError:
-            raise ConfigError(
-                f"--{name.replace('_', '-')}: received {text!r}, allowed a number, or for "
-                "--objective pareto two with a colon between, e.g. 0.05:0.5"
-            ) from None
-    return found
-
-
-def _optional(flag: str, text: str | None) -> list[str] | None:
-    return None if text is None else _names(flag, text)
-
-
-def _names(flag: str, text: str) -> list[str]:
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    if not names:
-        raise ConfigError(f"{flag}: received {text!r}, allowed names with commas between")
-    return names
-
-
-def _span(flag: str, text: str) -> Sequence[int]:
-    low, dash, high = text.partition("-")
-    try:
-        return int(low), int(high if dash else low)
-    except ValueError:
-        raise ConfigError(
-            f"{flag}: received {text!r}, allowed a number or two with a dash between, e.g. 1-3"
-        ) from None

@@ -1,0 +1,59 @@
+"""Flags of ``search`` that are more than one value."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from prunetune.errors import ConfigError
+
+
+def space_of(scorers: str | None, stages: str | None, layers: str | None) -> dict[str, Any]:
+    """Parse what narrows the space."""
+    space: dict[str, Any] = {}
+    if scorers is not None:
+        space["scorers"] = _names("--scorers", scorers)
+    if stages is not None:
+        space["min_stages"], space["max_stages"] = _span("--stages", stages)
+    if layers is not None:
+        space["layers"] = _span("--layers", layers)
+    return space
+
+
+def budget_of(flags: "dict[str, str | None]") -> dict[str, float]:
+    """Parse the budget; with a colon between two numbers it is a range."""
+    given = {name: text for name, text in flags.items() if text is not None}
+    if len(given) > 1:
+        shown = " and ".join(f"--{name.replace('_', '-')} {text}" for name, text in given.items())
+        raise ConfigError(f"received {shown}; a study has one budget, give one")
+    found: dict[str, float] = {}
+    for name, text in given.items():
+        low, colon, high = text.partition(":")
+        try:
+            found = {name: float(low)} | ({"up_to": float(high)} if colon else {})
+        except ValueError:
+            raise ConfigError(
+                f"--{name.replace('_', '-')}: received {text!r}, allowed a number, or for "
+                "--objective pareto two with a colon between, e.g. 0.05:0.5"
+            ) from None
+    return found
+
+
+def optional_names(flag: str, text: str | None) -> list[str] | None:
+    """Parse names with commas between; None where the flag was not given."""
+    return None if text is None else _names(flag, text)
+
+
+def _names(flag: str, text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise ConfigError(f"{flag}: received {text!r}, allowed names with commas between")
+    return names
+
+
+def _span(flag: str, text: str) -> Sequence[int]:
+    low, dash, high = text.partition("-")
+    try:
+        return int(low), int(high if dash else low)
+    except ValueError:
+        raise ConfigError(
+            f"{flag}: received {text!r}, allowed a number or two with a dash between, e.g. 1-3"
+        ) from None

@@ -1,0 +1,82 @@
+"""What ``search`` prints when it has ended."""
+
+import sys
+from typing import TYPE_CHECKING
+
+from prunetune.cli._output import Output, number, percent
+
+if TYPE_CHECKING:
+    from prunetune.search.pareto import FrontResult
+    from prunetune.search.prepare import Prepared
+    from prunetune.search.summary import SearchResult
+
+
+def report(out: Output, result: "SearchResult | FrontResult", prepared: "Prepared") -> None:
+    """Print a result: a table, the verdict and what to do next, or one JSON object."""
+    from prunetune.search.pareto import FrontResult
+
+    if isinstance(result, FrontResult):
+        _print_front(out, result, prepared)
+    else:
+        _print(out, result)
+        out.line(f"next: prunetune export {prepared.out} -o {_export_name(prepared)}")
+    if result.report is not None:
+        out.line(f"report: {result.report}")
+    out.finish({**result.to_dict(), "skipped": len(prepared.skipped)})
+    sys.stdout.flush()
+
+
+def _print(out: Output, result: "SearchResult") -> None:
+    from prunetune.search.summary import table_rows
+
+    heading, *rows = table_rows(result)
+    columns = [heading[0] or "held-out", *[f">{title}" for title in heading[1:-1]], heading[-1]]
+    out.table(columns, rows, wrap=heading[-1])
+    out.line()
+    out.line(result.verdict)
+    out.line()
+    out.line(_counts(result))
+    for stage in result.best.stages:
+        scorers = " ".join(f"{s.name}{s.weight:+g}" for s in stage.scorers) or "same scores"
+        out.line(f"  layer {stage.layer}: keeps {percent(stage.retention)} by {scorers}")
+    out.line(f"config: {result.config}")
+
+
+def _print_front(out: Output, result: "FrontResult", prepared: "Prepared") -> None:
+    from prunetune.budget.bounds import short
+
+    rows = []
+    for point in result.points:
+        low, high = point.held_out_ci
+        rows.append(
+            (
+                str(point.trial),
+                f"{point.cost:.4g}",
+                number(point.held_out.gap),
+                f"{low:.4f}-{high:.4f}",
+                percent(point.held_out.agreement),
+                percent(point.held_out.accuracy),
+                "yes" if point.wins else "no",
+            )
+        )
+    columns = (">trial", f">{result.cost}", ">gap", ">95% interval", ">top-1", ">accuracy")
+    out.table((*columns, "beats every baseline"), rows)
+    out.line()
+    out.line(result.verdict)
+    out.line()
+    out.line(_counts(result))
+    out.line(f"front: {len(result.front)} trials; configs of the above in {prepared.out}/front")
+    flag, cost = prepared.spec.kind.replace("_", "-"), short(result.points[-1].cost)
+    name = _export_name(prepared)
+    out.line(f"next: prunetune export {prepared.out} --{flag} {cost} -o {name}")
+
+
+def _counts(result: "SearchResult | FrontResult") -> str:
+    counts = ", ".join(f"{count} {state}" for state, count in result.trials.items())
+    stopped = f"; stopped: {result.stopped}" if result.stopped else ""
+    return f"trials: {counts}; {result.seconds:.0f} s{stopped}"
+
+
+def _export_name(prepared: "Prepared") -> str:
+    name = prepared.spec.model.rstrip("/").rpartition("/")[2]
+    return f"{name}.prune.json"
