@@ -206,7 +206,7 @@ def test_studies_of_every_kind_get_a_note(tmp_path, kind):
     note = get_note(study)
     if directions == 2:
         assert "### Best: trial" in note
-        assert "mean\\_retention" in note
+        assert f"| {markdown(study_facts(study).axis(1))} |" in note
     else:
         assert "No trial has finished yet" in note
     assert not publisher.refresh()
