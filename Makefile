@@ -24,7 +24,7 @@ PINS := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 DEMO := demo/tiny-keep$(KEEP)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-oldest lint format schema wheel lock clean
+.PHONY: help demo test test-oldest lint format schema screenshots wheel lock clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -70,6 +70,10 @@ format: $(DEV_STAMP)  ## Format the code and mend what can be mended
 
 schema: $(DEV_STAMP)  ## Write docs/config.schema.json again
 	@$(BIN)/python tools/export_schema.py
+
+screenshots: $(DEV_STAMP)  ## Take the pictures of docs/ again (PRUNETUNE_REPORT=FILE: of that report)
+	@$(BIN)/python -m pytest tests/test_*browser.py
+	@$(BIN)/python tools/screenshots.py
 
 wheel: $(DEV_STAMP)  ## Build dist/prunetune-*.whl
 	@$(BIN)/python -m pip wheel -q --no-deps --no-build-isolation -w dist .

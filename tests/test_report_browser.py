@@ -1,7 +1,9 @@
 """The report in a real browser: loads clean, draws everything, reads well by hand, phone, print."""
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 from browser import SIZES, browser  # noqa: F401
@@ -46,7 +48,9 @@ def part_of_tiny(folder):
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """The report that a search of the embedded model writes."""
+    """The report that a search of the embedded model writes, or the one in $PRUNETUNE_REPORT."""
+    if given := os.environ.get("PRUNETUNE_REPORT"):
+        return Path(given).resolve()
     folder = tmp_path_factory.mktemp("page")
     data = part_of_tiny(folder / "pictures")
     words = ("search", "--data", data, "--trials", "30", "--out", folder / "run")
@@ -97,9 +101,13 @@ def test_parts_of_the_page_for_the_documentation(page, browser):  # noqa: F811
     browser.open(page)
     drawn(browser)
     browser.screenshot("report-top", whole=False)
-    for name in ("held-out", "history-0", "schedules", "importance", "parallel", "types"):
+    names = ("config", "held-out", "history-0", "schedules", "importance", "parallel", "types")
+    for name in names:
         browser.element(f"#{name}", f"report-{name}")
     browser.element(".sample", "report-sample")
+    browser.open(page, "phone", dark=True)
+    drawn(browser)
+    browser.screenshot("report-phone-top", whole=False)
 
 
 def test_a_page_with_an_error_would_be_noticed(page, browser, tmp_path):  # noqa: F811

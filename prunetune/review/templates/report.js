@@ -17,11 +17,17 @@
     if (width < NARROW) {
       copy.font = { ...copy.font, size: 11 };
       if (copy.legend) copy.legend.font = { size: 11 };
+      if (copy.xaxis && copy.xaxis.tickangle) {
+        copy.xaxis.tickangle = -90;
+        copy.xaxis.tickfont = { size: 10 };
+        copy.xaxis.ticktext = copy.xaxis.ticktext.map((text) => text.replaceAll("<br>", " "));
+      }
+      for (const note of copy.annotations || []) note.font = { ...note.font, size: 8 };
       for (const axis of ["xaxis", "yaxis"]) {
         const shown = copy[axis] && copy[axis].title;
         if (!shown) continue;
         shown.font = { size: 11 };
-        shown.text = lines(shown.text, axis === "xaxis" ? width / 11 : layout.height / 9);
+        shown.text = lines(shown.text, axis === "xaxis" ? width / 13 : layout.height / 9);
       }
     }
     return copy;
