@@ -13,6 +13,7 @@ import test_runtime_geometry
 import test_runtime_models
 import test_runtime_refusals
 import test_runtime_removal
+import test_runtime_restorers
 import test_runtime_taps
 import test_runtime_turns
 import torch
@@ -21,14 +22,19 @@ from family_models import each
 from packaging.version import Version
 from reference import alive_slots, masked, measure, reference_logits, worst
 from reference_models import make_batch, make_config, tiny
+from test_runtime_generate import flash_model
 
 import prunetune
 from prunetune.errors import UnsupportedModelError
 from prunetune.families import FAMILIES as TABLE
+from prunetune.families import Family
+from prunetune.restorers import RESTORERS
 from prunetune.runtime.apply import family_of
 from prunetune.scorers import SCORERS
 
+__all__ = ["flash_model"]  # a fixture
 TOLERANCE = test_runtime.TOLERANCE
+CAUSAL = [n for n in family_models.FAMILIES if TABLE.get(n).blocks is Family.blocks]
 every = pytest.mark.parametrize("family", each())
 
 
@@ -276,6 +282,36 @@ def test_chunked_prefill(family):
     if chunks is not True:
         pytest.skip(str(chunks))
     test_runtime_refusals.test_chunked_prefill(family, "2+4")
+
+
+@every
+def test_prompt_lookup(family, monkeypatch):
+    lookup = family_models.family(family).lookup
+    if lookup is not True:
+        pytest.skip(str(lookup))
+    test_runtime_generate.test_prompt_lookup_equals_greedy(family, "0+1+3", monkeypatch)
+
+
+@pytest.mark.parametrize("family", each(*CAUSAL))
+@pytest.mark.parametrize(("name", "rows"), [("0+1+3", None), ("2+4", slice(0, 1))], ids=str)
+@torch.no_grad()
+def test_flash_attention_equals_sdpa(family, name, rows, flash_model):
+    """Emulated, see there. It is always causal: no choice where images attend both ways."""
+    plain, model = tiny(family), flash_model(family)
+    batch = make_batch(plain, rows and family_models.family(family).rows[rows])
+    config = make_config(plain, schedule(name, family))
+    expected, first = test_runtime_generate.pruned(plain, config, batch)
+    output, second = test_runtime_generate.pruned(model, config, batch)
+    for one, two in zip(first.stages, second.stages, strict=True):
+        assert all(map(torch.equal, one.kept, two.kept))
+    assert worst(torch.stack(output.logits), torch.stack(expected.logits)) < TOLERANCE
+
+
+@every
+@pytest.mark.parametrize("restorer", ["blend", *RESTORERS])
+def test_restorers(family, restorer):
+    probe = (test_runtime_taps.Probe(),)
+    test_runtime_restorers.test_restorers(family, 2, restorer, probe)
 
 
 @every

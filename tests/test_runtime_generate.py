@@ -2,6 +2,7 @@
 
 import copy
 
+import family_models
 import pytest
 import torch
 from reference import alive_slots, masked, worst
@@ -144,7 +145,7 @@ def test_prompt_lookup_equals_greedy(family, schedule, monkeypatch):
     crop = DynamicCache.crop
     monkeypatch.setattr(DynamicCache, "crop", lambda self, n: (removed.append(n), crop(self, n))[1])
     model = tiny(family)
-    batch = make_batch(model, ((3, (20, 32) if family == "llava_next" else (20, 20), 6),))
+    batch = make_batch(model, ((3, family_models.family(family).image, 6),))
     ids = batch.inputs["input_ids"]
     ids[:, -6:-3] = ids[:, -3:]
     config = make_config(model, schedule)
@@ -220,7 +221,7 @@ def flash_model(monkeypatch):
 @torch.no_grad()
 def test_flash_attention_equals_sdpa(family, schedule, rows, flash_model, monkeypatch):
     model, plain = flash_model(family), tiny(family)
-    size = (20, 32) if family == "llava_next" else (20, 20)
+    size = family_models.family(family).image
     batch = make_batch(plain, ((2, size, 3, size, 1),) if rows == "batch of one" else None)
     config = make_config(plain, schedule)
     expected, first = pruned(plain, config, batch)

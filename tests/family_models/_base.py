@@ -75,6 +75,7 @@ class TinyFamily:
         packed: Whether positions may be renumbered.
         later_images: Whether a later turn may bring images.
         views_apart: Whether the encoder gets a picture's tiles in one row with other pictures'.
+        lookup: Whether transformers itself can look candidates up in the prompt; else why not.
         chunks: Whether transformers itself can prefill it in parts; else why not.
         marks: Pytest marks of all its tests, as from ``needs``.
     """
@@ -89,6 +90,7 @@ class TinyFamily:
     packed: bool = True
     later_images: bool = True
     views_apart: bool = False
+    lookup: bool | str = True
     chunks: bool | str = True
     marks: tuple[Any, ...] = ()
 

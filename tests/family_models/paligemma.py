@@ -22,6 +22,7 @@ class PaliGemma(GemmaLike):
     """The last token of a prompt with images is the line break that its processor puts there."""
 
     model_type = "paligemma"
+    lookup = "transformers takes candidates for a part of the prompt, which attends to them"
     later_images = False
     rows = ((SIZE, 4), (SIZE, SIZE, SIZE, 3), (SIZE, SIZE, 6))
 
