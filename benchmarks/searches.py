@@ -33,20 +33,20 @@ from prunetune.search.scores import Scores, accuracy
 from prunetune.search.selection import choose, measure
 from prunetune.search.space import Space
 from prunetune.search.spec import StudySpec
-from prunetune.search.store import default_cache
 from prunetune.search.study import run_trials
 from prunetune.search.trials import presets_at
 
 
-def evaluators(keep: float) -> tuple[Evaluator, Evaluator]:
+def evaluators(keep: float, samples: int | None = None) -> tuple[Evaluator, Evaluator]:
     loaded = load_model("tiny")
     depth = loaded.model.config.text_config.num_hidden_layers
     calibration, held_out = load_calibration("tiny")
+    if samples is not None:
+        calibration, held_out = calibration.limit(samples), held_out.limit(samples)
     deepest = max(0, min(latest_first_layer(keep, depth), depth - 1))
-    cache = default_cache()
     return (
-        Evaluator(loaded, calibration, deepest=deepest, cache=cache),
-        Evaluator(loaded, held_out, deepest=1, cache=cache),
+        Evaluator(loaded, calibration, deepest=deepest),
+        Evaluator(loaded, held_out, deepest=1),
     )
 
 
