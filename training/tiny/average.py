@@ -1,6 +1,6 @@
 """Averages models that were trained on from one another, weight by weight.
 
-    python -m training.tiny.average 0.2 given/model 0.8 prunetune/embedded/tiny --out start.safetensors
+    python -m training.tiny.average 0.25 given/ 0.75 later/ --out start.safetensors
 
 Weights along one run lie in one valley, and between them the loss is often lower than at either end
 (Wortsman et al. 2022, "Model soups", arXiv:2203.05482; Izmailov et al. 2018, arXiv:1803.05407).
