@@ -20,6 +20,7 @@ from test_runtime_taps import Probe
 from test_runtime_turns import Chat
 
 import prunetune
+from prunetune.errors import UnsupportedModelError
 from prunetune.families import FAMILIES as TABLE
 from prunetune.runtime.vision import attention_map, attention_row
 
@@ -291,3 +292,59 @@ def test_fastervlm_on_videos():
     best = attention.topk(5).indices.sort().values
     by_hand = (torch.arange(4)[:, None] * 17 + 1 + best).flatten()
     assert torch.equal(trace.stages[0].kept[0] - trace.image_slots[0][0], by_hand)
+
+
+def test_pooling_that_leaves_patches_over_is_refused():
+    model = tiny("llava_next_video")
+    model.config.spatial_pool_stride = 3
+    with pytest.raises(UnsupportedModelError, match=r"\A[^\n]*spatial_pool_stride 3[^\n]*\Z"):
+        prunetune.apply(model, make_config(model))
+
+
+@pytest.mark.parametrize("mode", ["max", "conv"])
+@torch.no_grad()
+def test_other_poolings(mode):
+    """They make other features of the same grid."""
+    model = tiny("llava_next_video")
+    model.config.spatial_pool_mode = mode
+    model.model.vision_resampler = type(model.model.vision_resampler)(model.config)
+    batch = make_batch(model, prompts("llava_next_video"))
+    config = make_config(model, [(0, 0.6, ("cls_attention",)), (3, 0.3, ())])
+    check(measure(model, config, batch, steps=2), batch, config)
+
+
+@pytest.mark.parametrize("separators", ["keep", "drop"])
+@torch.no_grad()
+def test_cls_tokens_of_images_and_several_feature_layers(separators):
+    """Video-LLaVA with ``full`` passes an image's CLS token on, as it does a frame's anyway."""
+    model = tiny("video_llava")
+    spec = family_models.family(model)
+    pieces = [row[:] for row in make_batch(model).pieces]
+    for row in pieces:
+        for i, piece in enumerate(row):
+            if piece.ids[0] == IMAGE:
+                row[i] = replace(piece, ids=[IMAGE] * 17, count=17)
+    model.config.vision_feature_select_strategy = "full"
+    batch = spec.assemble(model, pieces)
+    config = make_config(model, [(0, 0.5, ("cls_attention",)), (2, 0.3, ())], separators)
+    check(measure(model, config, batch, steps=2), batch, config)
+    [geometry, _], *_ = token_geometries(model, batch)
+    assert geometry.separator.tolist() == [True] + [False] * 16
+
+
+@videos
+@torch.no_grad()
+def test_video_features_computed_before_apply(family):
+    model, spec = tiny(family), family_models.family(family)
+    if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
+        pytest.skip("before transformers 5.18 forwards take no features")
+    batch = make_batch(model, ((2, spec.videos[0], 3),))
+    taken = inspect.signature(model.model.get_video_features).parameters
+    inputs = {k: batch.inputs.pop(k) for k in list(batch.inputs) if k in taken}
+    features = {"video": model.model.get_video_features(**inputs, return_dict=True)}
+    grids = {k: v for k, v in inputs.items() if k == "video_grid_thw"}
+    with (
+        prunetune.apply(model, make_config(model)),
+        pytest.raises(UnsupportedModelError, match=r"\A[^\n]*videos[^\n]*\Z"),
+    ):
+        model(**batch.inputs, **grids, mm_encoder_outputs=features)

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from prunetune.families.base import VisionCall, grid_side
+from prunetune.families.base import VisionCall, grid_side, refuse
 from prunetune.families.base_anyres import AnyResolution, marker, pooling_matrix
 
 
@@ -17,6 +17,16 @@ class LlavaNextVideo(AnyResolution):
 
     model_type: ClassVar[str] = "llava_next_video"
     video_encoder_method: ClassVar[str | None] = "get_video_features"
+
+    def check(self) -> None:
+        """Refuse pooling that leaves patches over."""
+        rows, cols = grid_side(self.config)
+        stride = int(self.config.spatial_pool_stride)
+        if rows % stride or cols % stride:
+            raise refuse(
+                self.model,
+                f"spatial_pool_stride {stride} does not divide its grid of {rows} x {cols} patches",
+            )
 
     def pack(self, coordinates: Tensor, size: tuple[int, int], call: VisionCall | None) -> Tensor:
         """Every token of an image is one patch or a newline."""
@@ -31,7 +41,7 @@ class LlavaNextVideo(AnyResolution):
         return tokens
 
     def video_grid(self) -> tuple[int, int]:
-        """Blocks of ``spatial_pool_stride`` squared patches; what is left over at the end goes."""
+        """Blocks of ``spatial_pool_stride`` squared patches."""
         rows, cols = grid_side(self.config)
         stride = int(self.config.spatial_pool_stride)
         return rows // stride, cols // stride
