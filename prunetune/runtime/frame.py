@@ -126,6 +126,10 @@ class Frame:
             self.state = state_of(self.cache, self.plan.digest)
         if self.prunes or self.state:
             check_window(self.plan.family.text_model.config, self.past + self.length)
+        if self.blocks is not None:
+            # Token types may end before the tokens do; transformers takes the rest for causal.
+            missing = self.length - self.blocks.shape[1]
+            self.blocks = torch.nn.functional.pad(self.blocks, (0, missing), value=-1)
         self.valid = new_slots(self.attention_mask, hidden, self.past)
         # One-token steps are never padding: no device sync while decoding.
         self.padded = self.length > 1 and not bool(self.valid.all())
