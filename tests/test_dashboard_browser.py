@@ -60,6 +60,8 @@ def test_the_page_of_a_study_loads_with_its_figures(page, browser):  # noqa: F81
         place = f"document.getElementById('user-defined-plot:{figure}')"
         browser.until(f"return {place} && {place}.querySelector('.main-svg .gtitle')")
     check(browser, "dashboard-study")
+    browser.run(f"{place}.scrollIntoView({{block: 'center'}})")
+    browser.screenshot("dashboard-figures", whole=False)
 
 
 def test_the_page_of_a_trial_shows_note_and_picture(page, browser):  # noqa: F811
