@@ -25,6 +25,14 @@ UNITS = {
     "kv_mib": "visual KV cache (MiB)",
 }
 """A metric as an axis calls it."""
+_SHORT = {
+    "cosine": "gap",
+    "kl": "KL",
+    "cosine+kl": "gap + KL",
+    "mean_retention": "mean retention",
+    "flops_ratio": "share of prefill FLOPs",
+    "kv_mib": "visual KV cache",
+}
 _STATES = {"COMPLETE": "complete", "PRUNED": "stopped early", "FAIL": "failed"}
 
 
@@ -197,6 +205,11 @@ class StudyFacts:
     def sample_count(self) -> int:
         """Calibration samples, as far as a complete trial tells."""
         return max((len(t.samples) for t in self.complete), default=0)
+
+    def short(self, objective: int = 0) -> str:
+        """Return an objective as a sentence calls it."""
+        name = self.metrics[objective]
+        return _SHORT.get(name, name)
 
     def axis(self, objective: int = 0) -> str:
         """Return an objective as an axis calls it."""

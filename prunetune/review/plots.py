@@ -61,7 +61,7 @@ def history(facts: StudyFacts, objective: int = 0) -> go.Figure | None:
 
 
 def _history_title(facts: StudyFacts, objective: int) -> str:
-    name = facts.metrics[objective] if len(facts.metrics) > 1 else _metric(facts)
+    name = facts.short(objective)
     line = _best_so_far(facts, objective)
     if not line:
         return f"No trial is complete yet: estimates of the {name} so far"
@@ -72,12 +72,6 @@ def _history_title(facts: StudyFacts, objective: int) -> str:
     return (
         f"The best {name} {verb} from {number(first)} to {number(last)}, "
         f"last improved by trial {last_number}"
-    )
-
-
-def _metric(facts: StudyFacts) -> str:
-    return {"cosine": "gap", "kl": "KL", "cosine+kl": "gap + KL"}.get(
-        facts.metrics[0], facts.metrics[0]
     )
 
 

@@ -133,8 +133,10 @@ def _cards(facts: StudyFacts) -> list[Card]:
             for k, value in enumerate(best.values if best else ())
             if best
         ]
-        kept = best.retention if best else None
-        return [*cards, Card("mean retention", percent(kept), "over all decoder layers"), trials]
+        if "mean_retention" not in facts.metrics:
+            kept = percent(best.retention if best else None)
+            cards.append(Card("mean retention", kept, "over all decoder layers"))
+        return [*cards, trials]
     result = facts.record["result"]
     best_of, (low, high) = result["best"], result["best"]["held_out_ci"]
     unpruned = result["unpruned"]["accuracy"]

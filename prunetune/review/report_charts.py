@@ -56,7 +56,7 @@ def charts(facts: StudyFacts) -> list[Chart]:
     early = f"This needs {LEAST_TRIALS} measured trials whose parameters differ."
     out = []
     for k in range(len(facts.metrics)):
-        name = "" if len(facts.metrics) == 1 else f": {facts.metrics[k]}"
+        name = "" if len(facts.metrics) == 1 else f": {facts.short(k)}"
         about = "Each point is a trial; lower is better."
         if facts.maximised[k]:
             about = "Each point is a trial; higher is better."

@@ -18,6 +18,8 @@ SHAPES = ("circle", "square", "diamond", "triangle-up", "x")
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', sans-serif"
 _INK, _GRID = "#3a3f47", "rgba(128, 128, 128, 0.25)"
 _LONGEST = 60
+AXIS_WIDTH = 34
+"""Characters of a line of a vertical axis' name."""
 
 
 def plain(text: object, longest: int = _LONGEST) -> str:
@@ -55,8 +57,8 @@ def figure(title: str, x: str, y: str, **layout: Any) -> go.Figure:
         hoverlabel={"bgcolor": "#24292f", "font": {"color": "#ffffff", "family": FONT}},
         hovermode="closest",
         dragmode=False,
-        xaxis={**axis, "title_text": x},
-        yaxis={**axis, "title_text": y},
+        xaxis={**axis, "title_text": html.escape(x, quote=False)},
+        yaxis={**axis, "title_text": wrapped(y, AXIS_WIDTH)},
         **layout,
     )
     return found

@@ -142,12 +142,13 @@ def verdict(facts: StudyFacts) -> tuple[str, str]:
     if best is None:
         return _nothing(facts), "bad" if not facts.running else "unsure"
     split = "calibration data" if best.complete else "the calibration samples it was measured on"
-    values = ", ".join(f"{n} {v:.4f}" for n, v in zip(_names(facts), best.values))
+    names = [facts.short(k) for k in range(len(facts.metrics))]
+    values = ", ".join(f"{n} {v:.4f}" for n, v in zip(names, best.values))
     found = f"{best.name} is best so far with {values} on {split}"
     if len(facts.metrics) > 1:
         found = (
-            f"{len(facts.front)} trials are on the front of {' and '.join(facts.metrics)}; "
-            f"{best.name} has the best {facts.metrics[0]} ({values})"
+            f"{len(facts.front)} trials are on the front of {' and '.join(names)}; "
+            f"{best.name} has the best {names[0]} ({values})"
         )
     state = "was stopped" if finished < wanted else "has run its trials"
     if facts.running:
@@ -157,10 +158,6 @@ def verdict(facts: StudyFacts) -> tuple[str, str]:
         "yet about held-out data.",
         "unsure",
     )
-
-
-def _names(facts: StudyFacts) -> list[str]:
-    return ["gap" if name == "cosine" else name for name in facts.metrics]
 
 
 def _nothing(facts: StudyFacts) -> str:

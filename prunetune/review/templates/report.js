@@ -5,7 +5,7 @@
   const figures = [];
   const lines = (text, longest) => {
     const out = [""];
-    for (const word of text.split(" ")) {
+    for (const word of text.replaceAll("<br>", " ").split(" ")) {
       const last = out[out.length - 1];
       if (last && last.length + word.length >= longest) out.push(word);
       else out[out.length - 1] = last ? `${last} ${word}` : word;
