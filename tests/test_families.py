@@ -3,8 +3,6 @@
 Each test is one that the thorough ones go through too, at settings that cover the most.
 """
 
-import copy
-
 import family_models
 import pytest
 import test_runtime
@@ -13,28 +11,22 @@ import test_runtime_geometry
 import test_runtime_models
 import test_runtime_refusals
 import test_runtime_removal
-import test_runtime_restorers
 import test_runtime_taps
 import test_runtime_turns
 import torch
 import transformers
 from family_models import each
 from packaging.version import Version
-from reference import alive_slots, masked, measure, reference_logits, worst
+from reference import alive_slots, measure, reference_logits, worst
 from reference_models import make_batch, make_config, tiny
-from test_runtime_generate import flash_model
 
 import prunetune
 from prunetune.errors import UnsupportedModelError
 from prunetune.families import FAMILIES as TABLE
-from prunetune.families import Family
-from prunetune.restorers import RESTORERS
 from prunetune.runtime.apply import family_of
 from prunetune.scorers import SCORERS
 
-__all__ = ["flash_model"]  # a fixture
 TOLERANCE = test_runtime.TOLERANCE
-CAUSAL = [n for n in family_models.FAMILIES if TABLE.get(n).blocks is Family.blocks]
 every = pytest.mark.parametrize("family", each())
 
 
@@ -175,39 +167,6 @@ def test_caches_agree(family, options):
 
 
 @every
-@pytest.mark.parametrize("name", ["0+1+3", "2+4"])
-@torch.no_grad()
-def test_beams(family, name):
-    """One image a prompt: with several, transformers before 5.19 mixes them up."""
-    spec, model = family_models.family(family), tiny(family)
-    rows = ((2, spec.image, 3), (3, spec.other, 2))
-    if spec.views_apart and Version(transformers.__version__) < Version("5.19"):
-        pytest.skip("transformers before 5.19 mixes up the tiles of a picture under beams")
-    check_beams(model, make_batch(model, rows), make_config(model, schedule(name, family)))
-
-
-@every
-@family_models.needs("5.19", "it mixes up the images of prompts that have several")
-@torch.no_grad()
-def test_beams_with_several_images(family):
-    model = tiny(family)
-    check_beams(model, make_batch(model), make_config(model, schedule("0+1+3", family)))
-
-
-def check_beams(model, batch, config):
-    """Transformers' own beam search over the masked, cache-less model is the reference."""
-    plain = copy.deepcopy(model)
-    output, trace = test_runtime_generate.pruned(model, config, batch, num_beams=3)
-    copies = len(trace.image_slots) // len(batch.images)
-    valid = batch.valid.repeat_interleave(copies, 0)
-    with masked(plain, valid, alive_slots(tuple(valid.shape), (0, trace))):
-        expected = test_runtime_generate.generate(plain, batch, use_cache=False, num_beams=3)
-    assert torch.equal(output.sequences, expected.sequences)
-    assert worst(torch.stack(output.logits), torch.stack(expected.logits)) < TOLERANCE
-    assert worst(output.sequences_scores, expected.sequences_scores) < TOLERANCE
-
-
-@every
 @pytest.mark.parametrize("kind", ["dynamic", "static"])
 @torch.no_grad()
 def test_text_after_images(family, kind):
@@ -282,36 +241,6 @@ def test_chunked_prefill(family):
     if chunks is not True:
         pytest.skip(str(chunks))
     test_runtime_refusals.test_chunked_prefill(family, "2+4")
-
-
-@every
-def test_prompt_lookup(family, monkeypatch):
-    lookup = family_models.family(family).lookup
-    if lookup is not True:
-        pytest.skip(str(lookup))
-    test_runtime_generate.test_prompt_lookup_equals_greedy(family, "0+1+3", monkeypatch)
-
-
-@pytest.mark.parametrize("family", each(*CAUSAL))
-@pytest.mark.parametrize(("name", "rows"), [("0+1+3", None), ("2+4", slice(0, 1))], ids=str)
-@torch.no_grad()
-def test_flash_attention_equals_sdpa(family, name, rows, flash_model):
-    """Emulated, see there. It is always causal: no choice where images attend both ways."""
-    plain, model = tiny(family), flash_model(family)
-    batch = make_batch(plain, rows and family_models.family(family).rows[rows])
-    config = make_config(plain, schedule(name, family))
-    expected, first = test_runtime_generate.pruned(plain, config, batch)
-    output, second = test_runtime_generate.pruned(model, config, batch)
-    for one, two in zip(first.stages, second.stages, strict=True):
-        assert all(map(torch.equal, one.kept, two.kept))
-    assert worst(torch.stack(output.logits), torch.stack(expected.logits)) < TOLERANCE
-
-
-@every
-@pytest.mark.parametrize("restorer", ["blend", *RESTORERS])
-def test_restorers(family, restorer):
-    probe = (test_runtime_taps.Probe(),)
-    test_runtime_restorers.test_restorers(family, 2, restorer, probe)
 
 
 @every

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import test_families_video
+import test_families_video_tokens
 import torch
 
 from prunetune.errors import UnsupportedModelError
@@ -27,17 +28,19 @@ def text():
 
 
 def attention():
-    test_families_video.test_attention_of_a_video_is_pooled_as_its_features_are("llava_next_video")
+    test_families_video_tokens.test_attention_of_a_video_is_pooled_as_its_features_are(
+        "llava_next_video"
+    )
 
 
 def image():
-    test_families_video.test_every_token_of_an_image_is_the_patch_it_says(
+    test_families_video_tokens.test_every_token_of_an_image_is_the_patch_it_says(
         "llava_onevision", (200, 201)
     )
 
 
 def video():
-    test_families_video.test_every_token_of_a_video_is_the_patches_it_says("video_llava")
+    test_families_video_tokens.test_every_token_of_a_video_is_the_patches_it_says("video_llava")
 
 
 CHECKS = (mixture, beside, text, attention, image, video)
