@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.trial import TrialState
 from optuna_dashboard import get_note, save_note
+from test_study import Fake, spec
 
 from prunetune.models import load_model
 from prunetune.review.artifacts import ArtifactFolder, attach
@@ -26,7 +27,9 @@ from prunetune.review.dashboard import Dashboard
 from prunetune.review.facts import study_facts
 from prunetune.review.notes import MARK, kept_below, markdown
 from prunetune.review.publish import Publisher
+from prunetune.search.find import find_study
 from prunetune.search.prepare import load_data
+from prunetune.search.study import run_search
 
 
 @pytest.fixture(scope="module")
@@ -210,6 +213,15 @@ def test_studies_of_every_kind_get_a_note(tmp_path, kind):
     else:
         assert "No trial has finished yet" in note
     assert not publisher.refresh()
+
+
+def test_the_note_of_an_ended_search_begins_with_its_verdict(tmp_path):
+    result = run_search(spec(trials=3), Fake(count=16), Fake(count=16, seed=1), out=tmp_path)
+    study = find_study(str(tmp_path)).study
+    publisher = Publisher(study, ArtifactFolder(tmp_path / "artifacts"))
+    assert publisher.refresh()
+    assert f"**{markdown(result.verdict)}**" in get_note(study)
+    assert f"### Best: trial {result.trial} " in get_note(study).replace("\n", " ")
 
 
 @given(st.text(max_size=40))

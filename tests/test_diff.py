@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from boards import make_study
 from cli_runner import call, refused, write_set
 from hypothesis import given
 from hypothesis import strategies as st
@@ -152,6 +153,12 @@ def test_bad_input_is_one_line(run, tmp_path):
     refused("diff", run, tmp_path / "folder", has=("study.db",))
     url = "postgresql://me:secret@127.0.0.1:1/db:3"
     assert "secret" not in refused("diff", run, url, has=("***",))
+
+
+def test_a_study_of_two_metrics_has_no_one_best_trial(tmp_path):
+    make_study(tmp_path, trials=2, directions=2)
+    refused("diff", tmp_path, f"{tmp_path}:1", has=("several metrics", "name a trial"))
+    assert call("diff", f"{tmp_path}:0", f"{tmp_path}:1", "--json").json["changes"]
 
 
 def test_both_are_measured_on_the_same_samples(tmp_path):
