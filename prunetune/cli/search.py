@@ -132,7 +132,9 @@ def search(
     study: Annotated[
         str | None, typer.Option(metavar="NAME", help="Name of the study.  [default: by the spec]")
     ] = None,
-    batch_size: Annotated[int, typer.Option(metavar="N", help="Samples a batch.")] = 16,
+    batch_size: Annotated[
+        int, typer.Option(metavar="N", help="Samples between two checks of the trial pruner.")
+    ] = 8,
     workers: Annotated[
         int, typer.Option(metavar="N", help="Processes here that share the study.")
     ] = 1,

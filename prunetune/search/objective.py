@@ -76,7 +76,7 @@ class Evaluator:
         samples: CalibrationSet,
         *,
         deepest: int,
-        batch_size: int = 16,
+        batch_size: int = 8,
         token_budget: int | None = None,
         cache: Path | None = None,
         cache_limit: int = 20 << 30,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from prunetune.search.pareto import FrontResult
     from prunetune.search.summary import SearchResult
 
-BATCH_SIZE = 16
+BATCH_SIZE = 8
 _CACHE, _ALONE = Cache(), Workers()
 # A held-out split is measured a few times only: keeping states of more layers would not pay.
 _HELD_OUT_DEEPEST = 1
@@ -71,7 +71,7 @@ def search(
         skip_bad: Leave out bad pictures and rows instead of failing.
         dtype: Of the weights; by default the checkpoint's.
         device: By default CUDA where there is one, and the CPU for ``tiny``.
-        batch_size: Samples a batch.
+        batch_size: Samples between two checks of the trial pruner.
         cache: Where the unpruned references are kept between searches.
         workers: Processes that work on the study here.
         progress: Called with every step's state.
