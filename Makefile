@@ -21,10 +21,13 @@ OLDEST_BIN := .venv-oldest/bin
 # Errors show, progress and notes do not; modules compile when they are first imported.
 PIP := -m pip --disable-pip-version-check install -qq --no-compile
 PINS := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
+# What every family has to hold, at both ends of the supported range of transformers.
+CONTRACT := $(wildcard tests/test_runtime*.py tests/test_famil*.py) tests/test_tower_attention.py tests/test_several_devices.py
+VERSION := 'import transformers; print(transformers.__version__)'
 DEMO := demo/tiny-keep$(KEEP)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-oldest lint format schema screenshots wheel lock clean
+.PHONY: help demo test test-oldest support lint format schema screenshots wheel lock clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -50,13 +53,20 @@ demo: $(STAMP)  ## Search the embedded model, export the best config and verify 
 test: $(DEV_STAMP)  ## Run all tests on two processes
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
-test-oldest: .venv-oldest/.installed  ## Run the runtime's tests on the oldest supported transformers
-	@OMP_NUM_THREADS=1 $(OLDEST_BIN)/python -m pytest -n $(WORKERS) tests/test_runtime*.py tests/test_famil*.py
+test-oldest: .venv-oldest/.installed  ## Run the contract tests on the oldest supported transformers
+	@OMP_NUM_THREADS=1 $(OLDEST_BIN)/python -m pytest -n $(WORKERS) $(CONTRACT)
+
+support: $(DEV_STAMP) .venv-oldest/.installed  ## Write the support matrix from the contract tests' results
+	@mkdir -p build
+	-@OMP_NUM_THREADS=1 $(OLDEST_BIN)/python -m pytest -n $(WORKERS) --junitxml=build/oldest.xml $(CONTRACT)
+	-@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --junitxml=build/newest.xml $(CONTRACT)
+	@$(BIN)/python tools/support_matrix.py $$($(OLDEST_BIN)/python -c $(VERSION))=build/oldest.xml \
+	  $$($(BIN)/python -c $(VERSION))=build/newest.xml
 
 .venv-oldest/.installed: pyproject.toml Makefile
 	@$(PYTHON) tools/make_venv.py .venv-oldest
 	@$(OLDEST_BIN)/python $(PIP) $(TORCH)
-	@$(OLDEST_BIN)/python $(PIP) '$(OLDEST)' -e . pytest pytest-xdist pytest-timeout hypothesis
+	@$(OLDEST_BIN)/python $(PIP) '$(OLDEST)' -e '.[search,devices]' pytest pytest-xdist pytest-timeout hypothesis
 	@touch $@
 
 lint: $(DEV_STAMP)  ## Check style, format and types

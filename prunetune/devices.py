@@ -50,13 +50,28 @@ def device_of(model: Any) -> Any:
     A model spread by accelerate may have parameters that are elsewhere until they are used; its
     hooks tell where the embedding computes.
     """
+    return execution_device(model.get_input_embeddings())
+
+
+def execution_device(module: Any) -> Any:
+    """Return the device that a module computes on: accelerate's hook knows, else its weights."""
     import torch
 
-    embedding = model.get_input_embeddings()
-    place = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)
+    place = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
     if place is not None:
         return torch.device("cuda", place) if isinstance(place, int) else torch.device(place)
-    return embedding.weight.device
+    return next(module.parameters()).device
+
+
+def brought(value: Any, device: Any) -> Any:
+    """Return tensors, also in tuples and mappings, on ``device``; what is there stays as it is."""
+    if isinstance(value, tuple):
+        return tuple(brought(part, device) for part in value)
+    if isinstance(value, dict):
+        return {name: brought(part, device) for name, part in value.items()}
+    if hasattr(value, "device") and value.device != device:
+        return value.to(device)
+    return value
 
 
 def device_map_named(device_map: Any) -> Any:

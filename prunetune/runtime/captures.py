@@ -49,21 +49,28 @@ class Captures(threading.local):
             setattr(output, CAPTURE, capture)
         self._last[modality] = capture
 
-    def of(self, modality: str, encoded: Any) -> VisionCapture | None:
-        """Return the capture of features that were encoded before the forward, or None."""
-        capture: VisionCapture | None = getattr(encoded, CAPTURE, None)
-        return capture or self._moved(modality, encoded)
+    def of(self, modality: str, encoded: Any, *, spread: bool = False) -> VisionCapture | None:
+        """Return the capture of features that were encoded before the forward, or None.
 
-    def _moved(self, modality: str, encoded: Any) -> VisionCapture | None:
-        """Return the thread's last capture if ``encoded`` are its features on another device."""
+        Args:
+            modality: ``image`` or ``video``.
+            encoded: The features, as the encoder returned them.
+            spread: Whether accelerate's hooks are on the model: they rebuild what they pass on.
+        """
+        capture: VisionCapture | None = getattr(encoded, CAPTURE, None)
+        return capture or self._moved(modality, encoded, spread)
+
+    def _moved(self, modality: str, encoded: Any, spread: bool) -> VisionCapture | None:
+        """Return the thread's last capture if ``encoded`` can be its features, moved or rebuilt."""
         capture = self._last.get(modality)
         if capture is None:
             return None
         features = encoded.pooler_output
         elsewhere = features[0].device != capture.images[0].geometry.tile.device
         total = sum(part.shape[:-1].numel() for part in features)
-        same = total == sum(image.length for image in capture.images)
-        return capture if elsewhere and same else None
+        own = sum(image.length for image in capture.images)
+        # Beams repeat each sample's features.
+        return capture if (elsewhere or spread) and own and total % own == 0 else None
 
     def first_of(self, modality: str, capture: VisionCapture) -> VisionCapture:
         """Return the first step's capture where each step encodes the same images again.

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prunetune.devices import brought, execution_device
 from prunetune.runtime.cache import (
     STATE,
     CacheState,
@@ -44,6 +45,7 @@ class Frame:
         past: Tokens seen over the cache before this forward, dropped ones included. Read before any
             layer runs: by the first stage's layer, the layers below have grown already.
         tail: Tokens after the prompt's last one, that a caller wants checked (assisted decoding).
+        home: The device of the states that entered the first layer seen: of all bookkeeping.
         memoise: Whether captures live on and may keep scores (a search's trials).
         blocks: ``[B, S]`` int64, tokens of one number attend to one another in both directions,
             -1 attends causally; None: all of them do.
@@ -76,6 +78,7 @@ class Frame:
     blocks: Tensor | None = None
     valid: Tensor = field(default_factory=lambda: torch.empty(0))
     padded: bool = False
+    home: Any = None
 
     @property
     def prunes(self) -> bool:
@@ -122,6 +125,10 @@ class Frame:
         self.started = True
         self.cache = kwargs.get("past_key_values")
         self.length = hidden.shape[1]
+        # Layers may be on several devices: everything is decided where the first states are.
+        self.home = hidden.device
+        for name in ("image_mask", "video_mask", "labels", "blocks", "attention_mask"):
+            setattr(self, name, brought(getattr(self, name), self.home))
         if self.cache is not None and self.past:
             self.state = state_of(self.cache, self.plan.digest)
         if self.prunes or self.state:
@@ -147,6 +154,7 @@ class Frame:
 
     def _begin_stage(self, index: int, hidden: Tensor) -> Tensor:
         self.stage += 1
+        hidden = brought(hidden, self.home)
         if self.prunes:
             hidden = self._prune(index, hidden)
         elif self.state is not None:
@@ -170,6 +178,8 @@ class Frame:
         place = places(self.segment, hidden, self.length)
         before = [sum(len(image.alive) for image in row) for row in self.rows]
         tap = self.taps.pop(index - 1, None)
+        if tap is not None:
+            tap = LayerTap(*brought((tap.source, tap.target, tap.row), self.home))
         move = Move(choose(self, stage, hidden, place, tap))
         after = [sum(len(image.alive) for image in row) for row in self.rows]
         if before == after:
@@ -209,6 +219,7 @@ class Frame:
         assert segment is not None
         kind = self.plan.family.layer_kind(index)
         if kind not in segment.inputs:
+            hidden = brought(hidden, self.home)
             config = self.plan.family.text_model.config
             segment.inputs[kind] = {
                 "attention_mask": segment_mask(
@@ -222,16 +233,16 @@ class Frame:
 
     def _embeddings(self, index: int, hidden: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, ...]:
         assert self.segment is not None
-        embeddings: tuple[Tensor, ...] = kwargs["position_embeddings"]
+        embeddings: tuple[Tensor, ...] = brought(kwargs["position_embeddings"], self.home)
         if self.plan.packed:
             if self.packed is None:
                 batch = hidden.shape[0]
                 self.packed = packed_ids(
-                    kwargs["position_ids"].expand(batch, -1),
+                    brought(kwargs["position_ids"], self.home).expand(batch, -1),
                     None if self.state is None else self.state.shifts(batch),
                     self.valid & ~self.alive if self.prunes and self.alive is not None else None,
                 )
-            embeddings = self.plan.family.rotary(index, hidden, self.packed)
+            embeddings = brought(self.plan.family.rotary(index, hidden, self.packed), self.home)
         return rows_of(embeddings, self.segment.index)
 
     # -- what scorers are given ------------------------------------------------------------
@@ -241,16 +252,18 @@ class Frame:
         if index in self.plan.row_layers:
             at = None
             if self.query is not None:
-                place = places(self.segment, hidden, self.length)
+                place = places(self.segment, brought(hidden, self.home), self.length)
                 at = place.gather(1, self.query[:, None])[:, 0]
-            tap.row = last_query_row(
-                self.plan.family.layers[index],
+            layer: Any = self.plan.family.layers[index]
+            given = (
                 hidden,
                 kwargs["position_embeddings"],
                 self.valid if self.segment is None else self.segment.valid,
                 self._cached_keys(index, hidden.shape[0]),
                 at,
             )
+            where = execution_device(layer.input_layernorm)
+            tap.row = last_query_row(layer, *brought(given, where))
         self.taps[index] = tap
 
     def _cached_keys(self, index: int, batch: int) -> tuple[Tensor, Tensor | None] | None:

@@ -68,7 +68,9 @@ def _assign(mask: Tensor, capture: VisionCapture | None) -> list[list[ImageToken
     for row_slots, row in zip(slots, members, strict=True):
         images = [capture.images[m] for m in row]
         parts = torch.split(row_slots, [image.length for image in images])
-        result.append([ImageTokens(part, image) for part, image in zip(parts, images, strict=True)])
+        result.append(
+            [ImageTokens(part, image.to(mask.device)) for part, image in zip(parts, images)]
+        )
     return result
 
 

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prunetune.devices import brought
+
 
 @dataclass
 class Move:
@@ -58,7 +60,8 @@ class Segment:
             return hidden
         batch, _, width = hidden.shape
         full = hidden.new_zeros(batch, length + 1, width)
-        target = self.index.masked_fill(~self.valid, length)
+        # The last layer may be on another device than where slots are counted.
+        target = brought(self.index.masked_fill(~self.valid, length), hidden.device)
         return full.scatter(1, target[..., None].expand(-1, -1, width), hidden)[:, :-1]
 
 

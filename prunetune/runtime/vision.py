@@ -6,12 +6,13 @@ import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from prunetune.devices import brought
 from prunetune.families import Family, VisionCall
 from prunetune.families.base import TappedAttention, refuse
 from prunetune.runtime.attention import attention_map, attention_row
@@ -47,6 +48,14 @@ class ImageCapture:
     def length(self) -> int:
         """Tokens the image takes in the sequence."""
         return len(self.geometry)
+
+    def to(self, device: torch.device) -> "ImageCapture":
+        """Return the capture on a device: itself where it is there, else a copy."""
+        if self.geometry.tile.device == device:
+            return self
+        maps = ("vision_attention", "vision_map", "patch_entropy")
+        moved = {name: brought(getattr(self, name), device) for name in maps}
+        return replace(self, geometry=self.geometry.to(device), **moved)
 
 
 @dataclass

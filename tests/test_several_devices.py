@@ -1,0 +1,79 @@
+"""A model spread over devices: offloaded by accelerate, and over two stand-in devices."""
+
+import pytest
+import torch
+from family_models import each
+from reference import worst
+from reference_models import make_batch, make_config, tiny
+from test_families import schedule
+from two_devices import AWAY, Away, numbers, spread
+
+import prunetune
+from prunetune.devices import device_of
+from prunetune.runtime import frame
+
+every = pytest.mark.parametrize("family", each())
+
+
+@torch.no_grad()
+def outcome(model, batch, config):
+    """Return prefill logits, generated tokens, and what every stage kept."""
+    with prunetune.apply(model, config) as handle:
+        logits = model(**batch.inputs, logits_to_keep=1).logits
+        new = model.generate(**batch.inputs, max_new_tokens=4, do_sample=False)
+        kept = [[numbers(k).tolist() for k in s.kept] for s in handle.trace[0].stages]
+    return logits, new, kept
+
+
+@every
+def test_weights_that_accelerate_offloads(family):
+    from accelerate import cpu_offload
+
+    model = tiny(family)
+    batch, config = make_batch(model), make_config(model, schedule("0+1+3", family))
+    logits, new, kept = outcome(model, batch, config)
+    model.tie_weights()
+    cpu_offload(model, execution_device=torch.device("cpu"))
+    assert {p.device.type for p in model.parameters()} == {"meta"}
+    assert device_of(model) == torch.device("cpu")
+    try:
+        with torch.no_grad():
+            model.generate(**batch.inputs, max_new_tokens=1)
+    except (NotImplementedError, RuntimeError) as error:
+        pytest.skip(f"unpruned, transformers itself cannot: {error}")
+    there = outcome(model, batch, config)
+    assert worst(there[0], logits) < 1e-6
+    assert torch.equal(there[1], new)
+    assert there[2] == kept
+
+
+def spread_outcome(family, name, first):
+    """Return what comes out in one place, and with layers from ``first`` on in another."""
+    model = tiny(family, "eager")
+    batch, config = make_batch(model), make_config(model, schedule(name, family))
+    here = outcome(model, batch, config)
+    model = tiny(family, "eager")
+    text = model.model.language_model
+    head = model.get_output_embeddings()
+    head.weight = torch.nn.Parameter(head.weight.detach().clone())
+    with spread(model, [*text.layers[first:], text.norm, head]):
+        logits, new, kept = outcome(model, batch, config)
+    assert isinstance(logits, Away)
+    assert logits.device == AWAY
+    return here, (logits.inner, new, kept)
+
+
+@pytest.mark.parametrize("first", [0, 2, 3, 4])
+@pytest.mark.parametrize("name", ["0+1+3", "2+4"])
+@pytest.mark.parametrize("family", ["llava", "llava_next"])
+def test_layers_on_two_devices(family, name, first):
+    here, there = spread_outcome(family, name, first)
+    assert worst(there[0], here[0]) < 1e-6
+    assert torch.equal(there[1], here[1])
+    assert there[2] == here[2]
+
+
+def test_a_tensor_left_behind_would_be_noticed(monkeypatch):
+    monkeypatch.setattr(frame, "brought", lambda value, device: value)
+    with pytest.raises(RuntimeError, match="tensors are on"):
+        spread_outcome("llava", "0+1+3", 2)
