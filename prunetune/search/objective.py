@@ -206,6 +206,8 @@ class Evaluator:
                 for part in self._parts(config, window):
                     some = [references[index] for index in part]
                     found.update(zip(part, self._measure(handle, part, some, answers)))
+            # Let go of the files before the next ones are mapped.
+            references.clear()
             yield [(index, found[index]) for index in window]
 
     def _parts(self, config: PruningConfig, window: Sequence[int]) -> list[list[int]]:

@@ -91,7 +91,7 @@ class DiskStore:
     """Keeps references in a folder; a sample's is mapped when asked for and let go after use.
 
     Safe for several processes: files appear whole, and two that compute the same sample write the
-    same content. A damaged file (size or checksum) is deleted and computed again. Where a file
+    same content. A damaged file (size or checksum) is computed again. Where a file
     cannot be written (full disk, read-only folder), the reference is kept in memory; where it
     would take the cache over its limit, it is computed again whenever it is needed. Both are said
     once.
