@@ -267,6 +267,18 @@ def test_a_search_on_a_flops_budget_from_end_to_end(searched):
     assert made.flops_ratio == found["best"]["flops_ratio"]
 
 
+def test_a_budget_that_the_scorers_cannot_meet_is_refused_at_once(searched, monkeypatch):
+    from cli_runner import refused
+
+    from prunetune.search import objective
+
+    monkeypatch.delattr(objective, "Evaluator")  # nothing may be computed before
+    out, words, _ = searched
+    words = [*words[:4], out.parent / "other", *words[5:]]
+    line = refused(*words, "--flops", 0.05, "--scorers", "topv", has=("flops: received 0.05",))
+    assert float(line.rpartition(" ")[2]) > 0.05
+
+
 def test_a_flops_study_is_resumed_on_its_budget_only(searched):
     from cli_runner import call, refused
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from prunetune.budget import Budget, ModelFacts
+from prunetune.budget import ModelFacts
 from prunetune.calibration import CalibrationSet, encode
 from prunetune.families import Family
 from prunetune.runtime.apply import family_of
@@ -60,10 +60,11 @@ def model_facts(
     )
 
 
-def budgets_of(spec: StudySpec, loaded: Any, samples: CalibrationSet) -> tuple[Budget, Budget, int]:
-    """Return a study's least and largest budget, and the model's decoder layers.
+def early_facts(spec: StudySpec, loaded: Any, samples: CalibrationSet) -> ModelFacts:
+    """Return what can be known before the unpruned reference is computed.
 
-    Bounds on FLOPs and bytes depend on how long the prompts are: they are tokenised for it.
+    Bounds on FLOPs and bytes depend on how long the prompts are: they are tokenised for it. For a
+    bound on retention they are not, and count as empty.
     """
     family = family_of(loaded.model)
     image = text = 0
@@ -74,7 +75,6 @@ def budgets_of(spec: StudySpec, loaded: Any, samples: CalibrationSet) -> tuple[B
             image += found
             text += int(inputs["attention_mask"].sum()) - found
     count = max(1, len(samples))
-    facts = model_facts(
+    return model_facts(
         loaded, family, samples, image_tokens=image / count, text_tokens=text / count
     )
-    return *spec.budgets(facts), facts.num_layers

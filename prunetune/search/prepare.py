@@ -116,17 +116,18 @@ def deepest_first_stage(spec: StudySpec, loaded: Any, calibration: "CalibrationS
         ConfigError: The space's layers are not the model's, or its budget cannot be attained.
     """
     from prunetune.budget import FLOOR
-    from prunetune.search.facts import budgets_of
+    from prunetune.search.facts import early_facts
+    from prunetune.search.space import Space
 
-    least, most, depth = budgets_of(spec, loaded, calibration)
-    first, floor = (spec.space.layers or (0, 0))[0], spec.space.floor
+    facts = early_facts(spec, loaded, calibration)
+    first, depth = (spec.space.layers or (0, 0))[0], facts.num_layers
     if first >= depth:
         raise ConfigError(
             f"layers: received {first}, allowed 0 to {depth - 1} for a model of {depth} layers"
         )
-    for budget in (least, most):
-        budget.check(budget.least(first, depth, floor))
-    return max(0, min(most.latest_first_layer(depth, min(FLOOR, floor)), depth - 1))
+    # It refuses what cannot be attained, with all that the space says: layers, scorers, floor.
+    most, floor = Space.of(spec, facts).most, min(FLOOR, spec.space.floor)
+    return max(0, min(most.latest_first_layer(depth, floor), depth - 1))
 
 
 def _refuse_other_spec(folder: Path, spec: StudySpec) -> None:
