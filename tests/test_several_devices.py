@@ -4,12 +4,13 @@ import pytest
 import torch
 from family_models import each
 from reference import worst
-from reference_models import make_batch, make_config, tiny
+from reference_models import make_batch, make_config, needs, tiny
 from test_families import schedule
 from two_devices import AWAY, Away, numbers, spread
 
 import prunetune
 from prunetune.devices import device_of
+from prunetune.errors import UnsupportedModelError
 from prunetune.runtime import frame
 
 every = pytest.mark.parametrize("family", each())
@@ -45,6 +46,34 @@ def test_weights_that_accelerate_offloads(family):
     assert worst(there[0], logits) < 1e-6
     assert torch.equal(there[1], new)
     assert there[2] == kept
+
+
+@needs("5.18", "it takes no features, so that none can be passed")
+@pytest.mark.parametrize("early", [True, False])
+@torch.no_grad()
+def test_features_that_accelerate_rebuilds_are_told_from_others(early):
+    """Other pictures of the same size were encoded last; their scores are not taken for these."""
+    from accelerate import cpu_offload
+
+    model = tiny("llava")
+    batch, other = make_batch(model), make_batch(model, seed=7)
+    config = make_config(model, schedule("0+1+3", "llava"))
+    logits, _, kept = outcome(model, batch, config)
+    model.tie_weights()
+    cpu_offload(model, execution_device=torch.device("cpu"))
+    inputs = dict(batch.inputs)
+    pixels = inputs.pop("pixel_values")
+    features = model.model.get_image_features(pixels, return_dict=True)
+    with prunetune.apply(model, config) as handle:
+        model.model.get_image_features(other.inputs["pixel_values"] if early else pixels)
+        if early:
+            with pytest.raises(UnsupportedModelError, match=r"before prunetune\.apply"):
+                model(**inputs, mm_encoder_outputs={"image": features})
+        else:
+            again = model(**inputs, mm_encoder_outputs={"image": features}, logits_to_keep=1).logits
+            assert worst(again, logits) < 1e-6
+            stages = handle.trace[-1].stages
+            assert [[k.tolist() for k in stage.kept] for stage in stages] == kept
 
 
 def spread_outcome(family, name, first):

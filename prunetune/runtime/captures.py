@@ -17,6 +17,9 @@ PIXELS = {
 }
 """Names under which forwards take what their encoders see."""
 
+SAMPLED = 64
+"""Numbers of an image's features that tell whether others are the same."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -40,37 +43,39 @@ class Captures(threading.local):
 
     def __init__(self) -> None:
         self.step: Step | None = None
-        self._last: dict[str, VisionCapture] = {}
+        self._last: dict[str, tuple[VisionCapture, list[bytes]]] = {}
         self._first: dict[str, tuple[VisionCapture, Step | None]] = {}
 
     def note(self, modality: str, capture: VisionCapture, output: Any) -> None:
         """Remember the capture of an encoder call, on its output and as the thread's last."""
-        if not isinstance(output, tuple):
+        if isinstance(output, tuple):
+            features = output[1]
+        else:
+            features = output.pooler_output
             setattr(output, CAPTURE, capture)
-        self._last[modality] = capture
+        self._last[modality] = capture, _samples(features)
 
-    def of(self, modality: str, encoded: Any, *, spread: bool = False) -> VisionCapture | None:
+    def of(self, modality: str, encoded: Any) -> VisionCapture | None:
         """Return the capture of features that were encoded before the forward, or None.
 
         Args:
             modality: ``image`` or ``video``.
-            encoded: The features, as the encoder returned them.
-            spread: Whether accelerate's hooks are on the model: they rebuild what they pass on.
+            encoded: The features, as the encoder returned them, moved to another device or rebuilt
+                (as accelerate's hooks do).
         """
         capture: VisionCapture | None = getattr(encoded, CAPTURE, None)
-        return capture or self._moved(modality, encoded, spread)
+        return capture or self._moved(modality, encoded)
 
-    def _moved(self, modality: str, encoded: Any, spread: bool) -> VisionCapture | None:
-        """Return the thread's last capture if ``encoded`` can be its features, moved or rebuilt."""
-        capture = self._last.get(modality)
-        if capture is None:
+    def _moved(self, modality: str, encoded: Any) -> VisionCapture | None:
+        """Return the thread's last capture if ``encoded`` are its features."""
+        capture, own = self._last.get(modality, (None, []))
+        if not own:
             return None
-        features = encoded.pooler_output
-        elsewhere = features[0].device != capture.images[0].geometry.tile.device
-        total = sum(part.shape[:-1].numel() for part in features)
-        own = sum(image.length for image in capture.images)
+        given = _samples(encoded.pooler_output)
         # Beams repeat each sample's features.
-        return capture if (elsewhere or spread) and own and total % own == 0 else None
+        times = len(given) // len(own)
+        same = sorted(given) == sorted(own * times)
+        return capture if same and list(dict.fromkeys(given)) == list(dict.fromkeys(own)) else None
 
     def first_of(self, modality: str, capture: VisionCapture) -> VisionCapture:
         """Return the first step's capture where each step encodes the same images again.
@@ -92,6 +97,20 @@ class Captures(threading.local):
             self._first[modality] = (first, step)
             return first
         return capture
+
+
+def _samples(features: Any) -> list[bytes]:
+    """Return some numbers of each image's features, and their shape; no device changes them."""
+    flat = [part.detach().flatten() for part in features]
+    some = [part[:: max(1, len(part) // SAMPLED)] for part in flat]
+    if not some:
+        return []
+    # Together: one transfer, however many images there are.
+    numbers = torch.split(torch.cat(some).float().cpu(), [len(part) for part in some])
+    return [
+        f"{tuple(part.shape)}".encode() + number.numpy().tobytes()
+        for part, number in zip(features, numbers, strict=True)
+    ]
 
 
 def given_to(family: Family, bound: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -39,7 +39,6 @@ class Handle:
         self._local = threading.local()
         self._hooks: list[Any] = []
         self._captures = Captures()
-        self._spread = hasattr(family.model, "_hf_hook")
         self._overridden: dict[str, Any] = {}
         self._unfollow: Any = None
         base = family.base
@@ -173,7 +172,7 @@ class Handle:
         frame.tail = max(0, wanted - 1)
         frame.past = 0 if cache is None else int(cache.get_seq_length())
         for modality, features in encoded.items():
-            capture = self._captures.of(modality, features, spread=self._spread)
+            capture = self._captures.of(modality, features)
             if capture is not None:
                 frame.captures[modality] = capture
         if wanted == 1 and not given and ids is not None and ids.shape[1] > 1:
