@@ -34,7 +34,6 @@ from prunetune.search.trials import Objective
 logger = logging.getLogger(__name__)
 
 SPEC_FILE, CONFIG_FILE, LOG_FILE = "spec.toml", "config.json", "log.jsonl"
-_CREATION_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
