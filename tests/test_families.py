@@ -123,6 +123,15 @@ def test_leaves_the_model_as_found(family, how):
 
 
 @every
+@torch.no_grad()
+def test_final_states_become_the_logits_that_the_model_puts_out(family):
+    model = tiny(family)
+    batch = make_batch(model)
+    states = model.model(**batch.inputs).last_hidden_state
+    assert torch.equal(family_of(model).logits(states), model(**batch.inputs).logits)
+
+
+@every
 def test_text_alone_is_untouched(family):
     model = tiny(family)
     batch = make_batch(model, ((9,), (4,), (6,)))

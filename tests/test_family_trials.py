@@ -1,14 +1,17 @@
 """What a search starts from, for families with blocks, kinds of layers and joined views."""
 
+import inspect
 from types import SimpleNamespace
 
 import pytest
 import torch
 from family_models import each, family
+from family_models.paligemma import second
 from reference import worst
 from reference_models import make_batch, make_config, tiny
 
 import prunetune
+from prunetune.deploy import meter
 from prunetune.families.base import Family
 from prunetune.families.paligemma import PaliGemma
 from prunetune.runtime.apply import family_of
@@ -83,6 +86,19 @@ def one_kind(patch):
 def test_red_with_a_bug(mutant, name, first, monkeypatch):
     mutant(monkeypatch)
     assert trial(name, first) > 100 * TOLERANCE
+
+
+@torch.no_grad()
+def test_capped_logits_are_measured_as_the_model_puts_them_out():
+    model = second()
+    inputs = dict(make_batch(model, ((3, 6, 4),)).inputs)
+    expected = model(**inputs).logits
+    states = model.model(**inputs).last_hidden_state
+    assert worst(family_of(model).logits(states), expected) < 1e-6
+    assert worst(meter._generate(model, inputs, 1).logits, expected[:, -1]) < 1e-6
+    # The twin: what the head returns is something else.
+    capped = "final_logit_softcapping" in inspect.getsource(type(model).forward)
+    assert (worst(Family.logits(family_of(model), states), expected) > 1e-3) == capped
 
 
 def test_an_answer_does_not_join_the_block_of_its_prompt(monkeypatch):

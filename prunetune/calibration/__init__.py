@@ -1,5 +1,6 @@
 """Calibration samples: where they come from, how they are split, and how they reach a model."""
 
+from prunetune.calibration.answers import answer_ids, end_ids, exact_answer
 from prunetune.calibration.collate import (
     answers_match,
     batches_by_length,
@@ -12,9 +13,12 @@ from prunetune.calibration.sources import load_calibration
 __all__ = [
     "CalibrationSet",
     "Sample",
+    "answer_ids",
     "answers_match",
     "batches_by_length",
     "encode",
+    "end_ids",
+    "exact_answer",
     "load_calibration",
     "normalise_answer",
 ]

@@ -8,7 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunetune.calibration import CalibrationSet, Sample, encode
+from prunetune.calibration import (
+    CalibrationSet,
+    Sample,
+    answer_ids,
+    encode,
+    end_ids,
+    exact_answer,
+)
 from prunetune.config import PruningConfig
 from prunetune.devices import device_of
 from prunetune.errors import DataError
@@ -89,8 +96,7 @@ class Meter:
         self.config, self.loaded, self.batch_size = config, loaded, batch_size
         self.family = family_of(loaded.model)
         self.device = device_of(loaded.model)
-        ids = getattr(loaded.model.generation_config, "eos_token_id", None)
-        self.eos = frozenset() if ids is None else frozenset([ids] if isinstance(ids, int) else ids)
+        self.eos = end_ids(loaded.model)
 
     def run(self, split: CalibrationSet, advance: Callable[[int], None]) -> Tally:
         """Measure a split; ``advance`` is called with the size of each batch done.
@@ -110,7 +116,7 @@ class Meter:
 
     def _measure(self, batch: Sequence[Sample], tally: Tally) -> None:
         inputs = encode(self.loaded.processor, batch).to(self.device)
-        answers = [self._ids(sample.answer) for sample in batch]
+        answers = [answer_ids(self.loaded.processor, sample) for sample in batch]
         new = 1 + max(len(answer or []) for answer in answers)
         full = _generate(self.loaded.model, inputs, new)
         with Handle(self.family, self.config) as handle:
@@ -126,12 +132,6 @@ class Meter:
         tally.correct += _right(pruned.new, answers, self.eos)
         tally.unpruned += _right(full.new, answers, self.eos)
         self._count(trace, inputs["attention_mask"].sum(1).tolist(), pruned, tally)
-
-    def _ids(self, answer: str | None) -> list[int] | None:
-        if answer is None:
-            return None
-        tokenizer = self.loaded.processor.tokenizer
-        return list(tokenizer(answer, add_special_tokens=False)["input_ids"])
 
     def _count(self, trace: ForwardTrace, lengths: list[int], run: "_Run", tally: Tally) -> None:
         depth = len(self.family.layers)
@@ -161,13 +161,22 @@ class _Run:
 
 
 def _generate(model: Any, inputs: Any, new: int) -> _Run:
-    seen: list[tuple[Tensor, Tensor]] = []
+    states: list[Tensor] = []
+    logits: list[Tensor] = []
 
-    def note(module: Any, args: tuple[Any, ...], output: Tensor) -> None:
-        if not seen:
-            seen.append((args[0][:, -1].float(), output[:, -1].float()))
+    def note_state(head: Any, args: tuple[Any, ...]) -> None:
+        if not states:
+            states.append(args[0][:, -1].float())
 
-    hook = model.get_output_embeddings().register_forward_hook(note)
+    def note_logits(module: Any, args: tuple[Any, ...], output: Any) -> None:
+        # Of the model, not of its head: some cap what the head returns.
+        if not logits:
+            logits.append(output.logits[:, -1].float())
+
+    hooks = [
+        model.get_output_embeddings().register_forward_pre_hook(note_state),
+        model.register_forward_hook(note_logits),
+    ]
     try:
         output = model.generate(
             **inputs,
@@ -177,19 +186,16 @@ def _generate(model: Any, inputs: Any, new: int) -> _Run:
             return_dict_in_generate=True,
         )
     finally:
-        hook.remove()
-    state, logits = seen[0]
+        for hook in hooks:
+            hook.remove()
     cached = [int(layer.keys.shape[-2]) for layer in output.past_key_values.layers]
-    return _Run(state, logits, output.sequences[:, inputs["input_ids"].shape[1] :], cached)
+    return _Run(states[0], logits[0], output.sequences[:, inputs["input_ids"].shape[1] :], cached)
 
 
 def _right(new: Tensor, answers: Sequence[list[int] | None], eos: frozenset[int]) -> list[bool]:
     """Tell for each sample with an answer whether exactly it was generated."""
-    return [
-        row[: len(answer)] == answer and (not eos or not eos.isdisjoint(row[len(answer) :][:1]))
-        for row, answer in zip(new.tolist(), answers, strict=True)
-        if answer is not None
-    ]
+    told = (exact_answer(row, a, eos) for row, a in zip(new.tolist(), answers, strict=True))
+    return [right for right in told if right is not None]
 
 
 def mean(values: Sequence[float]) -> float:

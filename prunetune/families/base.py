@@ -139,6 +139,12 @@ class Family:
         norm: nn.Module = block.post_attention_layernorm if own is None else own
         return norm
 
+    def logits(self, states: Tensor) -> Tensor:
+        """Return what the model makes of states after the final norm, ``[..., vocabulary]``."""
+        head: Any = self.model
+        logits: Tensor = head.get_output_embeddings()(states)
+        return logits
+
     def layer_kind(self, layer: int) -> str:
         """Return the kind of decoder layer ``layer``: its kind shares masks and rotary rows."""
         kinds = getattr(self.text_model.config, "layer_types", None)

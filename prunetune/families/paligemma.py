@@ -1,5 +1,6 @@
 """PaliGemma: one square grid an image; the whole prompt attends in both directions."""
 
+import inspect
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -19,6 +20,17 @@ class PaliGemma(FixedViews):
     model_type: ClassVar[str] = "paligemma"
     first_position: ClassVar[int] = 1
     answer_kind: ClassVar[int] = 1
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Gemma 2's are capped, by a soft bound."""
+        logits = super().logits(states)
+        bound = getattr(self.config.get_text_config(), "final_logit_softcapping", None)
+        # Older releases (5.17) leave them as they are; what counts is what the model puts out.
+        forward = inspect.unwrap(type(self.model).forward)
+        if bound is None or "final_logit_softcapping" not in forward.__code__.co_consts:
+            return logits
+        capped: Tensor = bound * (logits / bound).tanh()
+        return capped
 
     def blocks(self, arguments: Mapping[str, Any]) -> Tensor | None:
         """The prompt is one block, where the caller passes ``token_type_ids`` (0: prompt)."""

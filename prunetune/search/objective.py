@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from prunetune.budget import ModelFacts
-from prunetune.calibration import CalibrationSet, Sample
+from prunetune.calibration import CalibrationSet, Sample, end_ids, exact_answer
 from prunetune.calibration.collate import batches_by_length
 from prunetune.config import PruningConfig
 from prunetune.devices import device_of
@@ -24,7 +23,7 @@ from prunetune.runtime.suffix import run_suffix, run_whole
 from prunetune.search.facts import model_facts
 from prunetune.search.packing import collate
 from prunetune.search.reference import Prompts, Recorder, Reference, given_positions, prepare
-from prunetune.search.results import SampleResult, compare, exact_answer
+from prunetune.search.results import SampleResult, compare
 from prunetune.search.store import DiskStore, MemoryStore, Store, store_key
 
 __all__ = ["Evaluator", "SampleResult"]
@@ -89,7 +88,7 @@ class Evaluator:
         self.data = samples
         self.samples: Sequence[Sample] = samples.samples
         self.family = family_of(loaded.model)
-        self.eos = _eos_ids(loaded.model)
+        self.eos = end_ids(loaded.model)
         self.device = device_of(loaded.model)
         self.batch_size = batch_size
         self.token_budget = token_budget or self._fitting_budget()
@@ -171,15 +170,10 @@ class Evaluator:
                     f"sample {sample.id!r}: the prompt has no image; every sample needs one"
                 )
             reference = self._recorder.record(prompts)
-            logits = self._logits(reference.tail)
+            logits = self.family.logits(reference.tail).float()
         reference.log_probs = logits[0].log_softmax(-1)
         reference.correct = exact_answer(logits.argmax(-1).tolist(), reference.answer, self.eos)
         return reference
-
-    def _logits(self, tail: Tensor) -> Tensor:
-        head = self.loaded.model.get_output_embeddings()
-        logits: Tensor = head(tail).float()
-        return logits
 
     # -- what every trial does -------------------------------------------------------------
 
@@ -235,7 +229,8 @@ class Evaluator:
             expected = batch.answers
             longest = max(len(answer or []) for answer in expected)
             tail = run_suffix(handle, batch.prefix, 1 + longest)
-        return compare(tail, self._logits(tail), references, expected, self.eos)
+        logits = self.family.logits(tail).float()
+        return compare(tail, logits, references, expected, self.eos)
 
     def _prompts(self, samples: Sequence[Sample], *, answers: bool) -> Prompts:
         kind = self.family.answer_kind
@@ -261,10 +256,3 @@ class Evaluator:
             text_tokens=text / count,
             separator_share=sum(size.separators for size in self._lengths) / image,
         )
-
-
-def _eos_ids(model: Any) -> frozenset[int]:
-    ids = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    if ids is None:
-        return frozenset()
-    return frozenset([ids] if isinstance(ids, int) else ids)

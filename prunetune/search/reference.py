@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from prunetune.calibration import Sample, encode
+from prunetune.calibration import Sample, answer_ids, encode
 from prunetune.families import Family
 from prunetune.runtime.taps import LayerTap, last_query_row
 from prunetune.runtime.views import join_views
@@ -67,12 +67,7 @@ def prepare(
     inputs = dict(encode(processor, samples))
     ids, mask = inputs.pop("input_ids"), inputs.pop("attention_mask").bool()
     kinds = {name: inputs.pop(name) for name in TOKEN_KINDS if name in inputs}
-    expected = [
-        None
-        if sample.answer is None or not answers
-        else list(processor.tokenizer(sample.answer, add_special_tokens=False)["input_ids"])
-        for sample in samples
-    ]
+    expected = [answer_ids(processor, sample) if answers else None for sample in samples]
     rows = [row[m] for row, m in zip(ids, mask, strict=True)]
     full = [torch.cat([r, torch.tensor(a or [], dtype=r.dtype)]) for r, a in zip(rows, expected)]
     padded, valid = left_pad(full)

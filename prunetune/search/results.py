@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from prunetune.calibration import exact_answer
 from prunetune.search.reference import Reference
 
 
@@ -56,22 +57,3 @@ def compare(
     predicted = zip(logits.argmax(-1).tolist(), at.tolist(), answers)
     correct = [exact_answer(row[start:], answer, eos) for row, start, answer in predicted]
     return [SampleResult(max(0.0, g), max(0.0, k), a, c) for g, k, a, c in zip(*columns, correct)]
-
-
-def exact_answer(
-    predicted: Sequence[int], answer: list[int] | None, eos: frozenset[int]
-) -> bool | None:
-    """Tell whether greedy decoding gives exactly the expected answer.
-
-    Greedy decoding yields the answer if and only if, with the answer's tokens fed in, the most
-    likely token is right at every position and an end token follows.
-
-    Args:
-        predicted: Most likely next tokens from the prompt's last token on.
-        answer: Token ids; None: not asked.
-        eos: Ids that end an answer; empty: any token may follow.
-    """
-    if answer is None:
-        return None
-    ended = not eos or predicted[len(answer)] in eos
-    return list(predicted[: len(answer)]) == answer and ended

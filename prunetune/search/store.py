@@ -22,7 +22,7 @@ from prunetune.search.reference import Reference
 
 logger = logging.getLogger(__name__)
 
-LAYOUT = 2
+LAYOUT = 3
 """Version of the files' layout; another one is another key, so old files are never misread."""
 
 _GIB = 1 << 30
