@@ -9,7 +9,6 @@ same interleaved rounds. Writes the CPU section of docs/performance.md.
 import argparse
 import platform
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,16 +16,15 @@ import torch
 import transformers
 from common import finish, markdown, write_section
 
-from prunetune.budget import flops_ratio, mean_retention
+from prunetune.budget import facts_of, flops_ratio, mean_retention
 from prunetune.config import PruningConfig
-from prunetune.deploy.bench import facts_of, promised_lengths
+from prunetune.deploy.bench import promised_lengths
 from prunetune.deploy.request import random_request
 from prunetune.deploy.shapes import SHAPES, build
-from prunetune.deploy.timing import Run, Stopwatch, interleave
+from prunetune.deploy.timing import Stopwatch, interleave
 from prunetune.deploy.verdict import judge, median_of, ratio
 from prunetune.errors import ConfigError
 from prunetune.presets import load_preset, preset_names
-from prunetune.runtime import apply
 from prunetune.runtime.apply import family_of
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
@@ -52,15 +50,6 @@ def main() -> None:
     )
     watch, new = Stopwatch(family), arguments.new_tokens
 
-    def case(config: PruningConfig | None) -> Callable[[], Run]:
-        def run() -> Run:
-            if config is None:
-                return watch.run(request.inputs, new)
-            with apply(family.model, config):
-                return watch.run(request.inputs, new)
-
-        return run
-
     plans: dict[str, PruningConfig] = {}
     missing = []
     for keep in arguments.keep:
@@ -71,9 +60,13 @@ def main() -> None:
                 )
             except ConfigError as error:
                 missing.append(f"- `{name}` at {keep:g}: {error}")
-    cases = {"unpruned": case(None)} | {name: case(plan) for name, plan in plans.items()}
+    configs: dict[str, PruningConfig | None] = {"unpruned": None, **plans}
+    cases = {name: watch.case(plan, request.inputs, new) for name, plan in configs.items()}
     runs = interleave(cases, arguments.rounds)
-    full, facts = runs["unpruned"], facts_of(family, request)
+    full, facts = (
+        runs["unpruned"],
+        facts_of(family, image_tokens=request.image_tokens, text_tokens=request.text),
+    )
     rows, result = [], {}
     for name, mine in runs.items():
         config = plans.get(name)

@@ -28,9 +28,8 @@ import transformers
 from common import Clock, finish, write_section
 from gpu_page import Row, Scoring, page, table
 
-from prunetune.budget import flops_ratio
+from prunetune.budget import facts_of, flops_ratio
 from prunetune.config import PruningConfig
-from prunetune.deploy.bench import facts_of
 from prunetune.deploy.request import Request, random_request
 from prunetune.deploy.shapes import SHAPES, Shape, build, count_parameters
 from prunetune.deploy.timing import Run, Stopwatch, spread
@@ -96,19 +95,11 @@ def block(
     watch = Stopwatch(family)
     new = 9
 
-    def case(config: PruningConfig | None) -> Callable[[], Run]:
-        def run() -> Run:
-            if config is None:
-                return watch.run(request.inputs, new)
-            with apply(family.model, config):
-                return watch.run(request.inputs, new)
-
-        return run
-
-    cases = {("unpruned", 1.0): case(None)} | {key: case(plan) for key, plan in plans.items()}
+    configs: dict[tuple[str, float], PruningConfig | None] = {("unpruned", 1.0): None, **plans}
+    cases = {key: watch.case(plan, request.inputs, new) for key, plan in configs.items()}
     runs = rounds_until(cases, end)
     full = runs["unpruned", 1.0]
-    facts = facts_of(family, request)
+    facts = facts_of(family, image_tokens=request.image_tokens, text_tokens=request.text)
     rows = []
     for (preset, keep), mine in runs.items():
         faster = {part: ratio(full, mine, part) for part in ("prefill", "decode")}

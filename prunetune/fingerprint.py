@@ -1,4 +1,4 @@
-"""Identity of an architecture: the same for a model and its fine-tunes."""
+"""Identity of a model: of its architecture, which fine-tunes share, and of its weights."""
 
 import hashlib
 import json
@@ -59,3 +59,30 @@ def fingerprint(config: Any) -> str:
     }
     content = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(content.encode()).hexdigest()
+
+
+def weights_digest(model: Any) -> str:
+    """Return a sha256 over dtype, shape and up to 256 strided elements of every parameter.
+
+    The device does not count. Weights that accelerate keeps elsewhere until they are used do.
+
+    Args:
+        model: A torch module.
+    """
+    total = hashlib.sha256()
+    for name, parameter in model.state_dict().items():
+        total.update(f"{name}{parameter.dtype}{tuple(parameter.shape)}".encode())
+        value = _offloaded(model, name) if parameter.is_meta else parameter
+        if value is not None:
+            flat = value.detach().flatten()
+            some = flat[:: max(1, len(flat) // 256)].float().cpu().contiguous()
+            total.update(some.numpy().tobytes())
+    return total.hexdigest()
+
+
+def _offloaded(model: Any, name: str) -> Any:
+    """Return a parameter from where accelerate's hooks take it; None where they do not tell."""
+    module, _, own = name.rpartition(".")
+    hook = getattr(model.get_submodule(module), "_hf_hook", None)
+    stored = getattr(hook, "weights_map", None)
+    return None if stored is None else stored[own]

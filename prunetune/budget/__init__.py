@@ -13,6 +13,7 @@ from prunetune.budget.bounds import (
 )
 from prunetune.budget.costs import (
     ModelFacts,
+    facts_of,
     flops_ratio,
     kv_ratio,
     mean_retention,
@@ -29,6 +30,7 @@ __all__ = [
     "as_budget",
     "check_keep",
     "every_for",
+    "facts_of",
     "flops_ratio",
     "kv_ratio",
     "latest_first_layer",

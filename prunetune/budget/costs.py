@@ -3,7 +3,10 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from prunetune.families import Family
 
 _MIB = 1 << 20
 
@@ -37,6 +40,7 @@ class ModelFacts:
         revision: Hub revision, where known.
         fingerprint: sha256 of the architecture-defining config fields.
         calibration_digest: Digest over the calibration pixels and texts.
+        weights_digest: See ``prunetune.fingerprint``.
         value_bytes: Bytes of a number in the KV cache.
     """
 
@@ -55,6 +59,7 @@ class ModelFacts:
     revision: str | None = None
     fingerprint: str | None = None
     calibration_digest: str | None = None
+    weights_digest: str | None = None
     value_bytes: int = 2
 
     @property
@@ -62,6 +67,34 @@ class ModelFacts:
         """MiB of the visual tokens' keys and values, unpruned, at the mean prompt."""
         values = 2 * self.num_layers * self.num_kv_heads * self.head_dim * self.image_tokens
         return values * self.value_bytes / _MIB
+
+
+def facts_of(
+    family: "Family", *, image_tokens: float, text_tokens: float, **known: Any
+) -> ModelFacts:
+    """Return the sizes of a model with what else is known.
+
+    Args:
+        family: View of the model.
+        image_tokens: Mean image tokens of a prompt.
+        text_tokens: Mean other tokens of a prompt.
+        known: Other fields.
+    """
+    text = family.text_model.config
+    heads = int(text.num_attention_heads)
+    return ModelFacts(
+        model_type=family.config.model_type,
+        num_layers=len(family.layers),
+        hidden_size=int(text.hidden_size),
+        intermediate_size=int(text.intermediate_size),
+        num_heads=heads,
+        num_kv_heads=int(getattr(text, "num_key_value_heads", None) or heads),
+        head_dim=int(getattr(text, "head_dim", None) or text.hidden_size // heads),
+        image_tokens=image_tokens,
+        text_tokens=text_tokens,
+        value_bytes=int(family.text_model.dtype.itemsize),
+        **known,
+    )
 
 
 def retention_by_layer(stages: Sequence[Step], num_layers: int) -> list[float]:

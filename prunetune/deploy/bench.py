@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from prunetune.budget import ModelFacts, flops_ratio, mean_retention, retention_by_layer
+from prunetune.budget import ModelFacts, facts_of, flops_ratio, mean_retention, retention_by_layer
 from prunetune.config import PruningConfig
 from prunetune.deploy.request import Request
 from prunetune.deploy.timing import Run, Spread, Stopwatch, interleave, spread
@@ -107,18 +107,11 @@ def bench(
         configs["uniform"] = uniform_like(config)
     watch = Stopwatch(family)
 
-    def case(pruning: PruningConfig | None) -> Callable[[], Run]:
-        def run() -> Run:
-            if pruning is None:
-                return watch.run(request.inputs, new_tokens)
-            with apply(family.model, pruning):
-                return watch.run(request.inputs, new_tokens)
-
-        return run
-
-    cases = {name: case(pruning) for name, pruning in configs.items()}
+    cases = {
+        name: watch.case(pruning, request.inputs, new_tokens) for name, pruning in configs.items()
+    }
     runs = interleave(cases, rounds, advance)
-    facts = facts_of(family, request)
+    facts = facts_of(family, image_tokens=request.image_tokens, text_tokens=request.text)
     batch = len(request.inputs["input_ids"])
     return Bench(
         tuple(
@@ -141,23 +134,6 @@ def uniform_like(config: PruningConfig) -> PruningConfig:
         "uniform", model_type=ref.model_type, num_layers=ref.num_layers, keep=keep
     )
     return made
-
-
-def facts_of(family: Family, request: Request) -> ModelFacts:
-    """Return what FLOPs depend on."""
-    text = family.text_model.config
-    heads = int(text.num_attention_heads)
-    return ModelFacts(
-        model_type=family.config.model_type,
-        num_layers=len(family.layers),
-        hidden_size=int(text.hidden_size),
-        intermediate_size=int(text.intermediate_size),
-        num_heads=heads,
-        num_kv_heads=int(getattr(text, "num_key_value_heads", None) or heads),
-        head_dim=int(getattr(text, "head_dim", None) or text.hidden_size // heads),
-        image_tokens=request.image_tokens,
-        text_tokens=request.text,
-    )
 
 
 def promised_lengths(config: PruningConfig | None, request: Request, layers: int) -> list[int]:

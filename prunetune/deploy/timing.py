@@ -5,15 +5,18 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from prunetune.config import PruningConfig
 from prunetune.deploy.memory import Peak
 from prunetune.devices import device_of
 from prunetune.families import Family
+from prunetune.runtime.apply import apply
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,23 @@ class Stopwatch:
             for index in range(torch.cuda.device_count()):
                 torch.cuda.synchronize(index)
         return time.perf_counter()
+
+    def case(
+        self, config: PruningConfig | None, inputs: Mapping[str, Tensor], new_tokens: int
+    ) -> Callable[[], Run]:
+        """Return what runs a request under a config, which goes on and off with every run.
+
+        Args:
+            config: None for the model as it is.
+            inputs: Of ``generate``.
+            new_tokens: To generate.
+        """
+
+        def run() -> Run:
+            with apply(self.family.model, config) if config is not None else nullcontext():
+                return self.run(inputs, new_tokens)
+
+        return run
 
     @torch.no_grad()
     def run(self, inputs: Mapping[str, Tensor], new_tokens: int) -> Run:

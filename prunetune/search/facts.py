@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from prunetune.budget import ModelFacts
+from prunetune.budget import ModelFacts, facts_of
 from prunetune.calibration import CalibrationSet, encode
 from prunetune.families import Family
+from prunetune.fingerprint import weights_digest
 from prunetune.runtime.apply import family_of
 from prunetune.search.spec import StudySpec
 
@@ -32,22 +33,14 @@ def model_facts(
     """
     from prunetune.scorers import SCORERS
 
-    text = family.text_model.config
-    heads = int(text.num_attention_heads)
     readable = family.vision_attention_module() is not None
     names = [
         name
         for name in SCORERS
         if readable or not SCORERS.get(name).needs & {"vision_attention", "vision_map"}
     ]
-    return ModelFacts(
-        model_type=family.config.model_type,
-        num_layers=len(family.layers),
-        hidden_size=int(text.hidden_size),
-        intermediate_size=int(text.intermediate_size),
-        num_heads=heads,
-        num_kv_heads=int(getattr(text, "num_key_value_heads", None) or heads),
-        head_dim=int(getattr(text, "head_dim", None) or text.hidden_size // heads),
+    return facts_of(
+        family,
         image_tokens=image_tokens,
         text_tokens=text_tokens,
         separator_share=separator_share,
@@ -56,7 +49,7 @@ def model_facts(
         revision=loaded.revision,
         fingerprint=loaded.fingerprint,
         calibration_digest=samples.digest(),
-        value_bytes=int(family.text_model.dtype.itemsize),
+        weights_digest=weights_digest(loaded.model),
     )
 
 

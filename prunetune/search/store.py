@@ -17,6 +17,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from prunetune.files import write_atomically
+from prunetune.fingerprint import weights_digest
 from prunetune.search.packing import pack, unpack
 from prunetune.search.reference import Reference
 
@@ -261,17 +262,6 @@ def store_key(model: nn.Module, fingerprint: str, **options: Any) -> str:
         "options": options,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
-
-
-def weights_digest(model: nn.Module) -> str:
-    """Return a sha256 over dtype, shape and up to 256 strided elements of every parameter."""
-    total = hashlib.sha256()
-    for name, parameter in model.state_dict().items():
-        flat = parameter.detach().flatten()
-        some = flat[:: max(1, len(flat) // 256)].float().cpu().contiguous()
-        total.update(f"{name}{parameter.dtype}{tuple(parameter.shape)}".encode())
-        total.update(some.numpy().tobytes())
-    return total.hexdigest()
 
 
 def default_cache() -> Path:
