@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from made_studies import NASTY, NASTY_FILE, SAMPLES, Asked, made_study
 from test_study import Fake, spec
 
+from prunetune import models
 from prunetune.review import plots, report, report_charts, sample_plots, theme
 from prunetune.review.decoded import decoded, importances
 from prunetune.review.facts import study_facts
@@ -367,6 +368,7 @@ def test_search_writes_the_report_at_its_end(real):
     assert page.words.count("with pruning") == 3
     assert NASTY in page.words
     assert "no-pictures" not in page.ids
+    assert "other-weights" not in page.ids
     assert "q\"uo'te <b>&.png" in page.words
 
 
@@ -411,6 +413,24 @@ def test_data_that_changed_is_noticed(real, tmp_path):
     finally:
         (data / "held_out" / "metadata.jsonl").write_text(rows)
     assert "no longer those that the study measured" in ran.json["missing"]
+
+
+def test_weights_that_changed_are_noticed(real, tmp_path, monkeypatch):
+    out, *_ = real
+    load = models.load_model
+
+    def tuned(*args, **kwargs):
+        loaded = load(*args, **kwargs)
+        loaded.model.model.language_model.norm.weight.data *= 1.05
+        return loaded
+
+    monkeypatch.setattr(models, "load_model", tuned)
+    ran = call("report", out, "-o", tmp_path / "a.html", "--json", *FAST)
+    assert ran.status == 0, ran.err
+    page = Page((tmp_path / "a.html").read_text())
+    assert "other-weights" in page.ids
+    assert page.elements["img"] > 0
+    assert "weights are not those of the study" in ran.err
 
 
 def test_a_model_that_is_gone_costs_the_pictures_only(tmp_path):

@@ -11,6 +11,7 @@ from two_devices import AWAY, Away, numbers, spread
 import prunetune
 from prunetune.devices import device_of
 from prunetune.errors import UnsupportedModelError
+from prunetune.fingerprint import weights_digest
 from prunetune.runtime import frame
 
 every = pytest.mark.parametrize("family", each())
@@ -74,6 +75,20 @@ def test_features_that_accelerate_rebuilds_are_told_from_others(early):
             assert worst(again, logits) < 1e-6
             stages = handle.trace[-1].stages
             assert [[k.tolist() for k in stage.kept] for stage in stages] == kept
+
+
+def test_offloaded_weights_have_the_digest_that_they_had():
+    from accelerate import cpu_offload
+
+    digests = []
+    for factor in (1.0, 1.5):
+        model = tiny("llava")
+        model.model.language_model.norm.weight.data *= factor
+        digests.append(weights_digest(model))
+        model.tie_weights()
+        cpu_offload(model, execution_device=torch.device("cpu"))
+        assert weights_digest(model) == digests[-1]
+    assert digests[0] != digests[1]
 
 
 def spread_outcome(family, name, first):

@@ -4,7 +4,7 @@ import random
 import sqlite3
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import optuna
 import pytest
@@ -274,6 +274,21 @@ def test_a_study_of_someone_else_is_left_alone(tmp_path):
     study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
     with pytest.raises(StudyError, match="not made by prunetune"):
         search(tmp_path)
+
+
+def test_a_study_resumed_with_other_weights_says_so(tmp_path, caplog):
+    class Tuned(Fake):
+        weights = "one"
+
+        def facts(self):
+            return replace(super().facts(), weights_digest=self.weights)
+
+    for _ in range(2):
+        search(tmp_path, Tuned(), trials=3)
+    assert "weights" not in caplog.text
+    Tuned.weights = "two"
+    search(tmp_path, Tuned(), trials=4)
+    assert "other weights of the model" in caplog.text
 
 
 def test_an_interrupt_leaves_a_study_that_the_same_call_resumes(tmp_path):

@@ -26,6 +26,7 @@ def provenance_rows(facts: StudyFacts, shown: str) -> list[tuple[str, str]]:
         ("model fingerprint", (model.fingerprint if model else None) or "-"),
         ("budget", spec.budget_shown),
         ("metric", ", ".join(facts.axis(k) for k in range(len(facts.metrics)))),
+        ("weights digest", str(attrs.get("weights_digest") or "-")),
         ("calibration data", _source(spec.data, spec.samples, facts.sample_count)),
         ("calibration digest", str(attrs.get("digest", "-"))),
         ("held-out data", spec.held_out or "the other side of the calibration source"),

@@ -32,10 +32,12 @@ class Pictures:
     Attributes:
         samples: The largest gap first.
         missing: Why there are no pictures; empty where there are.
+        changed: Why pictures and answers do not go with the study's figures; empty where they do.
     """
 
     samples: Sequence[Worst] = ()
     missing: str = ""
+    changed: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """From a stored study to ``report.html``: reads, runs the worst samples again, writes."""
 
+import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from prunetune.errors import ConfigError, PrunetuneError
 from prunetune.files import write_atomically
+from prunetune.fingerprint import weights_digest
 from prunetune.review.facts import StudyFacts, study_facts
 from prunetune.review.report import Pictures, chosen_config, render
 from prunetune.review.words import verdict
 from prunetune.review.worst import check_data, with_pictures, worst_samples
+from prunetune.search.opening import other_weights
 
 if TYPE_CHECKING:
     from prunetune.calibration import CalibrationSet
@@ -20,6 +23,14 @@ if TYPE_CHECKING:
 
 REPORT_FILE = "report.html"
 Progress = Callable[[str, int, int], None]
+
+logger = logging.getLogger(__name__)
+
+_OTHER_WEIGHTS = (
+    "The model's weights are not those of the study: they have changed since, or are in another "
+    "number format. Pictures and answers in the report are the present model's, all figures are "
+    "the study's."
+)
 
 
 @dataclass(frozen=True)
@@ -144,4 +155,7 @@ def _pictures(facts: StudyFacts, load: Callable[[], Loaded] | None, progress: Pr
         )
     except (PrunetuneError, OSError) as error:
         return Pictures(samples, f"{' '.join(str(error).split())}.")
-    return Pictures(shown)
+    if not other_weights(facts.attrs, weights_digest(loaded.model.model)):
+        return Pictures(shown)
+    logger.warning("%s", _OTHER_WEIGHTS)
+    return Pictures(shown, changed=_OTHER_WEIGHTS)

@@ -3,9 +3,10 @@
 import hashlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import optuna
 from optuna import Study
@@ -114,6 +115,7 @@ def _describe(study: Study, spec: StudySpec, space: Space) -> None:
         "model": spec.model,
         "budget": spec.budget,
         "digest": space.facts.calibration_digest,
+        "weights_digest": space.facts.weights_digest,
         "seed": spec.seed,
         "versions": versions(),
     }.items():
@@ -143,6 +145,18 @@ def _check_resumable(study: Study, spec: StudySpec, space: Space, resume: bool) 
             f"study {name!r} cannot be resumed with another spec: {', '.join(fields)}; give the "
             "stored values, or choose another --out or --study"
         )
+    if other_weights(attrs, space.facts.weights_digest):
+        logger.warning(
+            "study %r was made with other weights of the model, or in another number format: old "
+            "and new trials are not measured alike; choose another --out or --study",
+            name,
+        )
+
+
+def other_weights(attrs: Mapping[str, Any], digest: str | None) -> bool:
+    """Tell whether a study was made with weights of another digest; studies of old keep none."""
+    stored = attrs.get("weights_digest")
+    return stored is not None and digest is not None and stored != digest
 
 
 def _enqueue(study: Study, spec: StudySpec, space: Space) -> None:
