@@ -1,6 +1,5 @@
 """Any-resolution images: a thumbnail, then the tiles' rows, unpadded, a newline after each."""
 
-from abc import abstractmethod
 from collections.abc import Mapping
 from functools import cache
 from typing import Any, ClassVar
@@ -31,15 +30,25 @@ class AnyResolution(Family):
 
     has_separators: ClassVar[bool] = True
 
-    @abstractmethod
     def pack(self, coordinates: Tensor, size: tuple[int, int], call: VisionCall | None) -> Tensor:
         """Return ``[tokens, 3]`` coordinates of one image, -1 at newlines.
+
+        The default fits families in which every token is one patch or a newline.
 
         Args:
             coordinates: ``[views, patches, 3]`` float64.
             size: Height and width of the picture in pixels.
             call: The encoder call; None: as if no limit on the number of tokens were set.
         """
+        base: Any = self.base
+        packed, _ = base.pack_image_features(
+            [coordinates],
+            torch.tensor([size]),
+            vision_feature_select_strategy="full",
+            image_newline=marker(coordinates),
+        )
+        tokens: Tensor = packed[0]
+        return tokens
 
     def geometries(self, call: VisionCall) -> list[ImageGeometry]:
         """Pack coordinates as the model packs features; a video is frame by frame."""

@@ -1,12 +1,11 @@
 """LLaVA-NeXT-Video: LLaVA-NeXT's images, and videos whose frames are pooled."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from prunetune.families.base import VisionCall, grid_side, refuse
-from prunetune.families.base_anyres import AnyResolution, marker, pooling_matrix
+from prunetune.families.base_anyres import AnyResolution, pooling_matrix
 
 
 class LlavaNextVideo(AnyResolution):
@@ -27,18 +26,6 @@ class LlavaNextVideo(AnyResolution):
                 self.model,
                 f"spatial_pool_stride {stride} does not divide its grid of {rows} x {cols} patches",
             )
-
-    def pack(self, coordinates: Tensor, size: tuple[int, int], call: VisionCall | None) -> Tensor:
-        """Every token of an image is one patch or a newline."""
-        base: Any = self.base
-        packed, _ = base.pack_image_features(
-            [coordinates],
-            torch.tensor([size]),
-            vision_feature_select_strategy="full",
-            image_newline=marker(coordinates),
-        )
-        tokens: Tensor = packed[0]
-        return tokens
 
     def video_grid(self) -> tuple[int, int]:
         """Blocks of ``spatial_pool_stride`` squared patches."""
