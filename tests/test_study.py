@@ -17,11 +17,13 @@ from prunetune.presets import preset_names
 from prunetune.scorers import SCORERS
 from prunetune.search.samplers import make_sampler, sampler_seed
 from prunetune.search.scores import Scores, accuracy
-from prunetune.search.selection import shortlist
+from prunetune.search.selection import compare_preset, measure, shortlist
+from prunetune.search.space import Space
 from prunetune.search.spec import SpaceSpec, StudySpec
 from prunetune.search.storage import open_storage, redact, storage_url
 from prunetune.search.study import run_search, run_trials
 from prunetune.search.summary import Baseline, bootstrap_ci, render_table, verdict
+from prunetune.search.trials import presets_at
 
 FILES = {"study.db", "spec.toml", "config.json", "log.jsonl"}
 
@@ -482,6 +484,27 @@ def test_the_bootstrap_interval_holds_the_mean_and_knows_groups():
     fourfold, images = [v for v in values[:50] for _ in range(4)], [str(i // 4) for i in range(200)]
     alone, together = bootstrap_ci(fourfold), bootstrap_ci(fourfold, images)
     assert 1.7 < (together[1] - together[0]) / (alone[1] - alone[0]) < 2.4
+
+
+def test_a_question_asked_four_times_is_no_new_evidence():
+    def p_value(times, images):
+        held_out = Fake(count=8 * times)
+        held_out.noise = [1.0 + 0.1 * (i // times) for i in range(8 * times)]
+        held_out.samples = [
+            Picture(str(i // times) if images else str(i)) for i in range(8 * times)
+        ]
+        preset = presets_at(["uniform"], Space.of(spec(), held_out.facts()))[0]
+        theirs = measure(held_out, preset.config)
+        # Two of eight pictures lose.
+        signs = [1 if i // times < 2 else -1 for i in range(8 * times)]
+        ours = [replace(r, gap=r.gap * (1 + 0.1 * s)) for r, s in zip(theirs, signs, strict=True)]
+        return compare_preset(preset, {"tuned": ours}, held_out, held_out.facts(), 0).p_value
+
+    once = p_value(1, images=True)
+    assert 0.005 < once < 0.2
+    assert p_value(4, images=True) == once
+    # The twin: as many pictures would be evidence.
+    assert p_value(4, images=False) < once / 3
 
 
 def scores(gap, accuracy=None):

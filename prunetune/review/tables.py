@@ -73,8 +73,8 @@ def held_out_table(facts: StudyFacts) -> Table | None:
     heads += (">p", ">top-1 agreement", ">accuracy", ">mean retention", "note")
     caption = (
         f"{count} held-out samples. Intervals: bootstrap over pictures. A difference whose "
-        "interval is below 0 is more than chance. p: one-sided Wilcoxon test that samples have a "
-        "lower gap; beside such a difference, a large p says that few samples gain much."
+        "interval is below 0 is more than chance. p: one-sided Wilcoxon test that pictures have "
+        "a lower gap; beside such a difference, a large p says that few pictures gain much."
     )
     return Table(caption, heads, tuple(rows), strong=0)
 

@@ -16,7 +16,7 @@ class Plan:
         row_layers: Those of them whose last-query attention row is needed.
         needs: What the vision tower must be tapped for.
         packed: Whether positions are renumbered after the layer-0 stage.
-        drop_separators: Whether separators go first.
+        separators: Whether separators stay, as the config says.
         digest: Of the config.
         memo_keys: Scorer's ``id`` to what identifies its scores of an untouched image; scorers
             with tunable hyperparameters have none.

@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
 
-import numpy as np
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
@@ -23,7 +22,13 @@ from prunetune.search.record import write_record
 from prunetune.search.scores import Measures, SampleScore, Scores, accuracy
 from prunetune.search.space import Space
 from prunetune.search.spec import StudySpec
-from prunetune.search.summary import Baseline, SearchResult, bootstrap_ci, verdict
+from prunetune.search.summary import (
+    Baseline,
+    SearchResult,
+    bootstrap_ci,
+    group_means,
+    verdict,
+)
 from prunetune.search.trials import (
     Preset,
     config_of,
@@ -227,18 +232,20 @@ def compare_preset(
         flops_ratio=flops_ratio(preset.config.stages, facts),
         note=preset.note,
         gap_difference=bootstrap_ci(difference, image_ids(held_out), seed),
-        p_value=_lower_p_value(difference),
+        p_value=_lower_p_value(difference, image_ids(held_out)),
     )
 
 
-def _lower_p_value(difference: Sequence[float]) -> float:
+def _lower_p_value(difference: Sequence[float], images: Sequence[str]) -> float:
     from scipy.stats import wilcoxon
 
-    if len(difference) < 2:
+    # Questions on one picture are not independent: a picture counts once, by its mean.
+    means = group_means(difference, images)
+    if len(means) < 2:
         return 1.0
 
     # zsplit: two equal configs give differences of 0 only, which other methods cannot take.
-    found = wilcoxon(np.asarray(difference), alternative="less", zero_method="zsplit")
+    found = wilcoxon(means, alternative="less", zero_method="zsplit")
     return float(found.pvalue)
 
 

@@ -25,7 +25,7 @@ class Baseline:
         flops_ratio: Prefill FLOPs of the language model, pruned over unpruned.
         note: What had to change to meet the budget.
         gap_difference: 95% interval of the tuned config's gap minus this one's, sample by sample.
-        p_value: Of a one-sided Wilcoxon test that the tuned config's gap is lower.
+        p_value: Of a one-sided Wilcoxon test over pictures that the tuned config's gap is lower.
     """
 
     name: str
@@ -135,14 +135,27 @@ def bootstrap_ci(
         seed: Of the draws.
     """
     names = list(groups) if groups is not None else [str(i) for i in range(len(values))]
-    index = {name: i for i, name in enumerate(dict.fromkeys(names))}
-    member = np.array([index[name] for name in names])
-    sums = np.bincount(member, weights=np.asarray(values, dtype=float))
-    counts = np.bincount(member)
-    drawn = np.random.default_rng(seed).integers(len(index), size=(_DRAWS, len(index)))
+    sums, counts = _by_group(values, names)
+    drawn = np.random.default_rng(seed).integers(len(sums), size=(_DRAWS, len(sums)))
     means = sums[drawn].sum(1) / counts[drawn].sum(1)
     low, high = np.quantile(means, (0.025, 0.975))
     return float(low), float(high)
+
+
+def group_means(values: Sequence[float], groups: Sequence[str]) -> "np.ndarray[Any, Any]":
+    """Return the mean of each group of samples, in order of their first ones."""
+    sums, counts = _by_group(values, groups)
+    means: np.ndarray[Any, Any] = sums / counts
+    return means
+
+
+def _by_group(
+    values: Sequence[float], groups: Sequence[str]
+) -> "tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]":
+    """Return the sum and the number of samples of each group."""
+    index = {name: i for i, name in enumerate(dict.fromkeys(groups))}
+    member = np.array([index[name] for name in groups])
+    return np.bincount(member, weights=np.asarray(values, dtype=float)), np.bincount(member)
 
 
 def verdict(tuned: Scores, baselines: Sequence[Baseline]) -> str:
