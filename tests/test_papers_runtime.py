@@ -24,7 +24,7 @@ from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import prunetune
 from prunetune.errors import ConfigError
-from prunetune.families.base import CLIP_PIXELS
+from prunetune.families.base_configs import CLIP_PIXELS
 from prunetune.presets import load_preset
 from prunetune.scorers import SCORERS
 

@@ -8,12 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from prunetune.errors import UnsupportedModelError
+from prunetune.families.base_configs import CLIP_PIXELS, SIGLIP_PIXELS, multimodal_rotary
 from prunetune.tokens import ImageGeometry, Mosaic
-
-# What the processors of these towers use; a model does not carry its processor's statistics.
-CLIP_PIXELS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-IMAGENET_PIXELS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-SIGLIP_PIXELS = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 Survivors = Callable[[], tuple[Tensor, Tensor] | None]
 """Tells which input slots the states under way are of: (index ``[B, m]`` int64, valid ``[B, m]``
@@ -327,41 +323,6 @@ def clip_has_cls(family: Family) -> bool:
     return str(getattr(vision, "model_type", "")) in {"clip_vision_model", "clip"}
 
 
-def text_window(text_config: Any) -> int | None:
-    """Return the sliding window that some decoder layer attends within, or None."""
-    window = getattr(text_config, "sliding_window", None)
-    if not window or getattr(text_config, "use_sliding_window", True) is False:
-        return None
-    kinds = getattr(text_config, "layer_types", None)
-    if kinds is not None and not any("sliding" in str(kind) for kind in kinds):
-        return None
-    return int(window)
-
-
-def multimodal_rotary(text_config: Any) -> bool:
-    """Tell whether positions are triples of time, row and column (M-RoPE)."""
-    for name in ("rope_parameters", "rope_scaling"):
-        rotary = getattr(text_config, name, None)
-        if isinstance(rotary, Mapping) and "mrope_section" in rotary:
-            return True
-    return False
-
-
 def refuse(model: nn.Module, reason: str) -> UnsupportedModelError:
     """Return the error for a model that cannot be pruned, with the reason."""
     return UnsupportedModelError(f"{type(model).__name__} cannot be pruned: {reason}")
-
-
-def grid_side(config: Any) -> tuple[int, int]:
-    """Return (rows, columns) of the patch grid of one view of a fixed-size tower."""
-    vision = config.vision_config
-    size, patch = vision.image_size, vision.patch_size
-    height, width = (size, size) if isinstance(size, int) else (size[0], size[1])
-    ph, pw = (patch, patch) if isinstance(patch, int) else (patch[0], patch[1])
-    return height // ph, width // pw
-
-
-def as_sizes(image_sizes: Any) -> list[tuple[int, int]]:
-    """Return image sizes as a list of (height, width) in pixels."""
-    rows = image_sizes.tolist() if isinstance(image_sizes, torch.Tensor) else image_sizes
-    return [(int(height), int(width)) for height, width in rows]

@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from prunetune.families.base import CLIP_PIXELS, Family, TappedAttention, VisionCall
+from prunetune.families.base import Family, TappedAttention, VisionCall
+from prunetune.families.base_configs import CLIP_PIXELS
 from prunetune.tokens import ImageGeometry, frames_geometry
 
 

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunetune.families.base import Family, TappedAttention, VisionCall, grid_side, refuse
+from prunetune.families.base import Family, TappedAttention, VisionCall, refuse
+from prunetune.families.base_configs import grid_side
 from prunetune.tokens import ImageGeometry, grid_geometry
 
 

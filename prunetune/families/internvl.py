@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from prunetune.families.base import IMAGENET_PIXELS
+from prunetune.families.base_configs import IMAGENET_PIXELS
 from prunetune.families.base_views import FixedViews
 from prunetune.tokens import Mosaic
 

@@ -4,8 +4,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from prunetune.families.base import VisionCall, grid_side, refuse
+from prunetune.families.base import VisionCall, refuse
 from prunetune.families.base_anyres import AnyResolution, pooling_matrix
+from prunetune.families.base_configs import grid_side
 
 
 class LlavaNextVideo(AnyResolution):

@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from prunetune.families.base import VisionCall, grid_side
+from prunetune.families.base import VisionCall
 from prunetune.families.base_anyres import AnyResolution, marker, pooling_matrix, video_pixels
+from prunetune.families.base_configs import grid_side
 from prunetune.tokens import ImageGeometry, with_separators
 
 UNLIMITED = "anyres_max_1000000"

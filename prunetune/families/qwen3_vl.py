@@ -5,7 +5,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from prunetune.families.base import SIGLIP_PIXELS, Survivors
+from prunetune.families.base import Survivors
+from prunetune.families.base_configs import SIGLIP_PIXELS
 from prunetune.families.base_qwen import QwenVL
 
 METHOD = "_deepstack_process"

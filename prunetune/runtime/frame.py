@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunetune.devices import brought, execution_device
+from prunetune.devices import brought
 from prunetune.runtime.cache import (
     STATE,
     CacheState,
@@ -21,7 +21,7 @@ from prunetune.runtime.masks import cached_slots, check_window, new_slots, segme
 from prunetune.runtime.plan import Plan
 from prunetune.runtime.positions import packed_ids, prompt_end, rows_of
 from prunetune.runtime.segment import Move, Segment, places
-from prunetune.runtime.taps import LayerTap, last_query_row
+from prunetune.runtime.taps import LayerTap, tap_layer
 from prunetune.runtime.trace import ForwardTrace
 from prunetune.runtime.views import join_views
 from prunetune.runtime.vision import VisionCapture
@@ -106,7 +106,7 @@ class Frame:
         if self.segment is not None:
             kwargs = self._substitute(index, hidden, kwargs)
         if self.prunes and index in self.plan.tapped:
-            self._tap(index, hidden, kwargs)
+            self.taps[index] = tap_layer(self, index, hidden, kwargs)
         return hidden, kwargs
 
     def enter_again(
@@ -246,38 +246,6 @@ class Frame:
         return rows_of(embeddings, self.segment.index)
 
     # -- what scorers are given ------------------------------------------------------------
-
-    def _tap(self, index: int, hidden: Tensor, kwargs: dict[str, Any]) -> None:
-        tap = LayerTap(source=hidden)
-        if index in self.plan.row_layers:
-            at = None
-            if self.query is not None:
-                place = places(self.segment, brought(hidden, self.home), self.length)
-                at = place.gather(1, self.query[:, None])[:, 0]
-            layer: Any = self.plan.family.layers[index]
-            given = (
-                hidden,
-                kwargs["position_embeddings"],
-                self.valid if self.segment is None else self.segment.valid,
-                self._cached_keys(index, hidden.shape[0]),
-                at,
-            )
-            where = execution_device(layer.input_layernorm)
-            tap.row = last_query_row(layer, *brought(given, where))
-        self.taps[index] = tap
-
-    def _cached_keys(self, index: int, batch: int) -> tuple[Tensor, Tensor | None] | None:
-        past = physical_length(self.cache, index)
-        if not past:
-            return None
-        keys = self.cache.layers[index].keys[:, :, :past]
-        if self.segment is None:
-            return keys, cached_slots(self.attention_mask, past, self.length, batch)
-        prefix = self.segment.prefix
-        if prefix is None:
-            return keys, None
-        grown = extend_prefix(prefix, past, self.segment.valid[:, :0])
-        return keys, grown
 
     def note_target(self, index: int, output: Tensor) -> None:
         """Remember the output of layer ``index``'s second norm, where a scorer asks for it."""

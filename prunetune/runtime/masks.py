@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers.masking_utils import create_causal_mask
 
 from prunetune.errors import UnsupportedModelError
-from prunetune.families.base import text_window
+from prunetune.families.base_configs import text_window
 from prunetune.runtime.cache import CacheView, extend_prefix
 from prunetune.runtime.segment import Segment
 

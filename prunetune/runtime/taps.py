@@ -2,10 +2,18 @@
 
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from prunetune.devices import brought, execution_device
+from prunetune.runtime.cache import extend_prefix, physical_length
+from prunetune.runtime.masks import cached_slots
+from prunetune.runtime.segment import places
+
+if TYPE_CHECKING:
+    from prunetune.runtime.frame import Frame
 
 
 @dataclass
@@ -21,6 +29,47 @@ class LayerTap:
     source: Tensor
     target: Tensor | None = None
     row: Tensor | None = None
+
+
+def tap_layer(frame: "Frame", index: int, hidden: Tensor, kwargs: dict[str, Any]) -> LayerTap:
+    """Return what a later stage's scorers need of decoder layer ``index`` before it runs.
+
+    Args:
+        frame: The forward.
+        index: 0-based.
+        hidden: ``[B, m, d]`` states entering the layer.
+        kwargs: Its other arguments.
+    """
+    tap = LayerTap(source=hidden)
+    if index in frame.plan.row_layers:
+        at = None
+        if frame.query is not None:
+            place = places(frame.segment, brought(hidden, frame.home), frame.length)
+            at = place.gather(1, frame.query[:, None])[:, 0]
+        layer: Any = frame.plan.family.layers[index]
+        given = (
+            hidden,
+            kwargs["position_embeddings"],
+            frame.valid if frame.segment is None else frame.segment.valid,
+            _cached_keys(frame, index, hidden.shape[0]),
+            at,
+        )
+        tap.row = last_query_row(layer, *brought(given, execution_device(layer.input_layernorm)))
+    return tap
+
+
+def _cached_keys(frame: "Frame", index: int, batch: int) -> tuple[Tensor, Tensor | None] | None:
+    """Return the keys that a layer has cached, and which of their slots are real (None: all)."""
+    past = physical_length(frame.cache, index)
+    if not past:
+        return None
+    keys = frame.cache.layers[index].keys[:, :, :past]
+    segment = frame.segment
+    if segment is None:
+        return keys, cached_slots(frame.attention_mask, past, frame.length, batch)
+    if segment.prefix is None:
+        return keys, None
+    return keys, extend_prefix(segment.prefix, past, segment.valid[:, :0])
 
 
 @torch.no_grad()
