@@ -24,6 +24,7 @@ from prunetune.review.words import config_sentences, verdict
 from prunetune.review.worst import Panel, Worst, worst_samples
 from prunetune.search.find import find_study
 from prunetune.search.study import run_search
+from prunetune.search.summary import bootstrap_ci
 
 FAST = ("--threads", "1")
 SECTIONS = {"config", "held-out", "history-0", "front", "schedules", "importance", "parallel"}
@@ -176,10 +177,18 @@ def test_questions_without_types_or_answers(tmp_path):
     typed = tmp_path / "typed"
     kind = {"types": ("a", "b"), "answers": False}
     run_search(spec(trials=4), Asked(**kind), Asked(seed=1, **kind), out=typed)
-    name, rows = sample_plots.by_type(study_facts(find_study(str(typed)).study))
+    facts = study_facts(find_study(str(typed)).study)
+    name, rows = sample_plots.by_type(facts)
     assert name == "top-1 agreement"
     assert [row.name for row in rows] == ["a", "b"]
     assert sum(row.count for row in rows) == 48
+    # Four questions about each picture: they are drawn together.
+    assert facts.record["samples"]["picture"] == [i // 4 * 4 for i in range(48)]
+    agrees = facts.record["configs"]["tuned"]["agrees"][::2]
+    pictures = [str(i // 2) for i in range(24)]
+    assert rows[0].shares["tuned"][1:] == bootstrap_ci(agrees, pictures)
+    del facts.record["samples"]["picture"]
+    assert sample_plots.by_type(facts)[1][0].shares["tuned"][1:] == bootstrap_ci(agrees)
 
 
 def test_a_config_of_a_scorer_that_is_not_installed_is_left_out():

@@ -84,7 +84,7 @@ def measure_both(
     """
     from prunetune.runtime.apply import check_fits, family_of
     from prunetune.search.objective import Evaluator
-    from prunetune.search.scores import Scores
+    from prunetune.search.scores import Scores, image_ids
 
     for config in configs:
         check_fits(family_of(loaded.model), config, strict=False)
@@ -103,7 +103,7 @@ def measure_both(
             results[-1] += [result for _, result in batch]
             progress(len(samples) + sum(map(len, results)), total)
     facts = evaluator.facts()
-    images = [sample.image_id or str(i) for i, sample in enumerate(samples)]
+    images = image_ids(samples.samples)
     a, b = results
     columns = {
         "gap": [y.gap - x.gap for x, y in zip(a, b)],

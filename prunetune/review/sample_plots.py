@@ -53,6 +53,8 @@ def by_type(facts: StudyFacts) -> tuple[str, list[TypeRow]]:
     if facts.record is None:
         return "", []
     types = facts.record["samples"]["type"]
+    # Studies of before do not say: then each sample counts as a picture of its own.
+    pictures = facts.record["samples"].get("picture") or range(len(types))
     configs = facts.record["configs"]
     has_answers = any(c is not None for c in configs["tuned"]["correct"])
     column, name = ("correct", "accuracy") if has_answers else ("agrees", "top-1 agreement")
@@ -66,10 +68,15 @@ def by_type(facts: StudyFacts) -> tuple[str, list[TypeRow]]:
     for kind in sorted({t for t in types if t}):
         shares, count = {}, 0
         for source, values in sources.items():
-            known = [float(v) for t, v in zip(types, values) if t == kind and v is not None]
+            known = [
+                (float(value), str(picture))
+                for type_, value, picture in zip(types, values, pictures)
+                if type_ == kind and value is not None
+            ]
             if known:
-                shares[source] = (sum(known) / len(known), *bootstrap_ci(known))
-                count = len(known)
+                found, groups = zip(*known)
+                shares[source] = (sum(found) / len(found), *bootstrap_ci(found, groups))
+                count = len(found)
         if "tuned" in shares:
             rows.append(TypeRow(kind, count, shares))
     return name, rows

@@ -14,13 +14,12 @@ from prunetune.errors import StudyError
 from prunetune.presets import preset_names
 from prunetune.search.front import COST_NAMES, cost_of, front, metric_of, spread
 from prunetune.search.record import write_front
-from prunetune.search.scores import Measures, SampleScore, Scores, accuracy
+from prunetune.search.scores import Measures, SampleScore, Scores, accuracy, image_ids
 from prunetune.search.selection import (
     Winner,
     compare_preset,
     count_evaluations,
     count_trials,
-    image_ids,
     measure,
     why_stopped,
     with_provenance,
@@ -219,7 +218,7 @@ def _point(
         cost=cost_of(trial),
         calibration=Scores.of(winner.results),
         held_out=Scores.of(measured["tuned"]),
-        held_out_ci=bootstrap_ci(gaps, image_ids(held_out), spec.seed),
+        held_out_ci=bootstrap_ci(gaps, image_ids(held_out.samples), spec.seed),
         baselines=baselines,
         file=str(file),
         config=config,

@@ -11,7 +11,7 @@ from typing import Any
 from optuna import Study
 from optuna.exceptions import OptunaError
 
-from prunetune.search.scores import Measures, SampleScore
+from prunetune.search.scores import Measures, SampleScore, image_ids
 from prunetune.search.summary import SearchResult, bootstrap_ci
 
 logger = logging.getLogger(__name__)
@@ -39,8 +39,8 @@ def write_record(
         configs: Results on it by name: ``tuned`` and every preset that could be run.
         seed: Of the intervals.
     """
-    samples = held_out.samples
-    images = [getattr(s, "image_id", "") or str(i) for i, s in enumerate(samples)]
+    samples, images = held_out.samples, image_ids(held_out.samples)
+    first = {image: i for i, image in reversed(list(enumerate(images)))}
     ended = sum(t.state.is_finished() for t in study.get_trials(deepcopy=False))
     data = {
         "version": _VERSION,
@@ -61,6 +61,8 @@ def write_record(
         "samples": {
             "id": [str(getattr(s, "id", "")) for s in samples],
             "type": [getattr(s, "type", None) for s in samples],
+            # Which are about one picture: the first one's place.
+            "picture": [first[image] for image in images],
             "unpruned": list(held_out.unpruned_correct),
         },
         "configs": {name: _columns(results) for name, results in configs.items()},

@@ -78,3 +78,8 @@ def accuracy(correct: Sequence[bool | None]) -> float | None:
     """Return the share of answered samples; None where no sample has an answer."""
     known = [c for c in correct if c is not None]
     return sum(known) / len(known) if known else None
+
+
+def image_ids(samples: Sequence[Any]) -> list[str]:
+    """Return which samples belong together: those on one picture."""
+    return [getattr(sample, "image_id", "") or str(i) for i, sample in enumerate(samples)]

@@ -19,7 +19,7 @@ from prunetune.presets import preset_names
 from prunetune.search.front import FINISHED, best_complete, metric_of, on_plateau
 from prunetune.search.interrupts import check
 from prunetune.search.record import write_record
-from prunetune.search.scores import Measures, SampleScore, Scores, accuracy
+from prunetune.search.scores import Measures, SampleScore, Scores, accuracy, image_ids
 from prunetune.search.space import Space
 from prunetune.search.spec import StudySpec
 from prunetune.search.summary import (
@@ -169,7 +169,7 @@ def conclude(
         trial=winner.trial,
         calibration=Scores.of(winner.results),
         held_out=scores,
-        held_out_ci=bootstrap_ci([r.gap for r in tuned], image_ids(held_out), spec.seed),
+        held_out_ci=bootstrap_ci([r.gap for r in tuned], image_ids(held_out.samples), spec.seed),
         mean_retention=cast(float, provenance.mean_retention),
         flops_ratio=cast(float, provenance.flops_ratio),
         kv_ratio=cast(float, provenance.kv_ratio),
@@ -208,11 +208,6 @@ def count_evaluations(trials: Sequence[FrozenTrial]) -> int:
     return sum(t.user_attrs.get("samples_used", 0) for t in trials if "repeats" not in t.user_attrs)
 
 
-def image_ids(evaluator: Measures) -> list[str]:
-    """Return which samples belong together: those on one picture."""
-    return [getattr(sample, "image_id", "") or str(i) for i, sample in enumerate(evaluator.samples)]
-
-
 def compare_preset(
     preset: Preset,
     measured: dict[str, list[SampleScore]],
@@ -231,8 +226,8 @@ def compare_preset(
         mean_retention=mean_retention(preset.config.stages, facts.num_layers),
         flops_ratio=flops_ratio(preset.config.stages, facts),
         note=preset.note,
-        gap_difference=bootstrap_ci(difference, image_ids(held_out), seed),
-        p_value=_lower_p_value(difference, image_ids(held_out)),
+        gap_difference=bootstrap_ci(difference, image_ids(held_out.samples), seed),
+        p_value=_lower_p_value(difference, image_ids(held_out.samples)),
     )
 
 
@@ -265,7 +260,7 @@ def with_provenance(
         study=study.study_name,
         trial=winner.trial,
         gap=math.fsum(gaps) / len(gaps),
-        gap_ci=bootstrap_ci(gaps, image_ids(evaluator), spec.seed),
+        gap_ci=bootstrap_ci(gaps, image_ids(evaluator.samples), spec.seed),
         held_out_gap=math.fsum(r.gap for r in tuned) / len(tuned),
         mean_retention=mean_retention(stages, facts.num_layers),
         flops_ratio=flops_ratio(stages, facts),
