@@ -92,7 +92,7 @@ def open_study(
             len(study.directions),
         )
         study.pruner = (
-            MeanWilcoxonPruner(p_threshold=0.1, n_startup_steps=8)
+            MeanWilcoxonPruner(p_threshold=0.1, n_startup_steps=16)
             if spec.trial_pruner == "wilcoxon"
             else optuna.pruners.NopPruner()
         )

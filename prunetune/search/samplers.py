@@ -9,6 +9,10 @@ from optuna.samplers import BaseSampler
 from optuna.samplers.nsgaii import UniformCrossover
 
 from prunetune.errors import StudyError
+from prunetune.search.estimates import EstimatesSampler
+
+# Those that model values; CMA-ES takes pruned trials by itself.
+_MODELS = ("tpe", "tpe-uni", "gp")
 
 
 def sampler_seed(seed: int, worker: int, trials: int) -> int:
@@ -66,4 +70,5 @@ def make_sampler(name: str, seed: int, startup: int = 10, objectives: int = 1) -
             raise StudyError(
                 f"sampler {name!r} needs the package {needed}: pip install 'prunetune[search]'"
             ) from None
-    return makers[name]()
+    sampler = makers[name]()
+    return EstimatesSampler(sampler) if name in _MODELS and objectives == 1 else sampler

@@ -1,0 +1,89 @@
+"""Samplers learn from estimates: to them, a stopped trial is complete at its estimated mean.
+
+Optuna's TPE puts every complete trial before every pruned one, however bad, and its GP sampler
+does not look at pruned trials at all. Here most trials are stopped, each with an estimate of its
+mean (`search/trials.py`), and the complete ones are mostly presets: samplers then saw presets only.
+"""
+
+import copy
+from collections.abc import Container
+from typing import Any
+
+from optuna import Study
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial, TrialState
+
+
+class EstimatesSampler(BaseSampler):
+    """Shows another sampler the study with stopped trials complete at their estimated means.
+
+    Args:
+        inner: The sampler that draws.
+    """
+
+    def __init__(self, inner: BaseSampler) -> None:
+        self.inner = inner
+
+    def reseed_rng(self) -> None:
+        """Give the sampler other random numbers."""
+        self.inner.reseed_rng()
+
+    def infer_relative_search_space(
+        self, study: Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """Return the parameters that are drawn together."""
+        return self.inner.infer_relative_search_space(_estimated(study), trial)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Draw parameters together."""
+        return self.inner.sample_relative(_estimated(study), trial, search_space)
+
+    def sample_independent(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        """Draw one parameter."""
+        return self.inner.sample_independent(
+            _estimated(study), trial, param_name, param_distribution
+        )
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        """Pass on that a trial begins."""
+        self.inner.before_trial(study, trial)
+
+    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Any) -> None:
+        """Pass on that a trial ended."""
+        self.inner.after_trial(study, trial, state, values)
+
+
+class _Estimated(Study):
+    def _get_trials(
+        self,
+        deepcopy: bool = True,
+        states: Container[TrialState] | None = None,
+        use_cache: bool = False,
+    ) -> list[FrozenTrial]:
+        trials = super()._get_trials(deepcopy=deepcopy, states=None, use_cache=use_cache)
+        shown = [_completed(trial) for trial in trials]
+        return shown if states is None else [trial for trial in shown if trial.state in states]
+
+
+def _estimated(study: Study) -> Study:
+    seen = copy.copy(study)
+    seen.__class__ = _Estimated
+    return seen
+
+
+def _completed(trial: FrozenTrial) -> FrozenTrial:
+    if trial.state is not TrialState.PRUNED or not trial.intermediate_values:
+        return trial
+    shown = copy.copy(trial)
+    shown.state = TrialState.COMPLETE
+    shown.value = trial.intermediate_values[max(trial.intermediate_values)]
+    return shown
