@@ -1,6 +1,6 @@
 """Calibration samples: where they come from, how they are split, and how they reach a model."""
 
-from prunetune.calibration.answers import answer_ids, end_ids, exact_answer
+from prunetune.calibration.answers import answer_ids, end_ids, exact_answer, greedy_answer
 from prunetune.calibration.collate import (
     answers_match,
     batches_by_length,
@@ -19,6 +19,7 @@ __all__ = [
     "encode",
     "end_ids",
     "exact_answer",
+    "greedy_answer",
     "load_calibration",
     "normalise_answer",
 ]

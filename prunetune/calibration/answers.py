@@ -1,9 +1,26 @@
-"""Expected answers: their tokens, what ends them, and whether a model gives exactly one."""
+"""Answers: a model's own, and expected ones: their tokens, ends, and whether a model gives one."""
 
 from collections.abc import Sequence
 from typing import Any
 
+from prunetune.calibration.collate import encode
 from prunetune.calibration.dataset import Sample
+from prunetune.devices import device_of
+
+
+def greedy_answer(loaded: Any, sample: Sample, new_tokens: int) -> str:
+    """Return what a model answers to a sample, under the config that is applied, if one is.
+
+    Args:
+        loaded: ``prunetune.models.LoadedModel``.
+        sample: With at least one picture.
+        new_tokens: At most so many.
+    """
+    inputs = encode(loaded.processor, [sample]).to(device_of(loaded.model))
+    ids = loaded.model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False, num_beams=1)
+    new = ids[0, inputs["input_ids"].shape[1] :]
+    text: str = loaded.processor.tokenizer.decode(new, skip_special_tokens=True)
+    return text.strip()
 
 
 def answer_ids(processor: Any, sample: Sample) -> list[int] | None:

@@ -223,21 +223,12 @@ def _save(sheet: Any, target: Path) -> None:
 
 
 def _answers(loaded: Any, configs: list[Any], picture: Any, question: str) -> dict[str, str]:
-    from prunetune.calibration import Sample, encode
-    from prunetune.devices import device_of
+    from prunetune.calibration import Sample, greedy_answer
     from prunetune.runtime import apply
 
-    inputs = encode(loaded.processor, [Sample((picture,), question, id="image")])
-    inputs = inputs.to(device_of(loaded.model))
-
-    def answer() -> str:
-        ids = loaded.model.generate(**inputs, max_new_tokens=_NEW_TOKENS, do_sample=False)
-        new = ids[0, inputs["input_ids"].shape[1] :]
-        text: str = loaded.processor.tokenizer.decode(new, skip_special_tokens=True)
-        return text.strip()
-
-    found = {"unpruned": answer()}
+    sample = Sample((picture,), question, id="image")
+    found = {"unpruned": greedy_answer(loaded, sample, _NEW_TOKENS)}
     for key, config in zip(("pruned", "against"), configs):
         with apply(loaded.model, config):
-            found[key] = answer()
+            found[key] = greedy_answer(loaded, sample, _NEW_TOKENS)
     return found

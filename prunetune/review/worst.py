@@ -8,9 +8,8 @@ from typing import Any
 
 from PIL import Image
 
-from prunetune.calibration import CalibrationSet, Sample, encode
+from prunetune.calibration import CalibrationSet, Sample, greedy_answer
 from prunetune.config import PruningConfig
-from prunetune.devices import device_of
 from prunetune.errors import DataError
 from prunetune.review.facts import StudyFacts
 from prunetune.review.overlay import fitted, kept_panel, kept_tokens
@@ -188,16 +187,6 @@ def _panel(caption: str, image: Image.Image) -> Panel:
 
 def _answers(loaded: Any, config: PruningConfig, sample: Sample) -> tuple[str, str]:
     """Return the greedy answers with and without pruning."""
-    inputs = encode(loaded.processor, [sample]).to(device_of(loaded.model))
-
-    def answer() -> str:
-        ids = loaded.model.generate(
-            **inputs, max_new_tokens=_NEW_TOKENS, do_sample=False, num_beams=1
-        )
-        new = ids[0, inputs["input_ids"].shape[1] :]
-        text: str = loaded.processor.tokenizer.decode(new, skip_special_tokens=True)
-        return text.strip()
-
-    unpruned = answer()
+    unpruned = greedy_answer(loaded, sample, _NEW_TOKENS)
     with apply(loaded.model, config):
-        return answer(), unpruned
+        return greedy_answer(loaded, sample, _NEW_TOKENS), unpruned

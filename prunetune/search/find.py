@@ -170,6 +170,7 @@ def measured_config(
         StudyError: There is no such trial, or it has not finished.
     """
     from prunetune.models import load_model
+    from prunetune.search.opening import warn_other_weights
     from prunetune.search.prepare import Prepared, deepest_first_stage, load_data
     from prunetune.search.run import Watched, evaluators
     from prunetune.search.selection import Winner, choose, measure, with_provenance
@@ -193,6 +194,7 @@ def measured_config(
     else:
         winner = Winner(trial, config, measure(watched, config), len(calibration))
     space = Space.of(spec, first.facts())
+    warn_other_weights(found.study, space.facts.weights_digest)
     return with_provenance(found.study, spec, space, winner, watched, measure(other, winner.config))
 
 

@@ -145,18 +145,24 @@ def _check_resumable(study: Study, spec: StudySpec, space: Space, resume: bool) 
             f"study {name!r} cannot be resumed with another spec: {', '.join(fields)}; give the "
             "stored values, or choose another --out or --study"
         )
-    if other_weights(attrs, space.facts.weights_digest):
-        logger.warning(
-            "study %r was made with other weights of the model, or in another number format: old "
-            "and new trials are not measured alike; choose another --out or --study",
-            name,
-        )
+    warn_other_weights(study, space.facts.weights_digest)
 
 
 def other_weights(attrs: Mapping[str, Any], digest: str | None) -> bool:
     """Tell whether a study was made with weights of another digest; studies of old keep none."""
     stored = attrs.get("weights_digest")
     return stored is not None and digest is not None and stored != digest
+
+
+def warn_other_weights(study: Study, digest: str | None) -> None:
+    """Say so where a study is gone on with under other weights than it was made with."""
+    if other_weights(study.user_attrs, digest):
+        logger.warning(
+            "study %r was made with other weights of the model, or in another number format: its "
+            "figures and new ones are not measured alike; search anew with another --out or "
+            "--study, or load what it was made with",
+            study.study_name,
+        )
 
 
 def _enqueue(study: Study, spec: StudySpec, space: Space) -> None:
