@@ -1,6 +1,7 @@
 """Studies for tests of what people review: trials of the embedded model, with hostile names."""
 
 import json
+from functools import cache
 
 import optuna
 from cli_runner import picture
@@ -30,9 +31,13 @@ def write_pictures(folder, count=4):
     return folder
 
 
+@cache
+def layers():
+    return load_model("tiny").model.config.text_config.num_hidden_layers
+
+
 def config(layer, weight):
-    loaded = load_model("tiny")
-    depth = loaded.model.config.text_config.num_hidden_layers
+    depth = layers()
     ref = ModelRef(model_type="llava_next", num_layers=depth, name="tiny")
     scorers = [{"name": "coverage"}, {"name": "cls_attention", "weight": weight}]
     share = (0.25 * depth - layer) / (depth - layer)

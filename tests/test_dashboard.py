@@ -21,6 +21,8 @@ from optuna.trial import TrialState
 from optuna_dashboard import get_note, save_note
 from test_study import Fake, spec
 
+from prunetune.cli import dashboard
+from prunetune.fingerprint import weights_digest
 from prunetune.models import load_model
 from prunetune.review.artifacts import ArtifactFolder, attach
 from prunetune.review.dashboard import Dashboard
@@ -242,6 +244,19 @@ def test_notes_of_people_are_kept():
     assert once.index("ours") < once.index(MARK) < once.index("theirs")
     assert kept_below("new", once) == once.replace("ours", "new")
     assert kept_below("ours", "") == f"ours\n\n{MARK}\n"
+
+
+def test_pictures_of_other_weights_are_not_drawn(tmp_path, tiny, capsys):
+    study = make_study(tmp_path, trials=1)
+    publisher = Publisher(study)
+    study.set_user_attr("weights_digest", "of a fine-tune")
+    dashboard._load(publisher, True, None, {"revision": None})
+    assert publisher.loaded is None
+    assert "weights are not those" in capsys.readouterr().err
+    study.set_user_attr("weights_digest", weights_digest(tiny.model))
+    dashboard._load(publisher, True, None, {"revision": None})
+    assert publisher.loaded is not None
+    assert capsys.readouterr().err == ""
 
 
 def start(*argv):

@@ -113,7 +113,9 @@ def _load(
     if not wanted:
         return
     from prunetune.cli._environment import set_threads
+    from prunetune.fingerprint import weights_digest
     from prunetune.models import load_model
+    from prunetune.search.opening import other_weights
     from prunetune.search.prepare import load_data
 
     how = {**loading, "revision": loading["revision"] or spec.revision}
@@ -124,5 +126,11 @@ def _load(
     except Exception as error:
         reason = " ".join(str(error).split())
         note(f"warning: no pictures of {publisher.study.study_name!r}: {reason}")
+        return
+    if other_weights(publisher.study.user_attrs, weights_digest(loaded.model)):
+        note(
+            f"warning: no pictures of {publisher.study.study_name!r}: the model's weights are not "
+            "those that it was made with, or are in another number format (--dtype)"
+        )
         return
     publisher.loaded = loaded
