@@ -1,7 +1,7 @@
 """References to named tensors and plain facts, and back; several references to one batch."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -140,9 +140,7 @@ def collate(
         position_ids=together([r.position_ids for r in references]),
         valid=(torch.arange(width) >= width - lengths[:, None]).to(device),
         image_mask=together([r.image_mask for r in references]),
-        capture=VisionCapture(
-            [_moved(i, device) for r in references for i in r.images], joined=True
-        ),
+        capture=VisionCapture([i.to(device) for r in references for i in r.images], joined=True),
         query=torch.tensor([width - e + r.query for r, e in zip(references, ends)]).to(device),
         tap=tap,
         injected=[torch.cat(parts).to(device) for parts in zip(*(r.injected for r in references))],
@@ -169,13 +167,3 @@ def _left_padded(parts: Sequence[Tensor], width: int) -> Tensor:
     for row, part in zip(out, parts):
         row[width - len(part) :] = part
     return out
-
-
-def _moved(image: ImageCapture, device: torch.device) -> ImageCapture:
-    if image.geometry.tile.device == device:
-        return image
-    moved = replace(image, geometry=image.geometry.to(device))
-    for name in _OPTIONAL:
-        part = getattr(image, name)
-        setattr(moved, name, None if part is None else part.to(device))
-    return moved
