@@ -269,7 +269,7 @@ def start(*argv):
 
 def ended(process, number):
     process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=120)
     return process.returncode, out, err
 
 

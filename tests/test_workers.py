@@ -35,7 +35,7 @@ def shared(tmp_path):
         yield optuna.create_study(storage=storage, study_name="shared"), storage
 
 
-def wait(true, seconds=60.0):
+def wait(true, seconds=120.0):
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline
@@ -217,8 +217,8 @@ def order(tmp_path, **fields):
 
 def test_a_worker_that_cannot_start_is_one_line_and_no_more(tmp_path, caplog):
     with Crew(1, order(tmp_path, keep=7), 1) as crew:
-        crew.processes[0].process.wait(60)
-        crew.processes[0]._listener.join(60)
+        crew.processes[0].process.wait(120)
+        crew.processes[0]._listener.join(120)
     lines = [r.getMessage() for r in caplog.records if "worker 1 ended early" in r.getMessage()]
     assert len(lines) == 1
     assert "keep" in lines[0]
