@@ -226,7 +226,10 @@ class PruningConfig(_Frozen):
         except (OSError, ValueError) as error:
             undecoded = isinstance(error, UnicodeDecodeError)
             reason = "it is not UTF-8 text" if undecoded else getattr(error, "strerror", error)
-            raise ConfigError(f"cannot read config {str(path)!r}: {reason}") from None
+            raise ConfigError(
+                f"cannot read config {str(path)!r}: {reason}; give a file that `prunetune export` "
+                "or `prunetune search` wrote (config.json in a run's folder)"
+            ) from None
         if not text.strip():
             raise ConfigError(f"{path}: the file is empty; export the config again")
         try:

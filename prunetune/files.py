@@ -4,6 +4,9 @@ import os
 import tempfile
 from pathlib import Path
 
+SQLITE = b"SQLite format 3\0"
+"""What every SQLite file starts with."""
+
 
 def write_atomically(path: Path, content: bytes) -> Path:
     """Write beside, fsync, rename: after a crash the old file or the new one is there.

@@ -170,7 +170,35 @@ def test_status_tells_how_to_resume(searched):
     words = shlex.split(found["resume"])
     assert words[:2] == ["prunetune", "search"]
     assert str(out / "spec.toml") in words
-    assert found["resume"] in call("status", out).out
+    # As it was it would end at once: it has all its trials.
+    assert words[-2:] == ["--trials", "6"]
+    shown = call("status", out).out
+    assert found["resume"] in shown
+    counted = next(line for line in shown.splitlines() if line.startswith("trials: "))
+    assert counted.startswith("trials: 3 of 3 finished (")
+    assert "waiting" not in counted.partition(")")[0]
+
+
+def test_what_is_no_study_is_refused_in_its_own_words(searched, tmp_path):
+    out, *_ = searched
+    for verb in ("status", "report"):
+        refused(verb, f"{out}:1", has=(f"give '{out}'", "--trial 1 in export"))
+        refused(verb, out / "config.json", has=("config.json is not a database",))
+    refused("verify", out, has=("Is a directory", "`prunetune export`"))
+    (tmp_path / "study.db").touch()  # a search that was killed before its first write
+    refused("status", tmp_path, has=("holds no study yet",))
+
+
+@pytest.mark.parametrize(
+    ("words", "has"),
+    [
+        (("presets", "--model-type", "llava_nxt"), ("--model-type: received 'llava_nxt'",)),
+        (("data", "check", "tiny", "--seed", "-1"), ("--seed: received -1, allowed 0",)),
+        (("data", "check", "tiny", "--samples", "0"), ("--samples: received 0, allowed 1",)),
+    ],
+)
+def test_flags_of_lists_and_data_are_checked(words, has):
+    refused(*words, has=has)
 
 
 def test_export_takes_what_the_search_wrote(searched, tmp_path):

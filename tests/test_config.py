@@ -216,8 +216,10 @@ def test_a_file_that_is_no_config_is_refused(tmp_path, content, message):
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):
     missing = one_line(lambda: PruningConfig.load(tmp_path / "no.json"))
-    assert missing == f"cannot read config {str(tmp_path / 'no.json')!r}: No such file or directory"
-    assert one_line(lambda: PruningConfig.load(tmp_path)).endswith(": Is a directory")
+    named = f"cannot read config {str(tmp_path / 'no.json')!r}: No such file or directory; give "
+    assert missing.startswith(named)
+    folder = one_line(lambda: PruningConfig.load(tmp_path))
+    assert ": Is a directory; give a file that `prunetune export` " in folder
     assert "null byte" in one_line(lambda: PruningConfig.load("a\0b"))
 
 

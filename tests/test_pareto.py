@@ -19,6 +19,8 @@ from prunetune.search.pareto import choose_point
 from prunetune.search.spec import StudySpec
 from prunetune.search.study import run_trials
 
+STARTS = 8
+"""Queued first: four presets, four blends."""
 WIDE = {"objective": "pareto", "keep": 0.05, "up_to": 0.5, "trial_pruner": "none"}
 
 
@@ -54,6 +56,16 @@ def test_how_long_nothing_was_better():
     pruned.add_trial(create_trial(state=TrialState.FAIL))
     assert since_better(pruned) == 1
     assert since_better(optuna.create_study()) == 0
+
+
+def test_what_a_search_starts_from_is_no_plateau():
+    study = study_of((0.5,), (0.6,), (0.7,))
+    assert since_better(study) == 2
+    for attr in ("preset", "start"):
+        study.enqueue_trial({}, user_attrs={attr: "some"})
+        assert since_better(study) == 0  # waiting; so are those that a killed worker left
+    study.add_trial(create_trial(state=TrialState.COMPLETE, values=(0.6,)))
+    assert since_better(study) == 1
 
 
 def test_points_are_spread_over_the_front():
@@ -161,15 +173,20 @@ def test_a_search_stops_where_nothing_gets_better(tmp_path):
             return 0.1
 
     result = search(tmp_path / "flat", Flat(), trials=60, patience=7)
-    # The first trial is the best; seven follow.
-    assert result.trials["complete"] == 8
+    # The first trial is the best. Presets and other starts do not count; seven trials follow them.
+    queued = [t for t in trials_of(tmp_path / "flat") if {"preset", "start"} & t.user_attrs.keys()]
+    starts = len(queued)
+    assert starts == STARTS
+    assert all(t.state.is_finished() for t in queued)
+    assert result.trials["complete"] == starts + 7
     assert result.stopped == "no better trial in 7"
     assert json.loads(json.dumps(result.to_dict()))["stopped"] == "no better trial in 7"
     # Resumed it stops at once; with more patience, or none, it goes on.
-    assert search(tmp_path / "flat", Flat(), trials=60, patience=7).trials["complete"] == 8
-    assert search(tmp_path / "flat", Flat(), trials=60, patience=9).trials["complete"] == 10
-    full = search(tmp_path / "flat", Flat(), trials=14)
-    assert (full.trials["complete"], full.stopped) == (14, None)
+    flat = tmp_path / "flat"
+    assert search(flat, Flat(), trials=60, patience=7).trials["complete"] == starts + 7
+    assert search(flat, Flat(), trials=60, patience=9).trials["complete"] == starts + 9
+    full = search(flat, Flat(), trials=starts + 12)
+    assert (full.trials["complete"], full.stopped) == (starts + 12, None)
 
 
 def test_pruned_trials_count_and_a_better_one_starts_anew(tmp_path):
@@ -189,7 +206,7 @@ def test_pruned_trials_count_and_a_better_one_starts_anew(tmp_path):
 
     result = search(tmp_path / "pruned", Worse(64), trials=60, patience=5, trial_pruner="wilcoxon")
     assert result.trials["pruned"] >= 1
-    assert sum(result.trials.values()) == 6
+    assert sum(result.trials.values()) == STARTS + 5
 
 
 def test_a_front_that_does_not_move_stops_too(tmp_path):
@@ -257,9 +274,11 @@ def test_patience_and_fronts_hold_across_workers(tmp_path):
     url = f"sqlite:///{tmp_path}/shared.db"
     wanted = {"patience": 4, "trials": 50}
     first = run_trials(spec(**wanted), Flat(), out=tmp_path, storage=url)
-    assert len(first.get_trials(states=(TrialState.COMPLETE,))) == 5
+    assert len(first.get_trials(states=(TrialState.COMPLETE,))) == STARTS + 4
     # Another worker sees the same plateau; the twin, without patience, goes on.
-    for number, (fields, count) in enumerate([(wanted, 5), ({"trials": 7}, 7)]):
+    for number, (fields, count) in enumerate(
+        [(wanted, STARTS + 4), ({"trials": STARTS + 6}, STARTS + 6)]
+    ):
         study = run_trials(
             spec(**fields), Flat(), out=tmp_path, storage=url, worker=number + 1, records=False
         )

@@ -15,6 +15,7 @@ from prunetune.config import PruningConfig
 from prunetune.errors import ConfigError, StudyError
 from prunetune.presets import preset_names
 from prunetune.scorers import SCORERS
+from prunetune.search.find import find_study
 from prunetune.search.samplers import make_sampler, sampler_seed
 from prunetune.search.scores import Scores, accuracy
 from prunetune.search.selection import compare_preset, measure, shortlist
@@ -249,6 +250,8 @@ def test_a_resumed_study_goes_on_with_fresh_points_up_to_the_total(tmp_path):
     assert after[:4] == before
     assert len(after) == 8 == result.trials["complete"]
     assert not any(p in before for p in after[4:])
+    # The study says what it is now: status and report read it from there.
+    assert find_study(str(tmp_path)).spec.trials == 8
     assert sampler_seed(0, 0, 0) != sampler_seed(0, 0, 8) != sampler_seed(0, 1, 8)
     evaluator = Fake()
     search(tmp_path, evaluator, trials=8, presets=())

@@ -1,5 +1,6 @@
 """What ``search`` prints when it has ended."""
 
+import shlex
 import sys
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ def report(out: Output, result: "SearchResult | FrontResult", prepared: "Prepare
         _print_front(out, result, prepared)
     else:
         _print(out, result)
-        out.line(f"next: prunetune export {prepared.out} -o {_export_name(prepared)}")
+        out.line(f"next: {_export(prepared)}")
     if result.report is not None:
         out.line(f"report: {result.report}")
     out.finish({**result.to_dict(), "skipped": len(prepared.skipped)})
@@ -59,7 +60,7 @@ def _print_front(out: Output, result: "FrontResult", prepared: "Prepared") -> No
                 "yes" if point.wins else "no",
             )
         )
-    columns = (">trial", f">{result.cost}", ">gap", ">95% interval", ">top-1", ">accuracy")
+    columns = (">trial", f">{result.cost}", ">held-out gap", ">95% interval", ">top-1", ">accuracy")
     out.table((*columns, "beats every baseline"), rows)
     out.line()
     out.line(result.verdict)
@@ -67,8 +68,7 @@ def _print_front(out: Output, result: "FrontResult", prepared: "Prepared") -> No
     out.line(_counts(result))
     out.line(f"front: {len(result.front)} trials; configs of the above in {prepared.out}/front")
     flag, cost = prepared.spec.kind.replace("_", "-"), short(result.points[-1].cost)
-    name = _export_name(prepared)
-    out.line(f"next: prunetune export {prepared.out} --{flag} {cost} -o {name}")
+    out.line(f"next: {_export(prepared, f'--{flag}', cost)}")
 
 
 def _counts(result: "SearchResult | FrontResult") -> str:
@@ -77,6 +77,8 @@ def _counts(result: "SearchResult | FrontResult") -> str:
     return f"trials: {counts}; {result.seconds:.0f} s{stopped}"
 
 
-def _export_name(prepared: "Prepared") -> str:
+def _export(prepared: "Prepared", *chosen: str) -> str:
+    """Return the command that exports a result, quoted for a shell."""
     name = prepared.spec.model.rstrip("/").rpartition("/")[2]
-    return f"{name}.prune.json"
+    words = ["prunetune", "export", str(prepared.out), *chosen, "-o", f"{name}.prune.json"]
+    return shlex.join(words)

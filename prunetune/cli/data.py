@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prunetune.cli._app import AsJson, SkipBad, verb
+from prunetune.cli._app import AsJson, SkipBad, at_least, verb
 from prunetune.cli._output import Output
 from prunetune.errors import ConfigError
 
@@ -37,6 +37,8 @@ def data(
 
     if action not in ("check", "show"):
         raise ConfigError(f"data: received {action!r}, allowed check or show")
+    at_least("--samples", samples, 1)
+    at_least("--seed", seed, 0)
     sides = load_calibration(source, skip_bad=skip_bad, seed=seed, samples=samples)
     named = dict(zip(("calibration", "held_out"), sides, strict=True))
     out = Output(as_json)

@@ -63,7 +63,9 @@ def diff(
     """
     at_least("--measure", measure, 1)
     at_least("--batch-size", batch_size, 1)
-    if measure is None and (given := _needless(data=data, model=model, **loading)):
+    if measure is None and (
+        given := _needless(data=data, model=model, skip_bad=skip_bad or None, **loading)
+    ):
         raise ConfigError(f"{given}: only of use with --measure N; add it")
     from prunetune.review.diff import changes
 
@@ -90,7 +92,7 @@ def diff(
     )
 
 
-def _needless(**options: str | None) -> str:
+def _needless(**options: str | bool | None) -> str:
     return ", ".join(
         f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None
     )
@@ -105,6 +107,10 @@ def _sides(targets: tuple[str, str], trials: list[int], study: str | None) -> "t
         at_least("--trial", trial, 0)
     if any(is_study(target) for target in targets):
         quieten_optuna()
+    elif study is not None:
+        raise ConfigError(
+            f"--study: received {study!r}, but A and B are config files; leave it out"
+        )
     sides = []
     for target in targets:
         bare = is_study(target) and split_trial(target)[1] is None

@@ -79,7 +79,7 @@ def export(
     out.line(f"config: {path}")
     data = found.spec.data or "tiny"
     given = "" if data == "tiny" else f" --data {shlex.quote(data)}"
-    out.line(f"next: prunetune verify {path}{given}")
+    out.line(f"next: prunetune verify {shlex.quote(str(path))}{given}")
     out.finish(
         {
             "config": str(path),

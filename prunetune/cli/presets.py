@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from prunetune.cli._app import AsJson, verb
+from prunetune.cli._app import AsJson, at_least, one_of, verb
 from prunetune.cli._output import Output, percent
 from prunetune.errors import ConfigError
 
@@ -25,10 +25,11 @@ def presets(
     as_json: AsJson = False,
 ) -> None:
     """List presets: where each prunes, how much, by which scores, and its source."""
+    from prunetune.families import FAMILIES
     from prunetune.presets import preset_names, read_preset
 
-    if num_layers < 1:
-        raise ConfigError(f"--num-layers: received {num_layers}, allowed 1 or more")
+    one_of("--model-type", model_type, sorted(FAMILIES))
+    at_least("--num-layers", num_layers, 1)
     if keep is not None:
         from prunetune.budget import check_keep
 

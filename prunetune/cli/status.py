@@ -1,6 +1,8 @@
 """``status``: how far a study is."""
 
 import shlex
+from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -9,6 +11,8 @@ from prunetune.cli._app import AsJson, verb
 from prunetune.cli._output import Output, number
 
 if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
     from prunetune.search.find import Found
 
 
@@ -23,8 +27,6 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """Show a study's trials by state, its best trial, and how to resume it."""
-    from collections import Counter
-
     from prunetune.cli._environment import quieten_optuna
     from prunetune.search.find import find_study
     from prunetune.search.front import (
@@ -44,13 +46,10 @@ def status(
     best = best_complete(found.study)
     finished = sum(trial.state in FINISHED for trial in trials)
     plateau = on_plateau(found.study, found.spec.patience) and finished < found.spec.trials
-    resume = _resume(found)
+    resume = _resume(found, finished, plateau)
     out = Output(as_json)
     out.line(f"study: {found.study.study_name} in {found.shown}")
-    out.line(
-        f"trials: {finished} of {found.spec.trials} finished"
-        f" ({', '.join(f'{count} {state}' for state, count in sorted(states.items())) or 'none'})"
-    )
+    out.line(f"trials: {_counted(trials, found.spec.trials)}")
     described: dict[str, Any] | None = None
     if best is not None:
         described = {
@@ -96,7 +95,21 @@ def status(
     )
 
 
-def _resume(found: "Found") -> str:
+def _counted(trials: "Sequence[FrozenTrial]", wanted: int) -> str:
+    """Return the trials by state; those that wait or run are none of the finished ones."""
+    from prunetune.search.front import FINISHED
+
+    parts = []
+    for done in (True, False):
+        states = Counter(t.state.name.lower() for t in trials if (t.state in FINISHED) == done)
+        parts.append(", ".join(f"{count} {state}" for state, count in sorted(states.items())))
+    ended = sum(trial.state in FINISHED for trial in trials)
+    shown = f"{ended} of {wanted} finished ({parts[0] or 'none'})"
+    return f"{shown}, {parts[1]}" if parts[1] else shown
+
+
+def _resume(found: "Found", finished: int, plateau: bool) -> str:
+    """Return the command that lets the study go on; one that has ended needs more to do."""
     words = ["prunetune", "search"]
     if found.folder is not None:
         words += ["--spec", str(found.folder / "spec.toml"), "--out", str(found.folder)]
@@ -104,4 +117,8 @@ def _resume(found: "Found") -> str:
         return "run the command that started it again, with the same --storage"
     if found.study.study_name != found.spec.study_name:
         words += ["--study", found.study.study_name]
+    if finished >= found.spec.trials:
+        words += ["--trials", str(2 * found.spec.trials)]
+    if plateau:
+        words += ["--patience", "0"]
     return shlex.join(words)

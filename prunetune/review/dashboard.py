@@ -100,9 +100,12 @@ class Dashboard:
                 host, port, app, _Six if ":" in host else _Server, handler_class=_Quiet
             )
         except (OSError, OverflowError) as error:
-            reason = getattr(error, "strerror", None) or error
+            reason = getattr(error, "strerror", None) or str(error).rstrip(".")
+            advice = (
+                "leave out --port for a free one" if port else "give an address of this machine"
+            )
             raise ConfigError(
-                f"cannot listen on {host} port {port}: {reason}; leave out --port for a free one"
+                f"cannot listen on {host}{f' port {port}' if port else ''}: {reason}; {advice}"
             ) from None
         shown = f"[{host}]" if ":" in host else host
         self.url = f"http://{shown}:{self._server.server_port}/dashboard"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from prunetune.budget import kv_ratio, mean_retention
 from prunetune.config import PruningConfig
 from prunetune.errors import ConfigError, StudyError
+from prunetune.files import SQLITE
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -25,7 +26,6 @@ FIGURES = (
     "flops_ratio",
     "kv_ratio",
 )
-_SQLITE = b"SQLite format 3\0"
 _TRIAL = re.compile(r"(?P<study>\w[\w+]*://[^/]*/.+|(?!\w[\w+]*://).+):(?P<trial>\d+)")
 
 
@@ -95,7 +95,7 @@ def is_study(target: str) -> bool:
         return True
     try:
         with path.open("rb") as file:
-            return file.read(len(_SQLITE)) == _SQLITE
+            return file.read(len(SQLITE)) == SQLITE
     except (OSError, ValueError):
         return False
 
@@ -136,8 +136,8 @@ def _of_study(found: "Found", number: int | None) -> Side:
 def _best(found: "Found", trials: "Sequence[FrozenTrial]") -> "FrozenTrial":
     if len(found.study.directions) > 1:
         raise StudyError(
-            f"study {found.study.study_name!r} minimises several metrics, so it has no one best "
-            f"trial; name a trial, such as {found.shown}:0"
+            f"study {found.study.study_name!r} has a front of metric and cost, so no one best "
+            f"trial; name one of the front (see: prunetune status){_such_as(found)}"
         )
     complete = [trial for trial in trials if trial.state.name == "COMPLETE"]
     if not complete:
@@ -146,6 +146,13 @@ def _best(found: "Found", trials: "Sequence[FrozenTrial]") -> "FrozenTrial":
         )
     best: Any = min(complete, key=lambda trial: (trial.values, trial.number))
     return best  # type: ignore[no-any-return]
+
+
+def _such_as(found: "Found") -> str:
+    from prunetune.search.front import front
+
+    points = front(found.study)
+    return f", such as {found.shown}:{points[len(points) // 2].number}" if points else ""
 
 
 def _numbered(found: "Found", trials: "Sequence[FrozenTrial]", number: int) -> "FrozenTrial":

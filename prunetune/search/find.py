@@ -9,6 +9,7 @@ import optuna
 
 from prunetune.config import PruningConfig
 from prunetune.errors import StudyError
+from prunetune.files import SQLITE
 from prunetune.search.front import FINISHED
 from prunetune.search.pareto import FOLDER, choose_point, front_file
 from prunetune.search.spec import StudySpec
@@ -82,13 +83,31 @@ def locate(target: str) -> tuple[str, Path | None]:
     else:
         path = Path(target)
         path = path / DATABASE if path.is_dir() else path
-        if not path.is_file():
-            raise StudyError(
-                f"no study at {target!r}: {path} does not exist; give a folder that "
-                "`prunetune search` wrote, its study.db, or a storage URL"
-            )
+        _check_database(path, target)
         url, folder = storage_url(path.parent, f"sqlite:///{path.resolve()}"), path.parent
     return url, folder
+
+
+def _check_database(path: Path, target: str) -> None:
+    """Refuse what is no database file of a study, in words about what was asked for.
+
+    Raises:
+        StudyError: It is not.
+    """
+    wanted = "give a folder that `prunetune search` wrote, its study.db, or a storage URL"
+    if not path.is_file():
+        study, colon, trial = target.rpartition(":")
+        if colon and trial.isdecimal() and Path(study).exists():
+            wanted = (
+                f"give {study!r}; a trial is named by --trial {trial} in export, and by STUDY:N in "
+                "show and diff only"
+            )
+        raise StudyError(f"no study at {target!r}: {path} does not exist; {wanted}")
+    with path.open("rb") as file:
+        start = file.read(len(SQLITE))
+    # An empty file is what SQLite leaves where a search was killed before its first write.
+    if start and start != SQLITE:
+        raise StudyError(f"no study at {target!r}: {path} is not a database; {wanted}")
 
 
 def _name(names: list[str], wanted: str | None, folder: Path | None, shown: str) -> str:
@@ -97,6 +116,8 @@ def _name(names: list[str], wanted: str | None, folder: Path | None, shown: str)
         wanted = StudySpec.load(folder / SPEC_FILE).study_name
     if wanted is None and len(names) == 1:
         return names[0]
+    if not names:
+        raise StudyError(f"{shown} holds no study yet; `prunetune search` makes one")
     if wanted is None or wanted not in names:
         asked = f"holds no study {wanted!r}" if wanted else f"holds {len(names)} studies"
         raise StudyError(f"{shown} {asked}; its studies: {known}; choose one with --study")

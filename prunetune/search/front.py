@@ -56,17 +56,19 @@ def spread(trials: Sequence[FrozenTrial], count: int) -> list[FrozenTrial]:
 def since_better(study: Study) -> int:
     """Return how many trials have finished since one was better than all before it.
 
-    Better is a lower metric, or with two objectives a place on the front. Counted by number, so
-    all workers agree and so does a resumed run. Optuna's ``BestValueStagnationEvaluator`` counts
-    complete trials only; most trials here are stopped early.
+    Better is a lower metric, or with two objectives a place on the front. Presets and other starts
+    do not count: they are queued first, whatever they are worth, and nothing is searched before
+    they have run. Counted by number, so all workers agree and so does a resumed run. Optuna's
+    ``BestValueStagnationEvaluator`` counts complete trials only; most here are stopped early.
     """
     best = front(study)
     if not best:
         return 0
     # Whoever came onto the front last is on it still, or was pushed off by one that came later.
     last = max(trial.number for trial in best)
-    finished = study.get_trials(deepcopy=False, states=FINISHED)
-    return sum(trial.number > last for trial in finished)
+    trials = study.get_trials(deepcopy=False)
+    last = max([last, *(t.number for t in trials if {"preset", "start"} & t.user_attrs.keys())])
+    return sum(trial.number > last for trial in trials if trial.state in FINISHED)
 
 
 def on_plateau(study: Study, patience: int) -> bool:

@@ -6,8 +6,9 @@ its end (seen in CI). So the handler also leaves a mark, which every step of a s
 """
 
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +22,16 @@ def check() -> None:
     """Raise KeyboardInterrupt if an interrupt came, also one whose exception was swallowed."""
     if _Mark.left:
         raise KeyboardInterrupt
+
+
+def _quietly(hook: Callable[[Any], object]) -> Callable[[Any], None]:
+    """Return a hook for exceptions that nobody can catch, which leaves out our own."""
+
+    def said(unraisable: Any) -> None:
+        if not (_Mark.left and unraisable.exc_type is KeyboardInterrupt):
+            hook(unraisable)
+
+    return said
 
 
 def _handle(number: int, frame: object) -> None:
@@ -44,9 +55,13 @@ def heeded(*numbers: signal.Signals, ignored_too: bool = False) -> Iterator[None
     before: dict[signal.Signals, Any] = {}
     if threading.current_thread() is threading.main_thread():
         before = {n: h for n in numbers if (h := signal.getsignal(n)) in usual}
+    hook = sys.unraisablehook
     try:
         for number in before:
             signal.signal(number, _handle)
+        if before:
+            # Where the exception disappears Python prints a traceback; the mark is what counts.
+            sys.unraisablehook = _quietly(hook)
         yield
         check()
     except Exception as error:
@@ -58,4 +73,5 @@ def heeded(*numbers: signal.Signals, ignored_too: bool = False) -> Iterator[None
         for number, handler in before.items():
             signal.signal(number, handler)
         if before:
+            sys.unraisablehook = hook
             _Mark.left = False

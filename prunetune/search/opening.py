@@ -83,6 +83,9 @@ def open_study(
             _describe(study, spec, space)
         else:
             _check_resumable(study, spec, space, resume)
+            if study.user_attrs["spec"] != (now := spec.model_dump(mode="json")):
+                # How long it goes on may change; whoever looks shall see what it is now.
+                study.set_user_attr("spec", now)
         sweep(study)
         trials = study.get_trials(deepcopy=False)
         study.sampler = make_sampler(

@@ -273,7 +273,8 @@ def _unusable(url: str, error: BaseException) -> str:
         return "storage: the password holds an '@'; write it as %40"
     cause = getattr(error, "orig", None) or error.__cause__ or error
     reason = redact(" ".join(str(getattr(cause, "orig", None) or cause).split()))
-    return (
-        f"cannot use the study database {redact(url)}: {reason[:200]}; move it away to start "
-        "afresh, or name another one with --storage or --out"
-    )
+    advice = "move it away to start afresh, or name another one with --storage or --out"
+    if "disk" in reason and "malformed" not in reason:
+        # Full, or over a quota: nothing is wrong with what the database holds.
+        advice = "check the disk's space and rights; what the database holds is kept"
+    return f"cannot use the study database {redact(url)}: {reason[:200]}; {advice}"
