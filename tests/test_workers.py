@@ -271,6 +271,27 @@ def test_an_interrupt_that_became_another_exception_is_an_interrupt():
         convert()
 
 
+def test_an_interrupt_that_disappears_in_a_finaliser_prints_no_traceback(monkeypatch):
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda lost: told.append(lost.exc_type))
+
+    class Dying:
+        def __init__(self, last):
+            self.last = last
+
+        def __del__(self):
+            self.last()
+
+    with pytest.raises(KeyboardInterrupt), interrupts.heeded(signal.SIGINT):
+        Dying(lambda: signal.raise_signal(signal.SIGINT))
+    assert told == []
+    # The twins: what else is lost is told, and so is an interrupt that nobody heeds.
+    with interrupts.heeded(signal.SIGINT):
+        Dying(lambda: 1 / 0)
+    Dying(lambda: signal.raise_signal(signal.SIGINT))
+    assert told == [ZeroDivisionError, KeyboardInterrupt]
+
+
 def test_the_twin_without_a_mark_the_search_goes_on_to_its_end(tmp_path):
     result = search(tmp_path, Fake(fail=swallowed(2)), trials=6)
     assert result.trials["complete"] == 6
