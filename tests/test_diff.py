@@ -157,7 +157,12 @@ def test_bad_input_is_one_line(run, tmp_path):
 
 def test_a_study_of_two_metrics_has_no_one_best_trial(tmp_path):
     make_study(tmp_path, trials=2, directions=2)
-    refused("diff", tmp_path, f"{tmp_path}:1", has=("several metrics", "name a trial"))
+    refused(
+        "diff",
+        tmp_path,
+        f"{tmp_path}:1",
+        has=("a front of metric and cost", "prunetune status", f"{tmp_path}:"),
+    )
     assert call("diff", f"{tmp_path}:0", f"{tmp_path}:1", "--json").json["changes"]
 
 
