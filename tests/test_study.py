@@ -21,6 +21,7 @@ from prunetune.search.scores import Scores, accuracy
 from prunetune.search.selection import compare_preset, measure, shortlist
 from prunetune.search.space import Space
 from prunetune.search.spec import SpaceSpec, StudySpec
+from prunetune.search.storage import _unusable as unusable_text
 from prunetune.search.storage import open_storage, redact, storage_url
 from prunetune.search.study import run_search, run_trials
 from prunetune.search.summary import Baseline, bootstrap_ci, render_table, verdict
@@ -578,3 +579,15 @@ def test_a_trial_is_stopped_only_if_its_mean_is_worse_too():
     # The twin: ranks alone would stop it; and what is worse in the mean is stopped.
     assert stops(WilcoxonPruner, open_still)
     assert stops(MeanWilcoxonPruner, [0.3] * 14 + [1.0] * 2)
+
+
+@pytest.mark.parametrize(
+    ("reason", "advice"),
+    [
+        ("database or disk is full", "check the disk's space"),
+        ("disk I/O error", "check the disk's space"),
+        ("database disk image is malformed", "move it away"),
+    ],
+)
+def test_a_full_disk_is_no_reason_to_move_a_study_away(reason, advice):
+    assert advice in unusable_text("sqlite:///a.db", sqlite3.OperationalError(reason))
