@@ -62,8 +62,9 @@ def read(path: Path, names: Iterable[str]) -> dict[str, Counts]:
             continue
         bad = case.find("failure") is not None or case.find("error") is not None
         outcome = "failed" if bad else "skipped" if case.find("skipped") is not None else "passed"
-        # Only a test that has a video is one of videos.
-        part = part_of(f"{test} {parameters}") if "video" in parameters else part_of(test)
+        # Only a test that has a video is one of videos; a family's own name says nothing.
+        given = parameters.replace(family, "")
+        part = part_of(f"{test} {given}") if "video" in given else part_of(test)
         counts = found.setdefault(family, {}).setdefault(part, dict.fromkeys(OUTCOMES, 0))
         counts[outcome] += 1
     return found
