@@ -160,12 +160,12 @@ class TopV(Scorer):
         else:
             out = prior[:, None].repeat(1, len(range(*cols.indices(row.shape[1]))), 1)
         if self.feature:
-            gain = (2 * self.feature / eps) / problem.target_norm[:, cols]
-            target = problem.target(cols)
+            gain = (2 * self.feature / eps) / problem.target_norm[:, cols, None]
+            target = problem.target(cols) * gain
             for rows in problem.rows():
-                cosine = torch.bmm(target, problem.source(rows).transpose(1, 2))
-                cosine.mul_(gain[..., None])
-                out[..., rows].addcdiv_(cosine, problem.source_norm[:, None, rows])
+                # Scaled before the product: states are narrower than the kernel is wide.
+                source = problem.source(rows) / problem.source_norm[:, rows, None]
+                out[..., rows].baddbmm_(target, source.transpose(1, 2))
         return out
 
 
