@@ -10,6 +10,7 @@ from prunetune.errors import ConfigError, UnsupportedModelError
 from prunetune.families import FAMILIES, Family
 from prunetune.families.base import refuse
 from prunetune.runtime.handle import Handle
+from prunetune.runtime.taps import row_readable
 
 __all__ = ["Handle", "apply", "check_fits", "family_of"]
 
@@ -113,6 +114,7 @@ def check_fits(family: Family, config: PruningConfig, *, strict: bool) -> None:
     Raises:
         ConfigError: Another model type or depth, positions that have no meaning here, or with
             ``strict`` another fingerprint.
+        UnsupportedModelError: A scorer reads attention that this language model does not show.
     """
     from prunetune.models import fingerprint
 
@@ -133,6 +135,7 @@ def check_fits(family: Family, config: PruningConfig, *, strict: bool) -> None:
             f"positions: received 'packed', allowed 'original' for {ref.model_type}: its "
             "multimodal rotary positions are rows and columns, which renumbering would erase"
         )
+    _check_rows(family, config)
     if ref.fingerprint is not None and ref.fingerprint != fingerprint(family.config):
         message = (
             "the config was made for a model of another architecture fingerprint "
@@ -141,3 +144,15 @@ def check_fits(family: Family, config: PruningConfig, *, strict: bool) -> None:
         if strict:
             raise ConfigError(message)
         logger.warning(message)
+
+
+def _check_rows(family: Family, config: PruningConfig) -> None:
+    used = [sc for stage in config.stages for sc in stage.scorers if sc.usable_at(stage.layer)]
+    names = sorted({scorer.name for scorer in used if "last_query" in scorer.needs})
+    if names and not row_readable(family.layers):
+        kind = getattr(family.text_model.config, "model_type", "unknown")
+        raise UnsupportedModelError(
+            f"the config's scorer {', '.join(names)} cannot read the attention of a language model "
+            f"of type {kind}: its layers have no q_proj and k_proj of their own, or no norm before "
+            "them; use a config without that scorer"
+        )

@@ -1,6 +1,7 @@
 """What scorers need of the language model: states of one layer and one attention row of it."""
 
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +73,24 @@ def _cached_keys(frame: "Frame", index: int, batch: int) -> tuple[Tensor, Tensor
     return keys, extend_prefix(segment.prefix, past, segment.valid[:, :0])
 
 
+def row_readable(layers: Iterable[Any]) -> bool:
+    """Tell whether ``last_query_row`` can read all these decoder layers.
+
+    It asks them for a norm, projections of queries and of keys, and the rotation; those of Phi-3,
+    for one, project queries, keys and values in one piece.
+    """
+    return all(_readable(layer) for layer in layers)
+
+
+def _readable(layer: Any) -> bool:
+    attention = getattr(layer, "self_attn", None)
+    return (
+        hasattr(layer, "input_layernorm")
+        and all(hasattr(attention, n) for n in ("q_proj", "k_proj", "head_dim", "scaling"))
+        and hasattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb")
+    )
+
+
 @torch.no_grad()
 def last_query_row(
     layer: Any,
@@ -86,7 +105,7 @@ def last_query_row(
     FastV's score (arXiv 2403.06764) from one query row: no attention maps, any kernel.
 
     Args:
-        layer: Decoder layer with ``input_layernorm`` and ``self_attn``.
+        layer: Decoder layer; see ``row_readable``.
         states: ``[B, S, d]`` residual stream entering it.
         position_embeddings: cos and sin, ``[B or 1, S, head_dim]``.
         valid: ``[B, S]`` bool, False at padding.

@@ -7,6 +7,7 @@ from prunetune.calibration import CalibrationSet, encode
 from prunetune.families import Family
 from prunetune.fingerprint import weights_digest
 from prunetune.runtime.apply import family_of
+from prunetune.runtime.taps import row_readable
 from prunetune.search.spec import StudySpec
 
 _BATCH = 16
@@ -33,12 +34,12 @@ def model_facts(
     """
     from prunetune.scorers import SCORERS
 
-    readable = family.vision_attention_module() is not None
-    names = [
-        name
-        for name in SCORERS
-        if readable or not SCORERS.get(name).needs & {"vision_attention", "vision_map"}
-    ]
+    missing: set[str] = set()
+    if family.vision_attention_module() is None:
+        missing |= {"vision_attention", "vision_map"}
+    if not row_readable(family.layers):
+        missing.add("last_query")
+    names = [name for name in SCORERS if not SCORERS.get(name).needs & missing]
     return facts_of(
         family,
         image_tokens=image_tokens,

@@ -116,6 +116,7 @@ def deepest_first_stage(spec: StudySpec, loaded: Any, calibration: "CalibrationS
         ConfigError: The space's layers are not the model's, or its budget cannot be attained.
     """
     from prunetune.budget import FLOOR
+    from prunetune.scorers import SCORERS
     from prunetune.search.facts import early_facts
     from prunetune.search.space import Space
 
@@ -127,6 +128,12 @@ def deepest_first_stage(spec: StudySpec, loaded: Any, calibration: "CalibrationS
         )
     # It refuses what cannot be attained, with all that the space says: layers, scorers, floor.
     most, floor = Space.of(spec, facts).most, min(FLOOR, spec.space.floor)
+    missing = [name for name in SCORERS if name not in facts.scorers]
+    if missing and not spec.space.scorers:
+        logger.warning(
+            "left out of the search: %s, whose inputs %s cannot give",
+            *(", ".join(missing), spec.model),
+        )
     return max(0, min(most.latest_first_layer(depth, floor), depth - 1))
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from prunetune.calibration import Sample, answer_ids, encode
 from prunetune.families import Family
-from prunetune.runtime.taps import LayerTap, last_query_row
+from prunetune.runtime.taps import LayerTap, last_query_row, row_readable
 from prunetune.runtime.views import join_views
 from prunetune.runtime.vision import ImageCapture, VisionCapture, VisionTap, wrap_encoder
 from prunetune.tokens import left_pad
@@ -147,6 +147,7 @@ class Recorder:
     def __init__(self, family: Family, deepest: int) -> None:
         self.family = family
         self.deepest = min(deepest, len(family.layers) - 1)
+        self._readable = row_readable(family.layers)
         self._states: dict[int, Tensor] = {}
         self._targets: dict[int, Tensor] = {}
         self._embeddings: dict[str, tuple[Tensor, Tensor]] = {}
@@ -196,14 +197,16 @@ class Recorder:
         return reference
 
     def _tap(self, k: int, prompts: Prompts) -> LayerTap:
-        row = last_query_row(
-            self.family.layers[k],
-            self._states[k],
-            self._embeddings[self.family.layer_kind(k)],
-            prompts.valid,
-            at=prompts.query,
-        )
-        return LayerTap(self._states[k][0], self._targets[k][0], row[0])
+        tap = LayerTap(self._states[k][0], self._targets[k][0])
+        if self._readable:
+            tap.row = last_query_row(
+                self.family.layers[k],
+                self._states[k],
+                self._embeddings[self.family.layer_kind(k)],
+                prompts.valid,
+                at=prompts.query,
+            )[0]
+        return tap
 
     def _install(self) -> list[Any]:
         base, layers = self.family.base, self.family.layers
