@@ -18,7 +18,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 OLDEST_BIN := .venv-oldest/bin
-# Errors show, progress and notes do not; modules compile when they are first imported.
+# Errors show, progress and notes do not; modules compile when they are first imported. Where the
+# caller forbids Python to keep that, every process would compile torch anew, for 6 s.
+unexport PYTHONDONTWRITEBYTECODE
 PIP := -m pip --disable-pip-version-check install -qq --no-compile
 PINS := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 # What every family has to hold, at both ends of the supported range of transformers.
