@@ -1,8 +1,9 @@
 """What a search costs, against VFlowOpt's published loop in the same space: time, floor, overhead.
 
 (a) `tiny`, the embedded model; (b) `mid`, a random LLaVA-NeXT of 24 layers, d=512, 1,479 image
-tokens. One thread. After every trial of the engine the loop measures a few samples under the same
-config, and the matrix rate is measured too: a slow minute hits all of them alike.
+tokens. One thread. By default the paper's 50 trials at its smallest budget, a tenth of the tokens:
+what a trial costs depends on how many survive. After every trial of the engine the loop measures a
+sample under the same config, and the matrix rate is measured too: a slow minute hits all alike.
 
 - `per_trial_speedup`: time of a trial of the loop (seconds a sample x samples: extrapolated from
   the samples that were measured) over the mean time of a trial of the engine, everything but the
@@ -14,7 +15,7 @@ config, and the matrix rate is measured too: a slow minute hits all of them alik
 - `floor_ratio`: time in the evaluator over the suffix's FLOPs at the measured matrix rate.
 - `overhead_share`: time of a trial outside of the evaluator.
 
-    python benchmarks/search_cost.py [--cases tiny mid] [--samples 64] [--trials 24] [--quick]
+    python benchmarks/search_cost.py [--cases tiny mid] [--keep 0.1] [--trials 50] [--quick]
 """
 
 import argparse
@@ -195,10 +196,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", nargs="+", default=["tiny", "mid"], choices=["tiny", "mid"])
     parser.add_argument("--samples", type=int, default=64)
-    parser.add_argument("--trials", type=int, default=24)
-    parser.add_argument("--keep", type=float, default=0.25)
+    parser.add_argument("--trials", type=int, default=50)
+    parser.add_argument("--keep", type=float, default=0.1)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--loop-samples", type=int, default=2, help="a trial, on which it is timed")
+    parser.add_argument("--loop-samples", type=int, default=1, help="a trial, on which it is timed")
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     parser.add_argument("--quick", action="store_true", help="4 trials of 24 samples, for a look")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON (always so)")

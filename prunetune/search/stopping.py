@@ -18,6 +18,8 @@ class MeanWilcoxonPruner(WilcoxonPruner):
     to the many (seen: of 100 trials none but the presets ran to the end, and an even spread won).
     A trial goes on until its mean difference to the best one is above 1.5 standard errors, too:
     it is looked at up to twenty times, and one error alone stops too many good ones by chance.
+    Bounds that fall with the number of samples (2.1 errors after 8, 0.75 after 64) save a sixth of
+    the samples and lose configs: at a quarter of the tokens gaps of 0.061 for 0.058 (three seeds).
     """
 
     errors = 1.5
