@@ -19,6 +19,7 @@ from common import finish, markdown, write_section
 from prunetune.budget import facts_of, flops_ratio, mean_retention
 from prunetune.config import PruningConfig
 from prunetune.deploy.bench import promised_lengths
+from prunetune.deploy.memory import MIB
 from prunetune.deploy.request import random_request
 from prunetune.deploy.shapes import SHAPES, build
 from prunetune.deploy.timing import Stopwatch, interleave
@@ -94,7 +95,7 @@ def main() -> None:
                 f"{ideal:.3f}",
                 f"{prefill.median / ideal:.2f}x",
                 f"{1e3 * median_of(mine, 'decode'):.1f}",
-                f"{mine[0].kv_bytes / 1e6:.1f}",
+                f"{mine[0].kv_bytes / MIB:.1f}",
                 f"{share:.4f}{'' if exact else ' NOT EXACT'}",
             )
         )
@@ -110,7 +111,7 @@ def main() -> None:
         *markdown(
             (
                 *("preset and keep", "encode ms", "prefill ms", "prefill ratio", "FLOP ratio"),
-                *("over ideal", "decode ms/token", "KV MB", "visual KV ratio"),
+                *("over ideal", "decode ms/token", "KV MiB", "visual KV ratio"),
             ),
             rows,
         ),

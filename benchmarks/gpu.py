@@ -30,6 +30,7 @@ from gpu_page import Row, Scoring, page, table
 
 from prunetune.budget import facts_of, flops_ratio
 from prunetune.config import PruningConfig
+from prunetune.deploy.memory import MIB
 from prunetune.deploy.request import Request, random_request
 from prunetune.deploy.shapes import SHAPES, Shape, build, count_parameters
 from prunetune.deploy.timing import Run, Stopwatch, spread
@@ -116,7 +117,7 @@ def block(
                 1 / flops_ratio(stages, facts),
                 1e3 * median_of(mine, "decode"),
                 tuple(asdict(faster["decode"]).values()),
-                mine[0].kv_bytes / 1e6,
+                mine[0].kv_bytes / MIB,
                 len(mine),
             )
         )

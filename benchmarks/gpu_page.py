@@ -24,7 +24,7 @@ class Row:
     flops_faster: float
     decode: float
     decode_faster: tuple[float, float, float]
-    kv_mb: float
+    kv_mib: float
     rounds: int
 
 
@@ -51,7 +51,7 @@ def table(rows: list[Row]) -> list[str]:
         lines += markdown(
             (
                 *("preset", "keep", "encode ms", "prefill ms", "prefill", "FLOPs promise"),
-                *("decode ms/token", "decode", "KV MB"),
+                *("decode ms/token", "decode", "KV MiB"),
             ),
             [
                 (
@@ -63,7 +63,7 @@ def table(rows: list[Row]) -> list[str]:
                     f"{row.flops_faster:.2f}x",
                     f"{row.decode:.2f}",
                     times(row.decode_faster),
-                    f"{row.kv_mb:.1f}",
+                    f"{row.kv_mib:.1f}",
                 )
                 for row in members
             ],

@@ -119,16 +119,17 @@ def report(path: Path) -> str:
             if found:
                 seeds = ", ".join(str(r["seed"]) for r in found)
                 cells = [
-                    mean([r[k] for r in found]) for k in ("gap", "kl", "agreement", "accuracy")
+                    mean([r[k] for r in found]) for k in ("gap", "kl", "top1_agreement", "accuracy")
                 ]
                 out.append(f"| searched by {metric} (seeds {seeds}) | " + " | ".join(cells) + " |")
                 for r in found:
-                    cells = [f"{r[k]:.4f}" for k in ("gap", "kl", "agreement", "accuracy")]
+                    cells = [f"{r[k]:.4f}" for k in ("gap", "kl", "top1_agreement", "accuracy")]
                     out.append(f"| … seed {r['seed']} | " + " | ".join(cells) + " |")
         presets = [r for r in mine if r["kind"] == "preset"]
         for r in sorted(presets, key=lambda r: r.get("gap", 9)):
             cells = [
-                f"{r[k]:.4f}" if k in r else "-" for k in ("gap", "kl", "agreement", "accuracy")
+                f"{r[k]:.4f}" if k in r else "-"
+                for k in ("gap", "kl", "top1_agreement", "accuracy")
             ]
             note = f" ({r['note']})" if r.get("note") else ""
             out.append(f"| {r['name']}{note} | " + " | ".join(cells) + " |")

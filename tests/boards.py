@@ -52,7 +52,7 @@ def add_trial(study, value, layer=1, weight=0.5, state=TrialState.COMPLETE, samp
         "samples_used": samples,
         "gap": value,
         "kl": 2 * value,
-        "agreement": 1 - value,
+        "top1_agreement": 1 - value,
         "accuracy": 1 - 2 * value,
     }
     several = len(study.directions) > 1

@@ -72,7 +72,7 @@ def _finished(k, draw, space, model, early, preset, objectives):
         "samples_used": len(seen),
         "gap": math.fsum(seen) / len(seen),
         "kl": 2 * math.fsum(seen) / len(seen),
-        "agreement": 0.75,
+        "top1_agreement": 0.75,
         "accuracy": 0.5,
     }
     if preset:

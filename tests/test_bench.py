@@ -192,10 +192,12 @@ def test_a_difference_within_the_spread_is_none():
 
 
 def test_what_does_not_fit_is_refused_before_it_is_built(monkeypatch):
-    monkeypatch.setattr(subject, "available", lambda device: 8 * 10**9)
+    monkeypatch.setattr(subject, "available", lambda device: 8 << 30)
     monkeypatch.setattr(subject, "build", lambda *a, **k: pytest.fail("built"))
     words = ("bench", "--preset", "topv", "--keep", "0.1", "--shape", "llava-next-7b")
-    refused(*words, "--batch", "8", has=("needs about", "GB", "8.0 GB are free", "--shape mid"))
+    refused(
+        *words, "--batch-size", "8", has=("needs about", "GiB", "8.0 GiB are free", "--shape mid")
+    )
     monkeypatch.setattr(subject, "build", lambda *a, **k: (_ for _ in ()).throw(MemoryError()))
     monkeypatch.setattr(subject, "available", lambda device: None)
     ran = call(*words)
@@ -270,17 +272,22 @@ def test_a_configs_own_model_is_loaded(tiny, tmp_path):
 def test_the_verb(small, tmp_path):
     path = config_for(SMALL["llava-next-7b"]).save(tmp_path / "c.json")
     words = ("--shape", "llava-next-7b", "--rounds", "2", "--new-tokens", "2", "--threads", "1")
-    ran = call("bench", path, *words, "--json", "--batch", "2", "--device", "cpu")
+    ran = call("bench", path, *words, "--json", "--batch-size", "2", "--device", "cpu")
     assert ran.status == 0, ran.err
     found = ran.json
     assert found["verdict"]["word"] in ("pays", "breaks even", "does not pay")
     assert [case["name"] for case in found["cases"]] == ["unpruned", "pruned", "uniform"]
-    assert found["batch"] == found["rounds"] == 2
+    assert found["batch_size"] == found["rounds"] == 2
     assert found["dtype"] == "float32"
     assert json.dumps(found)
     shown = call("bench", "--preset", "uniform", "--keep", "0.2", *words, "--image-size", "64x32")
     assert shown.status == 0, shown.err
     assert "FLOP ratio" in shown.out
+    heading, unpruned = (
+        x.split() for x in shown.out.splitlines() if x.startswith(("case", "unpr"))
+    )
+    assert "KV MiB" in " ".join(heading)
+    assert unpruned[-3] == f"{found['cases'][0]['kv_bytes'] / 2 / 2**20:.1f}"
     assert "to the token" in shown.out
     assert "at this shape" in shown.out or "breaks even" in shown.out
 

@@ -127,6 +127,7 @@ def test_trials_studies_and_files_are_compared(run):
     assert int(best) == chosen["trial"]
     assert found["b"]["figures"]["held_out_gap"] == chosen["held_out_gap"]
     assert found["a"]["figures"]["gap"] is not None
+    assert 0 <= found["a"]["figures"]["top1_agreement"] <= 1
     assert found["changes"]
     same = call("diff", run, run / "config.json")
     assert same.status == 0

@@ -512,7 +512,7 @@ def test_a_question_asked_four_times_is_no_new_evidence():
 
 
 def scores(gap, accuracy=None):
-    return Scores(gap=gap, kl=gap, agreement=0.9, accuracy=accuracy, samples=10)
+    return Scores(gap=gap, kl=gap, top1_agreement=0.9, accuracy=accuracy, samples=10)
 
 
 def row(name, gap, accuracy=None, interval=(-0.2, -0.1)):

@@ -83,7 +83,7 @@ def test_the_deployment_path_reproduces_the_search(tiny, source, config):
         assert scores.samples == count
         assert scores.gap == pytest.approx(sum(r.gap for r in results) / count, abs=1e-6)
         assert scores.kl == pytest.approx(sum(r.kl for r in results) / count, abs=1e-4)
-        assert scores.agreement == sum(r.agrees for r in results) / count
+        assert scores.top1_agreement == sum(r.agrees for r in results) / count
         answered = [r.correct for r in results if r.correct is not None]
         assert scores.accuracy == sum(answered) / len(answered)
     assert found.counts_hold
@@ -140,6 +140,8 @@ def test_the_gate(saved, source):
     assert found["reproduced"]
     assert found["passed"]
     assert found["within_max_gap"] is None
+    # Named as `search --json` does.
+    assert 0 <= found["held_out"]["top1_agreement"] <= 1
     gap = found["gap"]
     fine = call(*words, "--max-gap", repr(gap * 1.001))
     assert fine.status == 0

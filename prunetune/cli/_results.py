@@ -55,7 +55,7 @@ def _print_front(out: Output, result: "FrontResult", prepared: "Prepared") -> No
                 f"{point.cost:.4g}",
                 number(point.held_out.gap),
                 f"{low:.4f}-{high:.4f}",
-                percent(point.held_out.agreement),
+                percent(point.held_out.top1_agreement),
                 percent(point.held_out.accuracy),
                 "yes" if point.wins else "no",
             )

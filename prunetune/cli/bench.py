@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     "bench",
     "prunetune bench tiny.prune.json --rounds 3",
     "prunetune bench --preset topv --keep 0.1 --shape mid --rounds 5",
-    "prunetune bench --preset topv --keep 0.1 --shape llava-next-7b --batch 8 --json",
+    "prunetune bench --preset topv --keep 0.1 --shape llava-next-7b --batch-size 8 --json",
 )
 def bench(
     config: Annotated[
@@ -55,7 +55,7 @@ def bench(
     image_size: Annotated[
         str | None, typer.Option(metavar="HxW", help="Of a picture.  [default: the shape's]")
     ] = None,
-    batch: Annotated[int, typer.Option(metavar="N", help="Prompts at once.")] = 1,
+    batch_size: Annotated[int, typer.Option(metavar="N", help="Prompts at once.")] = 1,
     rounds: Annotated[int, typer.Option(metavar="N", help="Interleaved rounds.")] = 7,
     threads: Threads = None,
     as_json: AsJson = False,
@@ -70,7 +70,7 @@ def bench(
     for flag, value in (
         ("--new-tokens", new_tokens),
         ("--images", images),
-        ("--batch", batch),
+        ("--batch-size", batch_size),
         ("--rounds", rounds),
         ("--prompt-tokens", prompt_tokens),
     ):
@@ -86,7 +86,7 @@ def bench(
     from prunetune.deploy.subject import Asked, Wanted, loaded_subject, random_subject
 
     set_threads(threads)
-    asked = Asked(batch, images, prompt_tokens, new_tokens, _size(image_size))
+    asked = Asked(batch_size, images, prompt_tokens, new_tokens, _size(image_size))
     wanted = Wanted(config, preset, keep)
     try:
         if shape:
@@ -99,8 +99,8 @@ def bench(
         if type(error).__name__ != "OutOfMemoryError" and not isinstance(error, MemoryError):
             raise
         raise ConfigError(
-            f"out of memory with --batch {batch} --images {images}; lower them or --prompt-tokens, "
-            "or use --dtype bfloat16"
+            f"out of memory with --batch-size {batch_size} --images {images}; lower them or "
+            "--prompt-tokens, or use --dtype bfloat16"
         ) from None
     out = Output(as_json)
     name = shape or model or subject.config.model.name
@@ -182,14 +182,14 @@ def _threads() -> int:
 def _print(out: Output, result: "Bench", name: str | None, where: dict[str, Any]) -> None:
     out.line(
         f"{name}: {result.image_tokens} image + {result.text_tokens} text tokens, "
-        f"{result.new_tokens} new, batch {result.batch}, {result.rounds} rounds; "
+        f"{result.new_tokens} new, batch {result.batch_size}, {result.rounds} rounds; "
         f"{where['device']}, {where['dtype']}, {where['attn']}"
     )
     out.line()
     out.table(
         (
             *("case", ">retention", ">encode ms", ">prefill ms", ">ratio", ">FLOP ratio"),
-            *(">decode ms", ">total ms", ">ratio", ">KV MB", ">KV ratio", ">peak MB"),
+            *(">decode ms", ">total ms", ">ratio", ">KV MiB", ">KV ratio", ">peak MiB"),
         ),
         [_row(case) for case in result.cases],
     )
@@ -205,6 +205,8 @@ def _print(out: Output, result: "Bench", name: str | None, where: dict[str, Any]
 
 
 def _row(case: "CaseResult") -> tuple[str, ...]:
+    from prunetune.deploy.memory import MIB
+
     return (
         case.name,
         number(case.mean_retention),
@@ -215,9 +217,9 @@ def _row(case: "CaseResult") -> tuple[str, ...]:
         "-" if case.decode is None else _ms(case.decode.median),
         _ms(case.total.median),
         number(case.total_ratio.median, 3),
-        f"{case.kv_bytes / 1e6:.1f}",
+        f"{case.kv_bytes / MIB:.1f}",
         number(case.kv_ratio),
-        "-" if case.peak is None else f"{case.peak / 1e6:.0f}",
+        "-" if case.peak is None else f"{case.peak / MIB:.0f}",
     )
 
 

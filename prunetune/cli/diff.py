@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _SHOWN = {
     "gap": ("gap", number),
     "held_out_gap": ("held-out gap", number),
-    "agreement": ("agreement", percent),
+    "top1_agreement": ("top1_agreement", percent),
     "accuracy": ("accuracy", percent),
     "mean_retention": ("mean retention", percent),
     "flops_ratio": ("prefill FLOPs", percent),

@@ -139,7 +139,7 @@ def _row(name: str, scores: "SplitScores") -> tuple[str, ...]:
         str(scores.samples),
         number(scores.gap, 6),
         number(scores.kl),
-        percent(scores.agreement),
+        percent(scores.top1_agreement),
         percent(scores.accuracy),
         percent(scores.unpruned_accuracy),
         number(scores.mean_retention),

@@ -63,7 +63,7 @@ class Bench:
     Attributes:
         cases: Unpruned first.
         rounds: Of each.
-        batch: Prompts a request.
+        batch_size: Prompts a request.
         image_tokens: Of a prompt.
         text_tokens: Of a prompt.
         new_tokens: Generated.
@@ -71,7 +71,7 @@ class Bench:
 
     cases: tuple[CaseResult, ...]
     rounds: int
-    batch: int
+    batch_size: int
     image_tokens: int
     text_tokens: int
     new_tokens: int
@@ -119,7 +119,7 @@ def bench(
             for name in configs
         ),
         rounds=rounds,
-        batch=batch,
+        batch_size=batch,
         image_tokens=request.image_tokens,
         text_tokens=request.text,
         new_tokens=new_tokens,

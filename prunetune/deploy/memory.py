@@ -6,7 +6,7 @@ from typing import Any
 
 from prunetune.errors import ConfigError
 
-GB = 1e9
+MIB, GIB = 1 << 20, 1 << 30
 _SCRATCH = 512 << 20  # the scorers' 256 MiB, and what kernels and allocators round up to
 
 
@@ -68,11 +68,11 @@ def check_fits(what: str, parts: tuple[int, int, int], free: int | None, device:
     total = sum(parts)
     if free is None or total <= free:
         return
-    weights, cache, work = (part / GB for part in parts)
+    weights, cache, work = (part / GIB for part in parts)
     raise ConfigError(
-        f"{what} needs about {total / GB:.1f} GB on {device} (weights {weights:.1f}, KV cache "
-        f"{cache:.1f}, activations {work:.1f}), {free / GB:.1f} GB are free; lower --batch, use "
-        "--dtype bfloat16 or --shape mid, or a device with more memory"
+        f"{what} needs about {total / GIB:.1f} GiB on {device} (weights {weights:.1f}, KV cache "
+        f"{cache:.1f}, activations {work:.1f}), {free / GIB:.1f} GiB are free; lower "
+        "--batch-size, use --dtype bfloat16 or --shape mid, or a device with more memory"
     )
 
 

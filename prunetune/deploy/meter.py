@@ -31,7 +31,7 @@ class SplitScores:
         samples: Their number.
         gap: Mean of 1 - cosine of the last prompt token's final states.
         kl: Mean KL of the next-token distribution, in nats.
-        agreement: Share of samples whose most likely next token is the unpruned one.
+        top1_agreement: Share of samples whose most likely next token is the unpruned one.
         accuracy: Share of exact greedy answers; None where no sample has an answer.
         unpruned_accuracy: The same without pruning.
         mean_retention: Mean over samples and decoder layers.
@@ -40,7 +40,7 @@ class SplitScores:
     samples: int
     gap: float
     kl: float
-    agreement: float
+    top1_agreement: float
     accuracy: float | None
     unpruned_accuracy: float | None
     mean_retention: float
@@ -82,7 +82,7 @@ class Tally:
             samples=len(self.gap),
             gap=mean(self.gap),
             kl=mean(self.kl),
-            agreement=mean(self.agrees),
+            top1_agreement=mean(self.agrees),
             accuracy=mean(self.correct) if answered else None,
             unpruned_accuracy=mean(self.unpruned) if answered else None,
             mean_retention=mean(shares),

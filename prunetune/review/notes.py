@@ -90,7 +90,7 @@ def figures(facts: StudyFacts, trial: TrialFacts) -> str:
             continue
         if (value := trial.number_of(key)) is not None:
             rows.append((shown, number(value)))
-    for key, shown in (("agreement", "next-token agreement"), ("accuracy", "accuracy")):
+    for key, shown in (("top1_agreement", "next-token agreement"), ("accuracy", "accuracy")):
         if (value := trial.number_of(key)) is not None:
             rows.append((shown, percent(value)))
     rows.append(("mean retention", percent(trial.retention)))

@@ -108,7 +108,7 @@ def measure_both(
     columns = {
         "gap": [y.gap - x.gap for x, y in zip(a, b)],
         "kl": [y.kl - x.kl for x, y in zip(a, b)],
-        "agreement": [float(y.agrees) - float(x.agrees) for x, y in zip(a, b)],
+        "top1_agreement": [float(y.agrees) - float(x.agrees) for x, y in zip(a, b)],
     }
     differences = {name: _difference(column, images, seed) for name, column in columns.items()}
     answered = [i for i, result in enumerate(a) if result.correct is not None]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 FIGURES = (
     "gap",
     "held_out_gap",
-    "agreement",
+    "top1_agreement",
     "accuracy",
     "mean_retention",
     "flops_ratio",

@@ -128,7 +128,7 @@ def presets_table(facts: StudyFacts) -> Table | None:
         (
             t.name,
             number(t.values[0]) + ("" if t.complete else " (estimate)"),
-            tenths(t.number_of("agreement")),
+            tenths(t.number_of("top1_agreement")),
             tenths(t.number_of("accuracy")),
             percent(t.retention),
             f"{t.attrs.get('samples_used', '-')}",

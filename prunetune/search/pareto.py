@@ -73,7 +73,7 @@ class Point:
             "gap": self.calibration.gap,
             "held_out_gap": self.held_out.gap,
             "held_out_ci": list(self.held_out_ci),
-            "top1_agreement": self.held_out.agreement,
+            "top1_agreement": self.held_out.top1_agreement,
             "accuracy": self.held_out.accuracy,
             "mean_retention": made.mean_retention,
             "flops_ratio": made.flops_ratio,

@@ -50,14 +50,14 @@ class Scores:
     Attributes:
         gap: Mean gap.
         kl: Mean KL of the next-token distribution.
-        agreement: Share of samples with the unpruned model's most likely token.
+        top1_agreement: Share of samples with the unpruned model's most likely token.
         accuracy: Share of answered samples; None where no sample has an answer.
         samples: Number of samples.
     """
 
     gap: float
     kl: float
-    agreement: float
+    top1_agreement: float
     accuracy: float | None
     samples: int
 
@@ -68,7 +68,7 @@ class Scores:
         return cls(
             gap=sum(r.gap for r in results) / count,
             kl=sum(r.kl for r in results) / count,
-            agreement=sum(r.agrees for r in results) / count,
+            top1_agreement=sum(r.agrees for r in results) / count,
             accuracy=accuracy([r.correct for r in results]),
             samples=count,
         )

@@ -54,7 +54,7 @@ class TrialLog:
 def log_line(trial: FrozenTrial) -> str:
     """Return a finished trial as one line of JSON, for ``log.jsonl``."""
     names = ["preset", "schedule", "weights", "mean_retention", "samples_used", "gap", "kl"]
-    names += ["agreement", "accuracy", "repeats", "failure"]
+    names += ["top1_agreement", "accuracy", "repeats", "failure"]
     seconds = trial.duration.total_seconds() if trial.duration else None
     data = {"trial": trial.number, "state": trial.state.name, "seconds": seconds}
     values = trial.values if trial.state is TrialState.COMPLETE else [None]

@@ -206,7 +206,7 @@ class Objective:
         # With its reports: the trial pruner compares with whichever of the two it takes for best.
         for step, value in known.intermediate_values.items():
             trial.report(value, step=step)
-        names = ("samples_used", "gap", "kl", "agreement", "accuracy")
+        names = ("samples_used", "gap", "kl", "top1_agreement", "accuracy")
         _set(trial, {k: known.user_attrs[k] for k in names if k in known.user_attrs})
         trial.set_user_attr("repeats", known.number)
         if known.state is TrialState.PRUNED:
@@ -225,7 +225,7 @@ def _result_attrs(results: Sequence[SampleScore]) -> dict[str, Any]:
         "samples_used": scores.samples,
         "gap": scores.gap,
         "kl": scores.kl,
-        "agreement": scores.agreement,
+        "top1_agreement": scores.top1_agreement,
         "accuracy": scores.accuracy,
     }
 
