@@ -24,6 +24,28 @@ def dtype_named(dtype: Any) -> Any:
     return getattr(torch, short)
 
 
+def attn_named(attn: str | None) -> str | None:
+    """Return the name of an attention implementation that transformers has; None passes.
+
+    A name with a slash is a kernel of the hub, which only transformers can look up.
+
+    Raises:
+        ConfigError: transformers has none of that name.
+    """
+    if attn is None or "/" in attn:
+        return attn
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    # Paged ones are for transformers' continuous batching, which keeps another cache.
+    known = [name for name in ALL_ATTENTION_FUNCTIONS.valid_keys() if not name.startswith("paged|")]
+    allowed = ["eager", *sorted(known)]
+    if attn not in allowed:
+        raise ConfigError(
+            f"attn is {attn!r}; allowed: {', '.join(allowed)}; leave it out for the model's default"
+        )
+    return attn
+
+
 def device_named(device: Any) -> Any:
     """Return the torch device of a name; None is CUDA where there is one, else the CPU.
 

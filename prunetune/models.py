@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prunetune.aliases import ALIASES, Alias
-from prunetune.devices import device_map_named, device_named, dtype_named
+from prunetune.devices import attn_named, device_map_named, device_named, dtype_named
 from prunetune.errors import ConfigError, PrunetuneError, UnsupportedModelError
 from prunetune.fingerprint import fingerprint
 from prunetune.processors import load_processor
@@ -71,7 +71,7 @@ def load_model(
         raise ConfigError(
             f"device={device!r} and device_map={device_map!r} exclude each other; give one"
         )
-    device_map = device_map_named(device_map)
+    device_map, attn = device_map_named(device_map), attn_named(attn)
     folder, shown, commit = _locate(name, revision, trust_remote_code)
     embedded = folder == EMBEDDED
     try:

@@ -130,7 +130,8 @@ def test_planned_aliases_and_other_families_are_refused(tmp_path):
 def test_bad_options_are_one_line():
     refused("tiny", "dtype", "'float7'", "bfloat16", dtype="float7")
     refused("tiny", "exclude each other", device="cpu", device_map="auto")
-    refused("tiny", "cannot be loaded", attn="nope")
+    refused("tiny", "attn is 'nope'", "eager, flash_attention_2", "sdpa;", attn="nope")
+    refused("tiny", "attn is 'paged|eager'", "leave it out", attn="paged|eager")
     refused("tiny", "'nope'", "cpu, cuda", device="nope")
     refused("tiny", "CUDA device(s)", "cpu", device="cuda:99")
     refused("tiny", "'spread'", "balanced", device_map="spread")

@@ -9,7 +9,7 @@ from prunetune.config import PruningConfig
 from prunetune.deploy.memory import available, check_fits, needed
 from prunetune.deploy.request import Request, processed_request, random_request, tokens_of
 from prunetune.deploy.shapes import Shape, build, count_parameters
-from prunetune.devices import device_named, device_of, dtype_named
+from prunetune.devices import attn_named, device_named, device_of, dtype_named
 from prunetune.errors import ConfigError
 from prunetune.families import Family
 from prunetune.presets import load_preset, read_preset
@@ -122,7 +122,7 @@ def random_subject(
     config, note = wanted.config_for(shape.model_type, shape.num_layers, f"--shape {shape.name}")
     where = device_named(device)
     number = dtype_named(shape.dtype if dtype in (None, "auto") else dtype)
-    attn = attn or "sdpa"
+    attn = attn_named(attn) or "sdpa"
     _, count, _ = tokens_of(shape, asked.size)
     prompt = asked.prompt_tokens or PROMPT_TOKENS
     hf_config = shape.config()
