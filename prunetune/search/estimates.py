@@ -24,6 +24,7 @@ class EstimatesSampler(BaseSampler):
 
     def __init__(self, inner: BaseSampler) -> None:
         self.inner = inner
+        self._seen: tuple[Study, int, Study] | None = None
 
     def reseed_rng(self) -> None:
         """Give the sampler other random numbers."""
@@ -33,13 +34,13 @@ class EstimatesSampler(BaseSampler):
         self, study: Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
         """Return the parameters that are drawn together."""
-        return self.inner.infer_relative_search_space(_estimated(study), trial)
+        return self.inner.infer_relative_search_space(self._estimated(study, trial), trial)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """Draw parameters together."""
-        return self.inner.sample_relative(_estimated(study), trial, search_space)
+        return self.inner.sample_relative(self._estimated(study, trial), trial, search_space)
 
     def sample_independent(
         self,
@@ -50,7 +51,7 @@ class EstimatesSampler(BaseSampler):
     ) -> Any:
         """Draw one parameter."""
         return self.inner.sample_independent(
-            _estimated(study), trial, param_name, param_distribution
+            self._estimated(study, trial), trial, param_name, param_distribution
         )
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
@@ -61,6 +62,18 @@ class EstimatesSampler(BaseSampler):
         """Pass on that a trial ended."""
         self.inner.after_trial(study, trial, state, values)
 
+    def _estimated(self, study: Study, trial: FrozenTrial) -> Study:
+        """Return the study as it is shown while one trial is drawn, also parameter by parameter.
+
+        The copy has a cache of trials of its own, which lasts as long as Optuna's: one trial.
+        """
+        seen = self._seen
+        if seen is None or seen[0] is not study or seen[1] != trial.number:
+            shown = copy.copy(study)
+            shown.__class__ = _Estimated
+            self._seen = seen = study, trial.number, shown
+        return seen[2]
+
 
 class _Estimated(Study):
     def _get_trials(
@@ -70,19 +83,20 @@ class _Estimated(Study):
         use_cache: bool = False,
     ) -> list[FrozenTrial]:
         trials = super()._get_trials(deepcopy=deepcopy, states=None, use_cache=use_cache)
-        shown = [_completed(trial) for trial in trials]
-        return shown if states is None else [trial for trial in shown if trial.state in states]
-
-
-def _estimated(study: Study) -> Study:
-    seen = copy.copy(study)
-    seen.__class__ = _Estimated
-    return seen
+        # Each copy begins without; a stopped trial does not change any more.
+        known: dict[int, FrozenTrial] = self.__dict__.setdefault("_known", {})
+        shown = []
+        for trial in trials:
+            if trial.state is TrialState.PRUNED and trial.intermediate_values:
+                if deepcopy or trial.number not in known:
+                    known[trial.number] = _completed(trial)
+                trial = known[trial.number]
+            if states is None or trial.state in states:
+                shown.append(trial)
+        return shown
 
 
 def _completed(trial: FrozenTrial) -> FrozenTrial:
-    if trial.state is not TrialState.PRUNED or not trial.intermediate_values:
-        return trial
     shown = copy.copy(trial)
     shown.state = TrialState.COMPLETE
     shown.value = trial.intermediate_values[max(trial.intermediate_values)]
