@@ -7,7 +7,6 @@ import mimetypes
 import os
 import re
 import shutil
-import tempfile
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from optuna.artifacts.exceptions import ArtifactNotFound
 
+from prunetune.files import appearing
 from prunetune.review.facts import StudyFacts, TrialFacts
 
 if TYPE_CHECKING:
@@ -68,16 +68,8 @@ class ArtifactFolder:
             ArtifactNotFound: The name is no plain one.
             OSError: It cannot be written.
         """
-        path = self._path(artifact_id)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=self.folder, prefix=".")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                shutil.copyfileobj(content_body, file)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        with appearing(self._path(artifact_id)) as temporary, temporary.open("wb") as file:
+            shutil.copyfileobj(content_body, file)
 
     def remove(self, artifact_id: str) -> None:
         """Remove a file; of a link, the link.

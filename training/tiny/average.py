@@ -18,6 +18,8 @@ from torch import Tensor
 from transformers import LlavaNextForConditionalGeneration
 from transformers.utils import logging
 
+from prunetune.files import appearing
+
 
 def read(source: Path) -> dict[str, Tensor]:
     """fp32 weights by parameter name, training heads among them where the source has any."""
@@ -57,7 +59,8 @@ def main() -> None:
     if args.heads:
         heads = {n: w for n, w in load_file(args.heads).items() if n.startswith("aux.")}
         weights = {**heads, **{n: w for n, w in weights.items() if not n.startswith("aux.")}}
-    save_file({name: weight.contiguous() for name, weight in weights.items()}, args.out)
+    with appearing(args.out) as beside:
+        save_file({name: weight.contiguous() for name, weight in weights.items()}, beside)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """fp32 master weights behind bf16 compute copies, averaged over processes, saved whole."""
 
 import json
-import os
 from pathlib import Path
 
 import torch
@@ -9,6 +8,8 @@ import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from prunetune.files import appearing
 
 BETAS = (0.9, 0.98)
 WEIGHT_DECAY = 0.05
@@ -125,6 +126,5 @@ class Optimiser:
 
 
 def _write(path: Path, tensors: dict[str, Tensor], progress: dict[str, float]) -> None:
-    beside = path.with_suffix(".part")
-    save_file(tensors, beside, metadata={"progress": json.dumps(progress)})
-    os.replace(beside, path)
+    with appearing(path) as beside:
+        save_file(tensors, beside, metadata={"progress": json.dumps(progress)})

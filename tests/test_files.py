@@ -1,0 +1,81 @@
+"""Files appear whole or not at all, also those of writers that want a path."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from prunetune.files import appearing, write_atomically
+from training.tiny import optimiser
+from training.tiny.optimiser import Optimiser
+
+
+class Stopped(BaseException):
+    """As hard as KeyboardInterrupt."""
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_appears_at_the_end_of_the_block(tmp_path):
+    path = tmp_path / "new" / "weights.safetensors"
+    with appearing(path) as beside:
+        save_file({"x": torch.arange(3)}, beside)
+        assert not path.exists()
+        assert beside.parent == path.parent
+    assert load_file(path)["x"].tolist() == [0, 1, 2]
+    assert names(path.parent) == ["weights.safetensors"]
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+def half_a_file(path, error):
+    with appearing(path) as beside:
+        beside.write_bytes(b"ha")
+        raise error
+
+
+@pytest.mark.parametrize("error", [OSError, Stopped])
+def test_what_fails_half_way_leaves_the_old_file_alone(tmp_path, error):
+    path = write_atomically(tmp_path / "a.txt", b"old")
+    with pytest.raises(error):
+        half_a_file(path, error)
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["a.txt"]
+    write_atomically(path, b"new")
+    assert path.read_bytes() == b"new"
+
+
+def test_it_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    order = []
+    real_sync, real_replace = os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: (order.append("sync"), real_sync(handle))[1])
+    monkeypatch.setattr(
+        Path, "replace", lambda self, to: (order.append("name"), real_replace(self, to))[1]
+    )
+    write_atomically(tmp_path / "a", b"x")
+    assert order == ["sync", "name"]
+
+
+def test_a_checkpoint_of_the_training_too(tmp_path, monkeypatch):
+    """Red while it had a writer of its own: that left half a file beside."""
+    path = tmp_path / "checkpoint.safetensors"
+    one = Optimiser([("w", nn.Parameter(torch.ones(2)))], rate=0.1, slow=1.0)
+    one.save(path, {"step": 1.0})
+    before = path.read_bytes()
+
+    def half(tensors, where, metadata):
+        Path(where).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(optimiser, "save_file", half)
+        with pytest.raises(OSError, match="No space"):
+            one.save(path, {"step": 2.0})
+    assert names(tmp_path) == [path.name]
+    assert path.read_bytes() == before
+    one.save(path, {"step": 3.0})
+    assert path.read_bytes() != before
