@@ -531,6 +531,42 @@ def test_the_verdict_is_honest():
     assert "nothing is known" in verdict(tuned, [Baseline("fastv", None)])
 
 
+def test_a_preset_that_wins_is_not_compared_with_itself(tmp_path):
+    class LikesUniform(Fake):
+        def badness(self, config):
+            used = [s.name for stage in config.stages for s in stage.scorers]
+            return 0.02 if used == ["coverage"] else 0.1
+
+    result = search(tmp_path, LikesUniform(), LikesUniform(), trials=8)
+    itself = [row.name for row in result.baselines if row.is_tuned]
+    assert itself == ["uniform"]
+    assert f"is the preset {itself[0]} itself: nothing better than it was found" in result.verdict
+    assert "does not beat every baseline" not in result.verdict
+    assert f"({itself[0]}" not in result.verdict
+    rows = {row["name"]: row for row in result.to_dict()["baselines"]}
+    assert rows[itself[0]]["is_tuned"]
+    assert rows[itself[0]]["held_out_gap"] == result.held_out.gap
+    assert "the tuned config itself" in render_table(result)
+    # The twin: where something better is found, no preset is it.
+    found = search(tmp_path / "more", trials=40)
+    assert not any(row.is_tuned for row in found.baselines)
+    assert "itself" not in found.verdict
+    assert "itself" not in render_table(found)
+
+
+def test_a_preset_that_wins_is_compared_with_the_others():
+    itself = replace(row("topv", 0.1, 0.8), is_tuned=True)
+    said = verdict(scores(0.1, 0.8), [itself, row("fastv", 0.2, 0.8), row("random", 0.3, 0.5)])
+    assert said == (
+        "The best config found is the preset topv itself: nothing better than it was found; on "
+        "held-out data it beats every other: gap 0.1000 against 0.2000 (fastv); accuracy 80.0% "
+        "against 80.0% (fastv)."
+    )
+    said = verdict(scores(0.1, 0.8), [itself, row("fastv", 0.05, 0.9)])
+    assert "does not beat every other (fastv: no higher gap; fastv: higher accuracy)" in said
+    assert verdict(scores(0.1), [itself]).endswith("nothing better than it was found.")
+
+
 def test_accuracy_counts_answered_samples_only(tmp_path):
     assert accuracy([True, None, False]) == 0.5
     assert accuracy([None]) is None

@@ -39,7 +39,7 @@ class Measured:
     Attributes:
         scores: Means of the first and of the second config.
         flops: Prefill FLOPs of the language model over unpruned, of both.
-        differences: By figure: ``gap``, ``kl``, ``agreement`` and, with answers, ``accuracy``.
+        differences: By figure: ``gap``, ``kl``, ``top1_agreement`` and, with answers, ``accuracy``.
     """
 
     scores: "tuple[Scores, Scores]"

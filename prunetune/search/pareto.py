@@ -173,6 +173,8 @@ def conclude_front(
     )
     trials = study.get_trials(deepcopy=False)
     wins = sum(point.wins for point in points)
+    same = sum(any(row.is_tuned for row in point.baselines) for point in points)
+    itself = f"; at {same} it is a preset itself" if same else ""
     result = FrontResult(
         study=study.study_name,
         budget=spec.budget,
@@ -186,7 +188,7 @@ def conclude_front(
         unpruned_accuracy=accuracy(held_out.unpruned_correct),
         verdict=(
             f"At {wins} of {len(points)} points of the front the tuned config beats every "
-            "baseline of the same cost on held-out data."
+            f"baseline of the same cost on held-out data{itself}."
         ),
         stopped=why_stopped(study, spec),
     )
@@ -209,7 +211,7 @@ def _point(
     config = with_provenance(study, spec, space, winner, evaluator, measured["tuned"])
     file = config.save(front_file(folder, trial.number))
     baselines = tuple(
-        compare_preset(preset, measured, held_out, space.facts, spec.seed)
+        compare_preset(preset, measured, held_out, space.facts, spec.seed, config)
         for preset in presets_at(preset_names(), space, space.spent(config))
     )
     gaps = [result.gap for result in measured["tuned"]]

@@ -155,7 +155,7 @@ def conclude(
     config.save(path)
     measured = {"tuned": tuned}
     baselines = tuple(
-        compare_preset(preset, measured, held_out, space.facts, spec.seed)
+        compare_preset(preset, measured, held_out, space.facts, spec.seed, winner.config)
         for preset in presets_at(preset_names(), space)
     )
     trials = study.get_trials(deepcopy=False)
@@ -214,10 +214,12 @@ def compare_preset(
     held_out: Measures,
     facts: ModelFacts,
     seed: int,
+    tuned: PruningConfig | None = None,
 ) -> Baseline:
     """Measure a preset and compare it with the tuned config's results; both are in ``measured``."""
     if preset.config is None:
         return Baseline(preset.name, None, note=preset.note)
+    is_tuned = tuned is not None and prunes_alike(preset.config, tuned)
     results = measured[preset.name] = measure(held_out, preset.config)
     difference = [ours.gap - theirs.gap for ours, theirs in zip(measured["tuned"], results)]
     return Baseline(
@@ -225,10 +227,17 @@ def compare_preset(
         scores=Scores.of(results),
         mean_retention=mean_retention(preset.config.stages, facts.num_layers),
         flops_ratio=flops_ratio(preset.config.stages, facts),
-        note=preset.note,
+        note="; ".join(filter(None, ("the tuned config itself" if is_tuned else "", preset.note))),
         gap_difference=bootstrap_ci(difference, image_ids(held_out.samples), seed),
         p_value=_lower_p_value(difference, image_ids(held_out.samples)),
+        is_tuned=is_tuned,
     )
+
+
+def prunes_alike(one: PruningConfig, other: PruningConfig) -> bool:
+    """Tell whether two configs for one model say the same, whatever they come from."""
+    about = {"model", "provenance"}
+    return one.model_dump(exclude=about) == other.model_dump(exclude=about)
 
 
 def _lower_p_value(difference: Sequence[float], images: Sequence[str]) -> float:

@@ -26,6 +26,7 @@ class Baseline:
         note: What had to change to meet the budget.
         gap_difference: 95% interval of the tuned config's gap minus this one's, sample by sample.
         p_value: Of a one-sided Wilcoxon test over pictures that the tuned config's gap is lower.
+        is_tuned: Whether the search's best config is this preset itself.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Baseline:
     note: str = ""
     gap_difference: tuple[float, float] | None = None
     p_value: float | None = None
+    is_tuned: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return a row of what ``search --json`` prints."""
@@ -46,6 +48,7 @@ class Baseline:
             "mean_retention": self.mean_retention,
             "flops_ratio": self.flops_ratio,
             "notes": self.note,
+            "is_tuned": self.is_tuned,
         }
 
 
@@ -159,29 +162,47 @@ def _by_group(
 
 
 def verdict(tuned: Scores, baselines: Sequence[Baseline]) -> str:
-    """Return one sentence: does the tuned config beat every baseline, in gap and in accuracy?"""
+    """Return one sentence: does the tuned config beat every baseline, in gap and in accuracy?
+
+    Where it is one of them itself, it says so, and compares it with the others.
+    """
+    itself = [row.name for row in baselines if row.is_tuned]
+    baselines = [row for row in baselines if not row.is_tuned]
+    found = (
+        f"The best config found is the preset {' and '.join(itself)} itself: nothing better than "
+        "it was found"
+    )
     rows = [(row, row.scores) for row in baselines if row.scores is not None]
     if not rows:
-        return "No baseline could be run at this budget, so nothing is known about the gain."
-    next_row, best = min(rows, key=lambda item: item[1].gap)
+        nothing = "No baseline could be run at this budget, so nothing is known about the gain."
+        return f"{found}." if itself else nothing
+    numbers = _compared(tuned, rows)
     lower, better = unbeaten(tuned, baselines)
+    reasons = [f"{', '.join(lower)}: no higher gap"] if lower else []
+    reasons += [f"{', '.join(better)}: higher accuracy"] if better else []
+    because = f" ({'; '.join(reasons)})" if reasons else ""
+    if itself:
+        others = f"does not beat every other{because}" if reasons else "beats every other"
+        return f"{found}; on held-out data it {others}: {numbers}."
+    if reasons:
+        return (
+            f"The tuned config does not beat every baseline on held-out data{because}: {numbers}."
+        )
+    unsure = [row.name for row, _ in rows if row.gap_difference and row.gap_difference[1] >= 0]
+    doubt = f"; the gap's difference to {', '.join(unsure)} is within noise" if unsure else ""
+    return f"The tuned config beats every baseline on held-out data: {numbers}{doubt}."
+
+
+def _compared(tuned: Scores, rows: Sequence[tuple[Baseline, Scores]]) -> str:
+    """Return the tuned config's figures beside the best ones of the baselines."""
+    next_row, best = min(rows, key=lambda item: item[1].gap)
     accuracies = ""
     if tuned.accuracy is not None:
         top, other = max(rows, key=lambda item: item[1].accuracy or 0.0)
         accuracies = (
             f"; accuracy {_percent(tuned.accuracy)} against {_percent(other.accuracy)} ({top.name})"
         )
-    numbers = f"gap {tuned.gap:.4f} against {best.gap:.4f} ({next_row.name}){accuracies}"
-    if lower or better:
-        reasons = [f"{', '.join(lower)}: no higher gap"] if lower else []
-        reasons += [f"{', '.join(better)}: higher accuracy"] if better else []
-        return (
-            "The tuned config does not beat every baseline on held-out data "
-            f"({'; '.join(reasons)}): {numbers}."
-        )
-    unsure = [row.name for row, _ in rows if row.gap_difference and row.gap_difference[1] >= 0]
-    doubt = f"; the gap's difference to {', '.join(unsure)} is within noise" if unsure else ""
-    return f"The tuned config beats every baseline on held-out data: {numbers}{doubt}."
+    return f"gap {tuned.gap:.4f} against {best.gap:.4f} ({next_row.name}){accuracies}"
 
 
 def unbeaten(tuned: Scores, baselines: Sequence[Baseline]) -> tuple[list[str], list[str]]:
