@@ -7,6 +7,7 @@ import base64
 import shutil
 import tempfile
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,11 @@ class Browser:
         begun = time.monotonic()
         self.driver.get(target.resolve().as_uri() if isinstance(target, Path) else target)
         return time.monotonic() - begun
+
+    def before(self, script):
+        """Run JavaScript in every page from now on, before its own; return what forgets it."""
+        given = self._send("Page.addScriptToEvaluateOnNewDocument", source=script)
+        return lambda: self._send("Page.removeScriptToEvaluateOnNewDocument", **given)
 
     def errors(self):
         """Return what the console has reported as errors since the page was opened."""
@@ -122,13 +128,11 @@ class Browser:
         return self.driver.execute_cdp_cmd(command, given)
 
 
-@pytest.fixture(scope="module")
-def browser():
-    """Yield a browser; skip, with the reason, where there is none."""
-    missing = [path for path in (CHROMIUM, DRIVER) if not Path(path).exists()]
-    if missing:
-        pytest.skip(f"{missing[0]} is missing; apt-get install chromium chromium-driver")
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is missing")
+@contextmanager
+def started():
+    """Start a browser with a new profile; end it and delete the profile afterwards."""
+    from selenium import webdriver
+
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
     profile = tempfile.mkdtemp(prefix="prunetune-chromium-")
@@ -144,3 +148,14 @@ def browser():
     finally:
         driver.quit()
         shutil.rmtree(profile, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Yield a browser; skip, with the reason, where there is none."""
+    missing = [path for path in (CHROMIUM, DRIVER) if not Path(path).exists()]
+    if missing:
+        pytest.skip(f"{missing[0]} is missing; apt-get install chromium chromium-driver")
+    pytest.importorskip("selenium.webdriver", reason="selenium is missing")
+    with started() as found:
+        yield found

@@ -349,6 +349,20 @@ def test_the_page_loads_nothing_and_holds_plotly_once(searched):
     assert len(text.encode()) < 8 << 20
 
 
+def test_plotly_is_held_without_its_wrapper_where_it_is_known(monkeypatch):
+    whole = report.get_plotlyjs()
+    bare = report.plotly_script()
+    assert 0 < len(whole) - len(bare) < 500
+    assert "module.exports = factory()" not in bare[:2000]
+    assert "* Licensed under the MIT license" in bare[:200]
+    assert bare.rstrip().endswith("window.Plotly = Plotly;")
+    # Of another form: unchanged.
+    unclosed = whole.replace("return Plotly;\n", "return Plotly\n")
+    for other in (unclosed, f"{whole}more();", "plain();"):
+        monkeypatch.setattr(report, "get_plotlyjs", lambda other=other: other)
+        assert report.plotly_script() == other
+
+
 # -- the verb -----------------------------------------------------------------------------------
 
 

@@ -113,7 +113,7 @@ def test_parts_of_the_page_for_the_documentation(page, browser):  # noqa: F811
 def test_a_page_with_an_error_would_be_noticed(page, browser, tmp_path):  # noqa: F811
     text = page.read_text()
     broken = tmp_path / "broken.html"
-    broken.write_text(text.replace("const figures = [];", "const figures = []; undefined.x;"))
+    broken.write_text(text.replace("const figures = new Map();", "undefined.x;"))
     browser.open(broken)
     assert browser.errors()
     empty = tmp_path / "empty.html"

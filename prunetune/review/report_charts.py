@@ -35,6 +35,7 @@ class Chart:
         title: What to see, as a sentence.
         about: How to read it.
         data: The figure as JSON that may stand in a page; empty where there is nothing to draw.
+        height: CSS pixels that the figure takes: the page keeps them free until it is drawn.
         missing: Why there is nothing.
         table: The same in numbers, where the trials' table does not have it.
     """
@@ -45,6 +46,7 @@ class Chart:
     title: str
     about: str
     data: str
+    height: int
     missing: str
     table: Table | None = None
 
@@ -165,13 +167,14 @@ def _chart(
     table: Table | None = None,
 ) -> Chart:
     if found is None:
-        return Chart(id_, _SHORT.get(id_, heading), heading, "", "", "", missing)
+        return Chart(id_, _SHORT.get(id_, heading), heading, "", "", "", 0, missing)
     title = title_of(found)
     # The page sets the title as text of its own: it wraps, prints and is read aloud.
     found = go.Figure(found)
     found.update_layout(title=None, margin={"t": 12}, template=go.layout.Template())
+    height = int(found.layout.height)
     data = _for_script(found.to_plotly_json())
-    return Chart(id_, _SHORT.get(id_, heading), heading, title, about, data, "", table)
+    return Chart(id_, _SHORT.get(id_, heading), heading, title, about, data, height, "", table)
 
 
 def _for_script(data: Any) -> str:

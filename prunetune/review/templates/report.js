@@ -2,7 +2,7 @@
 (() => {
   const NARROW = 560, PRINTED = { width: 690, height: 330 };
   const options = { responsive: true, displayModeBar: false, displaylogo: false };
-  const figures = [];
+  const figures = new Map();
   const lines = (text, longest) => {
     const out = [""];
     for (const word of text.replaceAll("<br>", " ").split(" ")) {
@@ -34,22 +34,82 @@
   };
   for (const source of document.querySelectorAll("script[data-figure]")) {
     const place = document.getElementById(source.dataset.figure);
-    const { data, layout } = JSON.parse(source.textContent);
-    place.style.minHeight = `${layout.height}px`;
-    Plotly.newPlot(place, data, fitted(layout, place.clientWidth), options);
-    figures.push([place, layout.height]);
+    figures.set(place, { place, source, drawn: false });
   }
+  // Compiling plotly.js takes longer than all the rest of the page: the page is shown first. An
+  // inline script, as the page's policy forbids eval.
+  let loaded = false;
+  const load = () => {
+    if (loaded) return;
+    loaded = true;
+    const script = document.createElement("script");
+    script.textContent = document.getElementById("plotly").textContent;
+    document.head.append(script);
+    script.remove();
+  };
+  const tell = () => {
+    const all = [...figures.values()];
+    if (all.every((x) => x.drawn)) document.documentElement.dataset.ready = String(all.length);
+  };
+  const draw = (figure) => {
+    if (figure.drawn) return;
+    figure.drawn = true;
+    load();
+    const { data, layout } = JSON.parse(figure.source.textContent);
+    figure.height = layout.height;
+    Plotly.newPlot(figure.place, data, fitted(layout, figure.place.clientWidth), options);
+    tell();
+  };
+
+  // Figures in or near the window, the nearest first, one a task, after the frame that shows the
+  // text around them.
+  const near = new Set();
+  const away = ({ place }) => {
+    const { top, bottom } = place.getBoundingClientRect();
+    return Math.max(0, top - innerHeight, -bottom);
+  };
+  const next = () => {
+    const [figure] = [...near].sort((a, b) => away(a) - away(b));
+    if (!figure) return;
+    near.delete(figure);
+    setTimeout(next);
+    draw(figure);
+  };
+  const soon = () => requestAnimationFrame(() => setTimeout(next));
+  const watch = new IntersectionObserver((entries) => {
+    for (const { target, isIntersecting } of entries) {
+      if (isIntersecting) near.add(figures.get(target));
+      else near.delete(figures.get(target));
+    }
+    if (near.size) soon();
+  }, { rootMargin: "50% 0px" });
+  for (const place of figures.keys()) watch.observe(place);
+
+  // The others when the browser has nothing to do. Safari has no requestIdleCallback.
+  const idle = window.requestIdleCallback || ((call) => setTimeout(call, 50));
+  const rest = () => {
+    const figure = [...figures.values()].find((x) => !x.drawn);
+    if (!figure) return;
+    idle(rest);
+    if (loaded) draw(figure);
+    else load();
+  };
+  addEventListener("load", () => idle(rest));
+
   // A printed page is narrower than most windows, and figures do not shrink by themselves.
   const size = (printed) => {
     for (const part of document.querySelectorAll("details.printed")) part.open = Boolean(printed);
-    for (const [place, height] of figures) {
+    for (const { place, height } of figures.values()) {
       const low = printed ? Math.min(height, printed.height) : height;
       place.style.minHeight = `${low}px`;
       const width = printed ? { autosize: false, width: printed.width } : { autosize: true, width: null };
       Plotly.relayout(place, { ...width, height: low });
     }
   };
-  addEventListener("beforeprint", () => size(PRINTED));
+  addEventListener("beforeprint", () => {
+    figures.forEach(draw);
+    size(PRINTED);
+  });
   addEventListener("afterprint", () => size(null));
-  document.documentElement.dataset.ready = String(figures.length);
+  tell();
 })();
