@@ -51,7 +51,9 @@
     const all = [...figures.values()];
     if (all.every((x) => x.drawn)) document.documentElement.dataset.ready = String(all.length);
   };
+  const near = new Set();
   const draw = (figure) => {
+    near.delete(figure);
     if (figure.drawn) return;
     figure.drawn = true;
     load();
@@ -60,10 +62,11 @@
     Plotly.newPlot(figure.place, data, fitted(layout, figure.place.clientWidth), options);
     tell();
   };
+  // A task each, so that the page answers in between.
+  const step = (figure) => (loaded ? draw(figure) : load());
 
-  // Figures in or near the window, the nearest first, one a task, after the frame that shows the
-  // text around them.
-  const near = new Set();
+  // Figures in or near the window, the nearest first, after the frame that shows the text around
+  // them.
   const away = ({ place }) => {
     const { top, bottom } = place.getBoundingClientRect();
     return Math.max(0, top - innerHeight, -bottom);
@@ -71,9 +74,8 @@
   const next = () => {
     const [figure] = [...near].sort((a, b) => away(a) - away(b));
     if (!figure) return;
-    near.delete(figure);
     setTimeout(next);
-    draw(figure);
+    step(figure);
   };
   const soon = () => requestAnimationFrame(() => setTimeout(next));
   const watch = new IntersectionObserver((entries) => {
@@ -91,8 +93,7 @@
     const figure = [...figures.values()].find((x) => !x.drawn);
     if (!figure) return;
     idle(rest);
-    if (loaded) draw(figure);
-    else load();
+    step(figure);
   };
   addEventListener("load", () => idle(rest));
 
