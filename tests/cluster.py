@@ -19,6 +19,17 @@ from prunetune.search import leases, loop, storage
 from prunetune.search.study import run_trials
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+# What a search imports when it first needs it: half of what a worker that is soon killed would do.
+LAZY = (
+    "alembic.command",
+    "optuna.storages._rdb.models",
+    "prunetune.families.llava_next",
+    "prunetune.scorers.topv",
+    "psycopg",
+    "scipy.stats",
+    "sqlalchemy.dialects.postgresql.psycopg",
+    "sqlalchemy.dialects.sqlite",
+)
 
 
 def binaries():
@@ -131,7 +142,7 @@ class Team:
         here = Path(__file__).parent
         os.environ["PYTHONPATH"] = os.pathsep.join([str(here), str(here.parent)])
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["cluster"])
+        self._context.set_forkserver_preload(["cluster", *LAZY])
         self._arguments = (url, str(out), trials)
         self._remote, self._seconds = remote, seconds
         self.killed, self.crashed = 0, 0

@@ -11,19 +11,19 @@ from prunetune.search.storage import open_storage, storage_url
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 NAME = "fake/keep0.25/cosine"
-_BETWEEN = 5
+_BETWEEN, _KILLS = 8, 5
 needs_postgres = pytest.mark.skipif(
     binaries() is None, reason="PostgreSQL's initdb and pg_ctl are not here (pg_config --bindir)"
 )
 
 
-def drive(team, study, trials, *, every, restart=None, patience=120.0):
-    """Kill a worker every few seconds until enough trials are finished; then wait for the end.
+def drive(team, study, trials, *, restart=None, patience=120.0):
+    """Kill a worker after every few trials until enough are finished; then wait for the end.
 
-    Between two kills some trials finish: on a busy machine a worker would else be killed before it
-    has come to work, for ever. Whoever makes no progress for ``patience`` seconds hangs.
+    Trials, not seconds: on a busy machine a worker would be killed before it has come to work, for
+    ever, and on a fast one none. Whoever makes no progress for ``patience`` seconds hangs.
     """
-    killed, progressed, done, at_kill = time.monotonic(), time.monotonic(), 0, 0
+    progressed, done, at_kill = time.monotonic(), 0, 0
     while not team.ended:
         assert time.monotonic() - progressed < patience, "workers are left hanging"
         time.sleep(0.1)
@@ -31,9 +31,9 @@ def drive(team, study, trials, *, every, restart=None, patience=120.0):
         if done > before:
             progressed = time.monotonic()
         team.replace_crashed()
-        if done < trials and done >= at_kill + _BETWEEN and time.monotonic() - killed > every:
+        if at_kill + _BETWEEN <= done < trials:
             team.kill_one()
-            killed, at_kill = time.monotonic(), done
+            at_kill = done
         if restart is not None and done > trials // 3:
             restart()
             restart, progressed = None, time.monotonic()
@@ -64,11 +64,11 @@ def test_eight_workers_on_postgresql_killed_and_the_database_restarted(tmp_path)
         study = loader(storage_url(tmp_path, postgres.url))
         team = Team(8, postgres.url, tmp_path, trials=200, remote=True)
         try:
-            drive(team, study, 200, every=2.0, restart=lambda: postgres.restart(2.0))
+            drive(team, study, 200, restart=lambda: postgres.restart(2.0))
             states = check(study().get_trials(), 200)
         finally:
             team.end()
-        assert team.killed >= 3, "too few were killed to prove anything"
+        assert team.killed >= _KILLS, "too few were killed to prove anything"
         print(f"\n{team.killed} killed, {team.crashed} crashed, {dict(states)}")
 
 
@@ -76,9 +76,9 @@ def test_two_workers_on_sqlite_killed(tmp_path):
     study = loader(storage_url(tmp_path, None))
     team = Team(2, None, tmp_path, trials=200, remote=False)
     try:
-        drive(team, study, 200, every=2.0)
+        drive(team, study, 200)
         states = check(study().get_trials(), 200)
     finally:
         team.end()
-    assert team.killed >= 2, "too few were killed to prove anything"
+    assert team.killed >= _KILLS, "too few were killed to prove anything"
     print(f"\n{team.killed} killed, {team.crashed} crashed, {dict(states)}")
