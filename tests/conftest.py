@@ -1,5 +1,6 @@
 """What holds for every test: no network, one thread a process, reproducible random examples."""
 
+import gc
 import os
 import signal
 import socket
@@ -23,6 +24,12 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 os.environ.pop("HF_HUB_OFFLINE", None)
 
 LOCAL = {"localhost", "127.0.0.1", "::1", "0.0.0.0", "", None}
+
+
+def pytest_collection_finish():
+    """What torch and transformers have loaded stays: a garbage collector need not visit it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -154,37 +154,44 @@ SEARCH_ONLY = {"optuna", "optuna_dashboard", "sqlalchemy", "psycopg", "datasets"
 
 def loaded_after(statements: str, names: set[str]) -> set[str]:
     """Run statements in a fresh interpreter and return which of ``names`` it has loaded."""
-    code = f"{statements}\nimport sys, json\nprint(json.dumps(list(sys.modules)))"
+    return names & loaded_by_step(statements)[0]
+
+
+def loaded_by_step(*steps: str) -> list[set[str]]:
+    """Run statements in one fresh interpreter and return what it has loaded after each of them."""
+    told = "\nimport sys, json\nprint(json.dumps(list(sys.modules)))\n"
+    code = "".join(step + told for step in steps)
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent
     )
-    return names & set(json.loads(done.stdout.splitlines()[-1]))
+    return [set(json.loads(line)) for line in done.stdout.splitlines()[-len(steps) :]]
 
 
-def test_a_deployment_loads_nothing_of_the_search():
-    code = """
-import prunetune
+DEPLOYMENT = """
 from prunetune.models import load_model
 config = prunetune.PruningConfig.load("tests/golden/v1_everything.json")
 model = load_model("tiny").model
 prunetune.apply(model, config).remove()
 """
-    assert loaded_after(code, SEARCH_ONLY) == set()
 
 
-def test_the_search_loads_optuna():
-    code = "import prunetune\nprunetune.search\nimport prunetune.search.study"
-    assert "optuna" in loaded_after(code, SEARCH_ONLY)
-
-
-def test_importing_prunetune_loads_nothing_heavy():
-    assert loaded_after("import prunetune", {"torch", "transformers", "pydantic", "numpy"}) == set()
-    assert loaded_after("import prunetune\nprunetune.apply", {"torch"}) == {"torch"}
+def test_what_is_loaded_by_and_by():
+    """Nothing heavy by a bare import, nothing of the search by a deployment; then the twins."""
+    bare, named, deployed, searching = loaded_by_step(
+        "import prunetune",
+        "prunetune.apply",
+        DEPLOYMENT,
+        "prunetune.search\nimport prunetune.search.study",
+    )
+    assert bare & {"torch", "transformers", "pydantic", "numpy"} == set()
+    assert "torch" in named
+    assert deployed & SEARCH_ONLY == set()
+    assert "optuna" in searching
 
 
 def test_the_public_names_work_in_any_order():
     # What is heavy is loaded once; each order then has a process of its own.
-    code = "import os, sys, traceback, torch, transformers, optuna, pydantic\n"
+    code = "import os, sys, traceback, optuna, pydantic, transformers.masking_utils\n"
     for first in ("", "import prunetune.search.spec\n", "import prunetune.runtime.apply\n"):
         order = f"{first}import prunetune\n"
         order += "".join(f"assert callable(prunetune.{name})\n" for name in LAZY)
