@@ -23,6 +23,8 @@ OLDEST_BIN := .venv-oldest/bin
 unexport PYTHONDONTWRITEBYTECODE
 PIP := -m pip --disable-pip-version-check install -qq --no-compile
 PINS := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
+# Each process runs its part in order, so that what a file's tests share is made once; idle ones steal.
+PYTEST := -m pytest -n $(WORKERS) --dist worksteal
 # What every family has to hold, at both ends of the supported range of transformers.
 CONTRACT := $(wildcard tests/test_runtime*.py tests/test_famil*.py) tests/test_tower_attention.py tests/test_several_devices.py
 VERSION := 'import transformers; print(transformers.__version__)'
@@ -53,15 +55,15 @@ demo: $(STAMP)  ## Search the embedded model, export the best config and verify 
 	@echo "exported: demo/tiny.prune.json"
 
 test: $(DEV_STAMP)  ## Run all tests on two processes
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+	@OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST)
 
 test-oldest: .venv-oldest/.installed  ## Run the contract tests on the oldest supported transformers
-	@OMP_NUM_THREADS=1 $(OLDEST_BIN)/python -m pytest -n $(WORKERS) $(CONTRACT)
+	@OMP_NUM_THREADS=1 $(OLDEST_BIN)/python $(PYTEST) $(CONTRACT)
 
 support: $(DEV_STAMP) .venv-oldest/.installed  ## Write the support matrix from the contract tests' results
 	@mkdir -p build
-	-@OMP_NUM_THREADS=1 $(OLDEST_BIN)/python -m pytest -n $(WORKERS) --junitxml=build/oldest.xml $(CONTRACT)
-	-@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --junitxml=build/newest.xml $(CONTRACT)
+	-@OMP_NUM_THREADS=1 $(OLDEST_BIN)/python $(PYTEST) --junitxml=build/oldest.xml $(CONTRACT)
+	-@OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) --junitxml=build/newest.xml $(CONTRACT)
 	@$(BIN)/python tools/support_matrix.py $$($(OLDEST_BIN)/python -c $(VERSION))=build/oldest.xml \
 	  $$($(BIN)/python -c $(VERSION))=build/newest.xml
 

@@ -26,6 +26,12 @@ os.environ.pop("HF_HUB_OFFLINE", None)
 LOCAL = {"localhost", "127.0.0.1", "::1", "0.0.0.0", "", None}
 
 
+def pytest_collection_modifyitems(items):
+    """Files with slow tests come first: started last, they would leave the other core idle."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 def pytest_collection_finish():
     """What torch and transformers have loaded stays: a garbage collector need not visit it."""
     gc.collect()

@@ -21,7 +21,7 @@ from prunetune.review.worst import worst_samples
 from prunetune.search.find import find_study
 from prunetune.search.study import run_search
 
-PICTURES = 6
+PICTURES = 4
 DRAWN = """
 return [...document.querySelectorAll('.plot')].map(place => {
   const svg = place.querySelector('svg.main-svg');
@@ -53,7 +53,7 @@ def page(tmp_path_factory):
         return Path(given).resolve()
     folder = tmp_path_factory.mktemp("page")
     data = part_of_tiny(folder / "pictures")
-    words = ("search", "--data", data, "--trials", "30", "--out", folder / "run")
+    words = ("search", "--data", data, "--trials", "24", "--out", folder / "run")
     ran = call(*words, "--no-cache", "--json", "--threads", "1")
     assert ran.status == 0, ran.err
     return folder / "run" / "report.html"
