@@ -127,6 +127,8 @@ class Provenance(_Frozen):
         kv_ratio: Visual KV-cache share, pruned over unpruned.
         budget: What it was searched for: ``keep``, ``flops`` or ``kv_mib``, and its value.
         calibration_digest: Digest over the calibration pixels and texts.
+        weights_digest: sha256 over samples of the model's weights, see ``prunetune.fingerprint``;
+            with others ``apply`` warns.
         seed: Seed of the study.
         versions: Versions of the libraries it was made with.
         created: UTC time, ISO 8601.
@@ -142,6 +144,7 @@ class Provenance(_Frozen):
     kv_ratio: Number | None = None
     budget: dict[str, Number] | None = None
     calibration_digest: str | None = None
+    weights_digest: str | None = None
     seed: Whole | None = None
     versions: dict[str, str] = Field(default_factory=dict)
     created: str | None = None
@@ -149,9 +152,10 @@ class Provenance(_Frozen):
     @model_serializer(mode="wrap")
     def _dump(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         data: dict[str, Any] = handler(self)
-        if data.get("budget") is None:
-            # Files of older releases come back as the same bytes.
-            data.pop("budget", None)
+        for later in ("budget", "weights_digest"):
+            if data.get(later) is None:
+                # Files of older releases come back as the same bytes.
+                data.pop(later, None)
         return data
 
 

@@ -123,6 +123,24 @@ def test_fingerprint(caplog):
         prunetune.apply(model, other, strict=True)
 
 
+def test_other_weights_are_warned_of_once_a_model(caplog):
+    from prunetune.config import Provenance
+    from prunetune.fingerprint import weights_digest
+
+    model, tuned = tiny("llava"), tiny("llava")
+    tuned.lm_head.weight.data *= 1.01
+    made = Provenance(weights_digest=weights_digest(model))
+    config = make_config(model).model_copy(update={"provenance": made})
+    with caplog.at_level(logging.WARNING, logger="prunetune"):
+        prunetune.apply(model, config, strict=True).remove()
+        prunetune.apply(tuned, make_config(model)).remove()
+        assert not caplog.records
+        for _ in range(2):
+            prunetune.apply(tuned, config, strict=True).remove()
+    assert len(caplog.records) == 1
+    assert "other weights" in caplog.text
+
+
 @pytest.mark.parametrize("family", ["llava", "llava_next"])
 @pytest.mark.parametrize("schedule", ["0", "2+4"])
 @torch.no_grad()

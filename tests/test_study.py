@@ -59,7 +59,7 @@ class Fake:
     def facts(self):
         return ModelFacts(
             "llava_next", 16, 128, 512, 4, 4, 32, 336, 20, scorers=tuple(SCORERS),
-            name="fake", calibration_digest=self.digest,
+            name="fake", calibration_digest=self.digest, weights_digest="def",
         )  # fmt: skip
 
     def badness(self, config):
@@ -116,6 +116,7 @@ def test_a_search_from_end_to_end(tmp_path):
     assert config.provenance.gap == pytest.approx(gap, abs=1e-9)
     assert config.provenance.gap_ci[0] < gap < config.provenance.gap_ci[1]
     assert config.provenance.calibration_digest == "abc"
+    assert config.provenance.weights_digest == "def"
     assert (config.provenance.trial, config.provenance.study) == (
         result.trial,
         "fake/keep0.25/cosine",

@@ -9,6 +9,7 @@ from cli_runner import call, refused, write_set
 from prunetune.calibration import load_calibration
 from prunetune.config import ModelRef, Provenance, PruningConfig
 from prunetune.deploy import load_splits, meter, verify
+from prunetune.fingerprint import weights_digest
 from prunetune.models import EMBEDDED, load_model
 from prunetune.runtime import choose
 from prunetune.search.objective import Evaluator
@@ -50,6 +51,7 @@ def config(tiny, source):
         gap=sum(r.gap for r in results) / len(results),
         seed=5,
         calibration_digest=samples.digest(),
+        weights_digest=weights_digest(tiny.model),
     )
     return bare.model_copy(update={"provenance": made})
 
@@ -140,6 +142,8 @@ def test_the_gate(saved, source):
     assert found["reproduced"]
     assert found["passed"]
     assert found["within_max_gap"] is None
+    assert found["same_weights"] is True
+    assert "weights" not in ran.err
     # Named as `search --json` does.
     assert 0 <= found["held_out"]["top1_agreement"] <= 1
     gap = found["gap"]
@@ -169,6 +173,8 @@ def test_a_fine_tune_is_measured_against_the_provenance(saved, source, tmp_path)
     assert ran.status == 0, ran.err
     assert ran.json["reproduced"] is False
     assert abs(ran.json["difference"]) > 1e-6
+    assert ran.json["same_weights"] is False
+    assert ran.err.count("searched with other weights (tiny)") == 1
 
 
 def test_flags_that_are_wrong(saved, tmp_path):

@@ -97,6 +97,7 @@ def verify(
             "difference": result.difference,
             "tolerance": result.tolerance,
             "reproduced": result.reproduced,
+            "same_weights": result.same_weights,
             "mean_retention": result.calibration.mean_retention,
             "promised_mean_retention": pruning.provenance.mean_retention,
             "counts_hold": result.counts_hold,
@@ -128,6 +129,9 @@ def _print(out: Output, result: "Verification", max_gap: float | None, within: b
         word = "reproduced" if result.reproduced else "NOT reproduced"
         exactly = f"to {result.tolerance:.0e} (off by {result.difference:+.1e})"
         out.line(f"gap of the provenance: {word} {exactly}")
+    if result.same_weights is not None:
+        word = "the same" if result.same_weights else "OTHERS, or in another number format"
+        out.line(f"weights of the provenance: {word}")
     if within is not None:
         sign = "at most" if within else "ABOVE"
         out.line(f"gap {result.calibration.gap:.6f} is {sign} --max-gap {max_gap:g}")

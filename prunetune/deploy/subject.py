@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prunetune.budget import check_keep, rebudget
-from prunetune.config import PruningConfig
+from prunetune.config import Provenance, PruningConfig
 from prunetune.deploy.memory import available, check_fits, needed
 from prunetune.deploy.request import Request, processed_request, random_request, tokens_of
 from prunetune.deploy.shapes import Shape, build, count_parameters
@@ -120,6 +120,8 @@ def random_subject(
     import torch
 
     config, note = wanted.config_for(shape.model_type, shape.num_layers, f"--shape {shape.name}")
+    # Random weights: that they are not the provenance's goes without saying.
+    config = config.model_copy(update={"provenance": Provenance()})
     where = device_named(device)
     number = dtype_named(shape.dtype if dtype in (None, "auto") else dtype)
     attn = attn_named(attn) or "sdpa"

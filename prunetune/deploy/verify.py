@@ -12,7 +12,7 @@ from prunetune.budget import retention_by_layer
 from prunetune.calibration import CalibrationSet, load_calibration
 from prunetune.config import PruningConfig
 from prunetune.deploy.meter import Meter, SplitScores, Tally, mean
-from prunetune.runtime.apply import apply
+from prunetune.runtime.apply import apply, same_weights
 
 TOLERANCE, HALF_TOLERANCE = 1e-6, 1e-3
 """Up to here a gap counts as reproduced: in single, and in half precision."""
@@ -67,6 +67,8 @@ class Verification:
         tolerance: Up to here a gap counts as reproduced; half precision rounds more.
         reproduced: Whether ``difference`` is at most ``tolerance``; None where it is not known.
         reason: Why it is not known.
+        same_weights: Whether the model has the provenance's weights, in their number format; None
+            where that is not known.
     """
 
     calibration: SplitScores
@@ -78,6 +80,7 @@ class Verification:
     tolerance: float
     reproduced: bool | None
     reason: str
+    same_weights: bool | None
 
 
 def load_splits(
@@ -173,6 +176,7 @@ def verify(
         tolerance=tolerance,
         reproduced=None if difference is None else abs(difference) <= tolerance,
         reason=reason,
+        same_weights=same_weights(loaded.model, config),
     )
 
 

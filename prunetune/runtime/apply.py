@@ -2,6 +2,7 @@
 
 import logging
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import nn
 
@@ -9,6 +10,7 @@ from prunetune.config import PruningConfig
 from prunetune.errors import ConfigError, UnsupportedModelError
 from prunetune.families import FAMILIES, Family
 from prunetune.families.base import refuse
+from prunetune.fingerprint import weights_digest
 from prunetune.runtime.handle import Handle
 from prunetune.runtime.taps import row_readable
 
@@ -28,6 +30,8 @@ REFUSED = {
     "mllama": _CROSS,
     "t5gemma2": _CROSS,
 }
+_COMPARED: WeakKeyDictionary[nn.Module, set[str | None]] = WeakKeyDictionary()
+"""Models, and the digests that their weights were compared with."""
 PRUNABLE_LAYERS = {"full_attention", "sliding_attention"}
 
 
@@ -144,6 +148,39 @@ def check_fits(family: Family, config: PruningConfig, *, strict: bool) -> None:
         if strict:
             raise ConfigError(message)
         logger.warning(message)
+    else:
+        _check_weights(family, config)
+
+
+def same_weights(model: nn.Module, config: PruningConfig) -> bool | None:
+    """Tell whether a model has the weights that a config was searched with.
+
+    Returns:
+        None where the config does not say, or weights of this kind cannot be read.
+    """
+    wanted = config.provenance.weights_digest
+    if wanted is None:
+        return None
+    try:
+        return weights_digest(model) == wanted
+    except (NotImplementedError, RuntimeError, TypeError):  # e.g. sharded tensors
+        logger.debug("the weights' digest cannot be taken", exc_info=True)
+        return None
+
+
+def _check_weights(family: Family, config: PruningConfig) -> None:
+    """Warn where the weights are others: once a model, for this reads all of its tensors."""
+    compared = _COMPARED.setdefault(family.model, set())
+    wanted = config.provenance.weights_digest
+    if wanted in compared:
+        return
+    compared.add(wanted)
+    if same_weights(family.model, config) is False:
+        logger.warning(
+            "the config was searched with other weights (%s), or with the same in another number "
+            "format; check it with `prunetune verify` before relying on it",
+            config.model.name or "unnamed",
+        )
 
 
 def _check_rows(family: Family, config: PruningConfig) -> None:

@@ -279,6 +279,7 @@ def with_provenance(
         kv_ratio=kv_ratio(stages, facts.num_layers),
         budget=space.spent(winner.config).exact,
         calibration_digest=facts.calibration_digest,
+        weights_digest=facts.weights_digest,
         seed=spec.seed,
         versions=dict(stored),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
