@@ -49,6 +49,7 @@ def test_last_query_is_refused_before_anything_runs(folder):
 
 
 def test_a_search_leaves_it_out_and_says_so(folder, tmp_path):
+    pytest.importorskip("optuna", reason="without the extra `search` there is nothing to run")
     data = write_set(tmp_path / "data")
     common = ("--keep", 0.5, "--trials", 2, "--preset", "none", "--data", data, "--json")
     ran = call(
@@ -71,6 +72,7 @@ def test_a_search_leaves_it_out_and_says_so(folder, tmp_path):
 
 
 def test_nothing_is_left_out_of_a_search_on_plain_projections(tmp_path):
+    pytest.importorskip("optuna", reason="without the extra `search` there is nothing to run")
     ran = call(
         "search", "--model", "tiny", "--keep", 0.5, "--trials", 1, "--preset", "none", "--data",
         write_set(tmp_path / "data"), "--out", tmp_path / "out", "--cache-dir", tmp_path / "cache",
