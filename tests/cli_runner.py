@@ -9,7 +9,10 @@ import warnings
 import torch
 from PIL import Image, ImageDraw
 
+import prunetune
 from prunetune.cli import main
+from prunetune.config import PruningConfig
+from prunetune.models import load_model
 
 torch.set_num_threads(1)
 NAMES = ("prunetune", "transformers", "datasets", "optuna", "huggingface_hub")
@@ -88,3 +91,35 @@ def truncate(path):
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])
     return path
+
+
+def search_folder(folder, place):
+    """Search a folder's model for two trials, on a set in ``place``; the config found applies.
+
+    Returns:
+        What the search ended with, and the config's path.
+    """
+    data, out = write_set(place / "set"), place / "out"
+    ran = call(
+        "search", "--model", folder, "--keep", 0.4, "--trials", 2, "--preset", "none",
+        "--out", out, "--data", data, "--cache-dir", place / "cache", "--json",
+    )  # fmt: skip
+    assert ran.status == 0, ran.err
+    assert ran.json["trials"]["complete"] == 2
+    assert 0 < ran.json["best"]["held_out_gap"] < 2
+    path = out / "config.json"
+    model = load_model(str(folder)).model
+    prunetune.apply(model, PruningConfig.load(path), strict=True).remove()
+    return ran, path
+
+
+def verify_and_show(folder, path, place):
+    """Verify what ``search_folder`` found, on its data, and draw it on a picture."""
+    checked = call("verify", path, "--model", folder, "--data", place / "set", "--json")
+    assert checked.status == 0, checked.err
+    picture(3).save(place / "one.png")
+    shown = call(
+        "show", path, place / "one.png", "--model", folder, "--output", place / "shown.png"
+    )
+    assert shown.status == 0, shown.err
+    assert (place / "shown.png").stat().st_size > 1000

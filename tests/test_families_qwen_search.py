@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cli_runner import call, picture, write_set
+from cli_runner import picture, search_folder, verify_and_show
 from family_models import each, family
 from family_models._folders import save_qwen
 from reference_models import make_config
@@ -17,11 +17,6 @@ from prunetune.models import load_model
 from prunetune.presets import load_preset
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_set(tmp_path_factory.mktemp("data") / "set")
-
-
 @pytest.fixture(scope="module", params=each(*QWEN))
 def folder(request, tmp_path_factory):
     return save_qwen(family(request.param), tmp_path_factory.mktemp("models") / request.param)
@@ -33,31 +28,13 @@ def test_the_stock_processor_needs_torchvision(folder):
         AutoProcessor.from_pretrained(folder)
 
 
-def test_search_verify_and_show(folder, data, tmp_path):
+def test_search_verify_and_show(folder, tmp_path):
     pytest.importorskip("optuna", reason="without the extra `search` there is nothing to run")
-    out = tmp_path / "out"
-    common = ("--data", data, "--cache-dir", tmp_path / "cache", "--json")
-    ran = call(
-        "search", "--model", folder, "--keep", 0.4, "--trials", 2, "--preset", "none",
-        "--out", out, *common,
-    )  # fmt: skip
-    assert ran.status == 0, ran.err
-    assert ran.json["trials"]["complete"] == 2
-    assert 0 < ran.json["best"]["held_out_gap"] < 2
+    ran, path = search_folder(folder, tmp_path)
     notes = {one["name"]: one["notes"] for one in ran.json["baselines"]}
     assert "positions stay original" in notes["fastervlm"]
-    checked = call("verify", out / "config.json", "--model", folder, *common[:2], "--json")
-    assert checked.status == 0, checked.err
-    picture(3).save(tmp_path / "one.png")
-    shown = call(
-        "show", out / "config.json", tmp_path / "one.png", "--model", folder,
-        "--output", tmp_path / "shown.png",
-    )  # fmt: skip
-    assert shown.status == 0, shown.err
-    assert (tmp_path / "shown.png").stat().st_size > 1000
-    config = PruningConfig.load(out / "config.json")
-    assert config.positions == "original"
-    prunetune.apply(load_model(str(folder)).model, config, strict=True).remove()
+    assert PruningConfig.load(path).positions == "original"
+    verify_and_show(folder, path, tmp_path)
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from cli_runner import call, picture, write_set
+from cli_runner import picture, search_folder
 from family_models import Batch, each
 from family_models._folders_llava import KINDS, save
 from PIL import Image
@@ -15,7 +15,6 @@ from test_runtime_geometry import token_geometries
 
 import prunetune
 from prunetune.calibration import Sample, encode
-from prunetune.config import PruningConfig
 from prunetune.models import load_model
 
 
@@ -31,16 +30,7 @@ def loaded(folder):
 
 def test_a_search_of_the_folder(folder, tmp_path):
     pytest.importorskip("optuna", reason="without the extra `search` there is nothing to run")
-    data, out = write_set(tmp_path / "set"), tmp_path / "out"
-    ran = call(
-        "search", "--model", folder, "--keep", 0.4, "--trials", 2, "--preset", "none",
-        "--out", out, "--data", data, "--cache-dir", tmp_path / "cache", "--json",
-    )  # fmt: skip
-    assert ran.status == 0, ran.err
-    assert ran.json["trials"]["complete"] == 2
-    assert 0 < ran.json["best"]["held_out_gap"] < 2
-    config = PruningConfig.load(out / "config.json")
-    prunetune.apply(load_model(str(folder)).model, config, strict=True).remove()
+    search_folder(folder, tmp_path)
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import transformers
-from cli_runner import call, picture, write_set
+from cli_runner import picture, search_folder, verify_and_show
 from family_models import family
 from family_models._view_folders import save_views
 from packaging.version import Version
@@ -11,7 +11,6 @@ from reference_models import make_config
 
 import prunetune
 from prunetune.calibration import Sample, encode
-from prunetune.config import PruningConfig
 from prunetune.errors import ConfigError
 from prunetune.models import load_model
 
@@ -72,26 +71,8 @@ def test_pan_and_scan_crops_are_images_of_their_own(tmp_path):
 def test_search_verify_and_show(name, tmp_path):
     pytest.importorskip("optuna", reason="without the extra `search` there is nothing to run")
     folder = saved(name, tmp_path / "model")
-    data, out = write_set(tmp_path / "set"), tmp_path / "out"
-    common = ("--data", data, "--cache-dir", tmp_path / "cache", "--json")
-    ran = call(
-        "search", "--model", folder, "--keep", 0.4, "--trials", 2, "--preset", "none",
-        "--out", out, *common,
-    )  # fmt: skip
-    assert ran.status == 0, ran.err
-    assert ran.json["trials"]["complete"] == 2
-    assert 0 < ran.json["best"]["held_out_gap"] < 2
-    checked = call("verify", out / "config.json", "--model", folder, *common[:2], "--json")
-    assert checked.status == 0, checked.err
-    picture(3).save(tmp_path / "one.png")
-    shown = call(
-        "show", out / "config.json", tmp_path / "one.png", "--model", folder,
-        "--output", tmp_path / "shown.png",
-    )  # fmt: skip
-    assert shown.status == 0, shown.err
-    assert (tmp_path / "shown.png").stat().st_size > 1000
-    config = PruningConfig.load(out / "config.json")
-    prunetune.apply(load_model(str(folder)).model, config, strict=True).remove()
+    _, path = search_folder(folder, tmp_path)
+    verify_and_show(folder, path, tmp_path)
 
 
 def test_a_processor_that_lacks_a_package(tmp_path, monkeypatch):
