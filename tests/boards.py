@@ -1,6 +1,8 @@
 """Studies for tests of what people review: trials of the embedded model, with hostile names."""
 
 import json
+import threading
+from contextlib import contextmanager
 from functools import cache
 
 import optuna
@@ -10,6 +12,10 @@ from optuna.trial import TrialState
 
 from prunetune.config import ModelRef, PruningConfig
 from prunetune.models import load_model
+from prunetune.review.artifacts import ArtifactFolder
+from prunetune.review.dashboard import Dashboard
+from prunetune.review.facts import study_facts
+from prunetune.search.prepare import load_data
 from prunetune.search.spec import StudySpec
 from prunetune.search.storage import open_storage, quiet, storage_url
 from prunetune.search.trials import describe_config
@@ -101,3 +107,21 @@ def make_example(out):
         weight = ((3 * k) % 19) / 10 - 0.9
         add_trial(study, value, k % 4, weight, state, samples=16 if stopped else 64)
     return study
+
+
+@contextmanager
+def serving(study, out, tiny):
+    """Serve a dashboard of the studies of ``study``'s database, notes and pictures written."""
+
+    def prepare(publisher):
+        publisher.loaded = tiny
+        publisher.samples = load_data(study_facts(publisher.study).spec)[0].samples
+
+    board = Dashboard(study._storage, ArtifactFolder(out / "artifacts"), prepare=prepare)
+    board.refresh()
+    thread = threading.Thread(target=board.serve, daemon=True)
+    thread.start()
+    yield board
+    board.stop()
+    thread.join(20)
+    assert not thread.is_alive()

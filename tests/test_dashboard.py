@@ -6,12 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import urllib.error
 import urllib.request
 
 import pytest
-from boards import NAME, SCRIPT, add_trial, make_study
+from boards import NAME, SCRIPT, add_trial, make_study, serving
 from cli_runner import refused
 from cluster import Postgres, binaries
 from hypothesis import example, given
@@ -25,12 +24,10 @@ from prunetune.cli import dashboard
 from prunetune.fingerprint import weights_digest
 from prunetune.models import load_model
 from prunetune.review.artifacts import ArtifactFolder, attach
-from prunetune.review.dashboard import Dashboard
 from prunetune.review.facts import study_facts
 from prunetune.review.notes import MARK, kept_below, markdown
 from prunetune.review.publish import Publisher
 from prunetune.search.find import find_study
-from prunetune.search.prepare import load_data
 from prunetune.search.study import run_search
 
 
@@ -44,19 +41,8 @@ def served(tmp_path_factory, tiny):
     """A dashboard over a study with hostile names, its notes and pictures written."""
     out = tmp_path_factory.mktemp("run")
     study = make_study(out)
-
-    def prepare(publisher):
-        publisher.loaded = tiny
-        publisher.samples = load_data(study_facts(publisher.study).spec)[0].samples
-
-    board = Dashboard(study._storage, ArtifactFolder(out / "artifacts"), prepare=prepare)
-    board.refresh()
-    thread = threading.Thread(target=board.serve, daemon=True)
-    thread.start()
-    yield board, study, out
-    board.stop()
-    thread.join(20)
-    assert not thread.is_alive()
+    with serving(study, out, tiny) as board:
+        yield board, study, out
 
 
 def get(board, path, **headers):

@@ -3,14 +3,13 @@
 import threading
 
 import pytest
-from boards import NAME, SCRIPT, make_example, make_study
+from boards import NAME, SCRIPT, make_example, make_study, serving
 from browser import browser  # noqa: F401
 
 from prunetune.models import load_model
 from prunetune.review.artifacts import ArtifactFolder
 from prunetune.review.dashboard import Dashboard
 from prunetune.review.facts import study_facts
-from prunetune.search.prepare import load_data
 
 
 @pytest.fixture(scope="module")
@@ -18,21 +17,10 @@ def page(browser, tmp_path_factory):  # noqa: F811
     """A dashboard that serves; the URLs of its list, an ordinary study, and one full of markup."""
     out = tmp_path_factory.mktemp("run")
     ordinary, hostile = make_example(out), make_study(out)
-    tiny = load_model("tiny")
-
-    def prepare(publisher):
-        publisher.loaded = tiny
-        publisher.samples = load_data(study_facts(publisher.study).spec)[0].samples
-
-    board = Dashboard(ordinary._storage, ArtifactFolder(out / "artifacts"), prepare=prepare)
-    board.refresh()
-    thread = threading.Thread(target=board.serve, daemon=True)
-    thread.start()
-    place = f"{board.url}/studies"
     best = study_facts(ordinary).best.number
-    yield board.url, f"{place}/{ordinary._study_id}", f"{place}/{hostile._study_id}", best
-    board.stop()
-    thread.join(20)
+    with serving(ordinary, out, load_model("tiny")) as board:
+        place = f"{board.url}/studies"
+        yield board.url, f"{place}/{ordinary._study_id}", f"{place}/{hostile._study_id}", best
 
 
 def shows(browser, text):  # noqa: F811
