@@ -85,21 +85,48 @@ def test_models_that_cannot_work_are_refused_by_name(kind, reason):
     assert model.config.model_type in str(error.value)
 
 
-@pytest.mark.parametrize("kinds", [["conv", "full_attention"], ["full_attention"] * 2])
+@pytest.mark.parametrize("kinds", [["linear_attention", "full_attention"], ["full_attention"] * 2])
 def test_layers_that_carry_a_state_are_refused(kinds):
     """LLaVA over a hybrid language model; its pair has attention everywhere."""
-    text = transformers.Lfm2Config(
+    text = transformers.Qwen3NextConfig(
         vocab_size=120, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, layer_types=kinds,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=16, num_experts=0,
+        layer_types=kinds, pad_token_id=0,
     )  # fmt: skip
     vision = family_models.family("llava").model().config.vision_config
     config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=99)
     model = LlavaForConditionalGeneration(config)
-    if "conv" in kinds:
-        with pytest.raises(UnsupportedModelError, match=r"\A[^\n]*kind conv[^\n]+\Z"):
+    if "linear_attention" in kinds:
+        match = r"\A[^\n]*kind linear_attention[^\n]+\Z"
+        with pytest.raises(UnsupportedModelError, match=match):
             family_of(model)
     else:
         assert len(family_of(model).layers) == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "refused"), [("Cohere", True), ("Olmo2", True), ("Llama", False), ("Glm4", False)]
+)
+def test_layers_normed_otherwise_are_refused(kind, refused):
+    """Scores are made of what the two norms of a decoder layer give, before attention and MLP."""
+    text = getattr(transformers, f"{kind}Config")(
+        vocab_size=99, hidden_size=16, intermediate_size=16, num_hidden_layers=LAYERS,
+        num_attention_heads=2, num_key_value_heads=2, head_dim=8, pad_token_id=0,
+    )  # fmt: skip
+    vision = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+        image_size=16, patch_size=8,
+    )  # fmt: skip
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=98)
+    model = LlavaForConditionalGeneration(config)
+    applied = make_config(model)
+    if not refused:
+        prunetune.apply(model, applied).remove()
+        return
+    with pytest.raises(UnsupportedModelError, match=ONE_LINE) as error:
+        prunetune.apply(model, applied)
+    assert kind.lower() in str(error.value)
+    assert "norm" in str(error.value)
 
 
 def test_what_is_not_a_config():

@@ -95,10 +95,13 @@ def family_of(model: nn.Module) -> Family:
 def check_layers(family: Family) -> None:
     """Raise unless every decoder layer attends to keys of single tokens, and caches its own.
 
+    And unless its two norms stand before what they are for.
+
     A family's language model is what its checkpoint says: LLaVA can have any.
 
     Raises:
-        UnsupportedModelError: Some layers carry a state along the sequence, or share a cache.
+        UnsupportedModelError: Some layers carry a state along the sequence, share a cache, or are
+            normed elsewhere.
     """
     config = family.text_model.config
     kinds = set(getattr(config, "layer_types", None) or ()) - PRUNABLE_LAYERS
@@ -107,6 +110,13 @@ def check_layers(family: Family) -> None:
             family.model,
             f"some layers of its language model are of kind {', '.join(sorted(kinds))}: what they "
             "carry along the sequence cannot lose tokens afterwards",
+        )
+    if not all(_pre_normed(layer) for layer in family.layers):
+        kind = getattr(config, "model_type", "unknown")
+        raise refuse(
+            family.model,
+            f"layers of its language model ({kind}) have no norm before the attention and another "
+            "before the MLP, and scores are made of what these give",
         )
     if getattr(config, "num_kv_shared_layers", 0):
         raise refuse(family.model, "layers of its language model share their KV cache")
@@ -166,6 +176,12 @@ def same_weights(model: nn.Module, config: PruningConfig) -> bool | None:
     except (NotImplementedError, RuntimeError, TypeError):  # e.g. sharded tensors
         logger.debug("the weights' digest cannot be taken", exc_info=True)
         return None
+
+
+def _pre_normed(layer: nn.Module) -> bool:
+    # OLMo 2's norms follow; Cohere has one for attention and MLP, which run side by side.
+    second = ("post_attention_layernorm", "pre_feedforward_layernorm")
+    return hasattr(layer, "input_layernorm") and any(hasattr(layer, name) for name in second)
 
 
 def _check_weights(family: Family, config: PruningConfig) -> None:
