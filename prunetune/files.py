@@ -1,13 +1,12 @@
 """Files that appear whole or not at all."""
 
+import errno
 import os
+import sqlite3
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
-
-SQLITE = b"SQLite format 3\0"
-"""What every SQLite file starts with."""
 
 
 @contextmanager
@@ -41,3 +40,25 @@ def write_atomically(path: Path, content: bytes) -> Path:
     with appearing(path) as temporary:
         temporary.write_bytes(content)
     return path
+
+
+def is_database(path: Path) -> bool:
+    """Tell whether a file can be an SQLite database, by its start; an empty one can.
+
+    SQLite itself looks. A process that opens and closes the file by other means loses all its locks
+    on it (POSIX), and with them whatever database it has open there: the next process that closes
+    that database takes itself for the last one, and removes the write-ahead log in use.
+
+    Raises:
+        OSError: There is no such file, or it cannot be read.
+    """
+    if path.stat().st_size == 1:  # which SQLite takes for an empty one
+        return False
+    if not os.access(path, os.R_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as found:
+            found.execute("PRAGMA schema_version")
+    except sqlite3.Error as error:
+        return error.sqlite_errorcode != sqlite3.SQLITE_NOTADB
+    return True

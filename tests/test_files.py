@@ -1,6 +1,10 @@
 """Files appear whole or not at all, also those of writers that want a path."""
 
 import os
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -8,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from prunetune.files import appearing, write_atomically
+from prunetune.files import appearing, is_database, write_atomically
 from training.tiny import optimiser
 from training.tiny.optimiser import Optimiser
 
@@ -79,3 +83,46 @@ def test_a_checkpoint_of_the_training_too(tmp_path, monkeypatch):
     assert path.read_bytes() == before
     one.save(path, {"step": 3.0})
     assert path.read_bytes() != before
+
+
+@pytest.mark.parametrize(
+    ("content", "is_one"),
+    [(b"", True), (b"{", False), (b'{"format": "prunetune.config"}', False), (b"x" * 9999, False)],
+)
+def test_what_can_be_a_database(tmp_path, content, is_one):
+    (tmp_path / "a").write_bytes(content)
+    assert is_database(tmp_path / "a") is is_one
+
+
+OTHER = """
+import sqlite3, sys
+other = sqlite3.connect(sys.argv[1])
+other.execute("SELECT * FROM t").fetchall()
+other.close()
+"""
+
+
+@pytest.mark.parametrize("looks", [is_database, Path.read_bytes], ids=["sqlite", "twin"])
+def test_a_look_at_a_database_leaves_this_process_its_locks(tmp_path, looks):
+    """Without them another process removes the write-ahead log that is in use here."""
+    path = tmp_path / "it's 100% a?study#.db"
+    with closing(sqlite3.connect(path)) as mine:
+        mine.execute("PRAGMA journal_mode=WAL")
+        mine.execute("CREATE TABLE t (x)")
+        mine.commit()
+        looks(path)
+        subprocess.run([sys.executable, "-c", OTHER, str(path)], check=True, timeout=60)
+        assert path.with_name(f"{path.name}-wal").exists() is (looks is is_database)
+
+
+def test_a_study_can_be_found_where_it_is_being_searched(tmp_path):
+    from prunetune.search.find import locate
+    from prunetune.search.storage import DATABASE, open_storage
+
+    storage = open_storage(f"sqlite:///{tmp_path / DATABASE}")
+    assert locate(str(tmp_path))[1] == tmp_path
+    other = OTHER.replace(' t"', ' studies"')
+    file = tmp_path / DATABASE
+    subprocess.run([sys.executable, "-c", other, str(file)], check=True, timeout=60)
+    assert file.with_name(f"{DATABASE}-wal").exists()
+    storage.engine.dispose()

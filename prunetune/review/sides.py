@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from prunetune.budget import kv_ratio, mean_retention
 from prunetune.config import PruningConfig
 from prunetune.errors import ConfigError, StudyError
-from prunetune.files import SQLITE
+from prunetune.files import is_database
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -94,8 +94,7 @@ def is_study(target: str) -> bool:
     if number is not None or "://" in target or path.is_dir():
         return True
     try:
-        with path.open("rb") as file:
-            return file.read(len(SQLITE)) == SQLITE
+        return path.stat().st_size > 0 and is_database(path)
     except (OSError, ValueError):
         return False
 

@@ -9,7 +9,7 @@ import optuna
 
 from prunetune.config import PruningConfig
 from prunetune.errors import StudyError
-from prunetune.files import SQLITE
+from prunetune.files import is_database
 from prunetune.search.front import FINISHED
 from prunetune.search.pareto import FOLDER, choose_point, front_file
 from prunetune.search.spec import StudySpec
@@ -103,10 +103,8 @@ def _check_database(path: Path, target: str) -> None:
                 "show and diff only"
             )
         raise StudyError(f"no study at {target!r}: {path} does not exist; {wanted}")
-    with path.open("rb") as file:
-        start = file.read(len(SQLITE))
     # An empty file is what SQLite leaves where a search was killed before its first write.
-    if start and start != SQLITE:
+    if not is_database(path):
         raise StudyError(f"no study at {target!r}: {path} is not a database; {wanted}")
 
 
