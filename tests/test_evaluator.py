@@ -1,5 +1,7 @@
 """Measuring configs: the same numbers however samples are batched, and wherever a trial starts."""
 
+import math
+
 import pytest
 import torch
 
@@ -100,3 +102,21 @@ def test_the_vision_tower_sees_each_picture_once(loaded, samples):
         assert len(seen) == 4 + 3
     finally:
         hook.remove()
+
+
+@pytest.mark.parametrize("broken", [True, False])
+def test_a_state_that_is_no_number_is_never_a_perfect_one(broken):
+    from types import SimpleNamespace
+
+    from prunetune.search.results import compare
+
+    tail, logits = torch.ones(1, 1, 4), torch.zeros(1, 1, 5)
+    if broken:  # float16 overflows
+        tail, logits = tail / 0 * 0, logits / 0
+    reference = SimpleNamespace(tail=torch.ones(1, 4), log_probs=torch.zeros(5).log_softmax(-1))
+    (result,) = compare(tail, logits, [reference], [None], frozenset())
+    if broken:
+        assert math.isnan(result.gap)
+        assert math.isnan(result.kl)
+    else:  # the twin: the same state is a gap of 0
+        assert (result.gap, result.kl) == (pytest.approx(0), pytest.approx(0))

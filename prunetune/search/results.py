@@ -15,7 +15,7 @@ class SampleResult:
     """What a config did to one sample.
 
     Attributes:
-        gap: 1 - cosine of the last prompt token's final states, in [0, 2].
+        gap: 1 - cosine of the last prompt token's final states, in [0, 2]; NaN where a state is.
         kl: KL(unpruned || pruned) of the next-token distribution, in nats.
         agrees: Whether the most likely next token is the same.
         correct: Whether greedy decoding gives exactly the expected answer; None where there is
@@ -53,7 +53,8 @@ def compare(
     pruned = logits[rows, at].log_softmax(-1)
     kl = (unpruned.exp() * (unpruned - pruned)).sum(-1)
     agrees = pruned.argmax(-1) == unpruned.argmax(-1)
-    columns = ((1 - cosine).tolist(), kl.tolist(), agrees.tolist())
+    # Not Python's max: max(0.0, nan) is 0.0, and a state of NaN would be the best there is.
+    columns = ((1 - cosine).clamp_min(0).tolist(), kl.clamp_min(0).tolist(), agrees.tolist())
     predicted = zip(logits.argmax(-1).tolist(), at.tolist(), answers)
     correct = [exact_answer(row[start:], answer, eos) for row, start, answer in predicted]
-    return [SampleResult(max(0.0, g), max(0.0, k), a, c) for g, k, a, c in zip(*columns, correct)]
+    return [SampleResult(g, k, a, c) for g, k, a, c in zip(*columns, correct)]

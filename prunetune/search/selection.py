@@ -58,18 +58,28 @@ class Winner:
 
 
 def measure(evaluator: Measures, config: PruningConfig) -> list[SampleScore]:
-    """Return a config's results on all samples of a split, in order."""
+    """Return a config's results on all samples of a split, in order.
+
+    Raises:
+        StudyError: A state is not a number, so no mean is one.
+    """
     found: dict[int, SampleScore] = {}
     for batch in evaluator.evaluate(config):
         check()
         found.update(batch)
+    if broken := sum(not math.isfinite(result.gap) for result in found.values()):
+        raise StudyError(
+            f"the pruned model gave no usable state on {broken} of {len(found)} samples; load it "
+            "in another number format (--dtype float32 or bfloat16), or export another trial"
+        )
     return [found[index] for index in sorted(found)]
 
 
 def shortlist(study: Study, count: int) -> list[FrozenTrial]:
     """Return the ``count`` best trials of different configs, by what is known of their mean.
 
-    A pruned trial was measured on some samples only; see ``trials.estimated_mean``.
+    A pruned trial was measured on some samples only; see ``trials.estimated_mean``. Where pruned
+    ones only are among the best, the best complete one comes last: estimates may be wrong.
     """
     trials = [t for t in study.get_trials(deepcopy=False, states=FINISHED) if t.intermediate_values]
     best = best_complete(study)
@@ -82,7 +92,10 @@ def shortlist(study: Study, count: int) -> list[FrozenTrial]:
     distinct: dict[str, FrozenTrial] = {}
     for trial in sorted(trials, key=lambda t: (estimate(t), t.number)):
         distinct.setdefault(trial.user_attrs.get("config_digest", str(trial.number)), trial)
-    return list(distinct.values())[:count]
+    chosen = list(distinct.values())[:count]
+    if best is not None and all(t.state is TrialState.PRUNED for t in chosen):
+        chosen.append(best)
+    return chosen
 
 
 def choose(study: Study, spec: StudySpec, evaluator: Measures) -> Winner:
@@ -99,9 +112,14 @@ def choose(study: Study, spec: StudySpec, evaluator: Measures) -> Winner:
         if trial.state is TrialState.COMPLETE and len(trial.intermediate_values) == total:
             values[number] = metric_of(trial)
             continue
-        results[number] = measure(evaluator, config_of(trial))
-        values[number] = _mean(spec, results[number])
         spent += total
+        try:
+            results[number] = measure(evaluator, config_of(trial))
+            values[number] = _mean(spec, results[number])
+        except StudyError as error:
+            logger.warning("trial %d is not chosen: %s", number, error)
+    if candidates and not values:
+        raise StudyError(f"none of the best {len(candidates)} trials could be measured again")
     if not values:
         raise StudyError(
             f"study {study.study_name!r} has no finished trial, so there is nothing to export; "
@@ -220,7 +238,10 @@ def compare_preset(
     if preset.config is None:
         return Baseline(preset.name, None, note=preset.note)
     is_tuned = tuned is not None and prunes_alike(preset.config, tuned)
-    results = measured[preset.name] = measure(held_out, preset.config)
+    try:
+        results = measured[preset.name] = measure(held_out, preset.config)
+    except StudyError as error:
+        return Baseline(preset.name, None, note=f"not measured: {error}")
     difference = [ours.gap - theirs.gap for ours, theirs in zip(measured["tuned"], results)]
     return Baseline(
         name=preset.name,
