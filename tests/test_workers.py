@@ -68,6 +68,24 @@ def test_a_trial_has_an_owner_and_a_heartbeat_from_its_first_moment(shared):
     assert beats == 1
 
 
+@pytest.mark.skipif(not hasattr(time, "tzset"), reason="the zone cannot be changed here")
+@pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/New_York"])
+def test_a_queued_trial_starts_when_it_starts_wherever_the_machine_is(shared, monkeypatch, zone):
+    study, _ = shared
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        study.enqueue_trial({"x": 0.5})
+        queued, drawn = study.ask(), study.ask()
+        for trial in (queued, drawn):
+            study.tell(trial, 1.0)
+        spent = [trial.duration.total_seconds() for trial in study.trials]
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert all(0 <= seconds < 600 for seconds in spent), spent
+
+
 def test_a_trial_of_a_dead_process_is_run_again_with_its_reports(shared):
     study, storage = shared
     trial = storage.running = None

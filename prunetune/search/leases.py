@@ -9,7 +9,7 @@ import json
 import os
 import socket
 import uuid
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -126,7 +126,9 @@ def take(connection: Connection, dialect: str, trial: int, room: int | None) -> 
     # SQLite has one writer at a time: the update below is its lock.
     if dialect != "sqlite":
         connection.execute(_LOCK, {"study": study})
-    if not connection.execute(_START, {"trial": trial, "now": datetime.now()}).rowcount:
+    # Optuna keeps times in UTC, without a zone.
+    now = datetime.now(UTC).replace(tzinfo=None)
+    if not connection.execute(_START, {"trial": trial, "now": now}).rowcount:
         return False
     sign(connection, study, trial, room)
     return True
