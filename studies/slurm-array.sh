@@ -18,8 +18,9 @@
 set -euo pipefail
 : "${PRUNETUNE_STORAGE:?set it to the URL of a PostgreSQL database}"
 
-# exec: the signal has to reach prunetune, not this shell.
-exec srun prunetune search \
+# exec: the signal has to reach prunetune, not this shell. From 22.05 on srun is not told by sbatch
+# how many CPUs a task has, and would give it one.
+exec srun --cpus-per-task "$SLURM_CPUS_PER_TASK" prunetune search \
     --model llava-next --keep 0.25 --trials 400 \
     --data "${DATA:-$HOME/pictures}" \
     --out "studies/llava-next-keep0.25/task-${SLURM_ARRAY_TASK_ID}" \

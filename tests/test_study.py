@@ -330,6 +330,9 @@ search(Path({str(tmp_path)!r}), Fake(fail=die), trials=8)
     (tmp_path / "log.jsonl").write_text('{"trial": 0}\n{"tri')
     result = search(tmp_path, trials=8)
     assert result.trials["complete"] == 8
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert lines.pop(1) == '{"tri'
+    assert {json.loads(line)["trial"] for line in lines} >= set(range(8))
     assert [t.value for t in trials_of(tmp_path)[:4]] == [t.value for t in before[:4]]
 
 
@@ -437,8 +440,13 @@ def test_storage_urls_and_their_passwords(tmp_path):
     assert redact(url) == "postgresql+psycopg://me:***@host/db?password=***"
     assert redact(f"cannot reach {url}!").count("***") == 2
     assert redact("sqlite:////tmp/study.db") == "sqlite:////tmp/study.db"
-    for bad in ("no url", "postgresql://me:secret@127.0.0.1:1/db"):
-        with pytest.raises(StudyError) as error:
+    for bad, why in (
+        ("no url", "allowed: sqlite:///FILE or postgresql://"),
+        ("mysql+pymysql://me:secret@127.0.0.1:1/db", "allowed: sqlite:///FILE or postgresql://"),
+        ("postgresql://me:secret@127.0.0.1:1/db", "check the URL, the server"),
+        (f"sqlite:///{tmp_path}/none/study.db", "check that its folder exists"),
+    ):
+        with pytest.raises(StudyError, match=why) as error:
             open_storage(storage_url(tmp_path, bad))
         assert "secret" not in str(error.value)
         assert "\n" not in str(error.value)
@@ -478,6 +486,37 @@ def test_a_pruned_trial_is_not_flattered_by_easy_samples():
     add_trial(study, [0.1, 0.1, 0.5, 0.5], TrialState.COMPLETE, "best")
     assert [t.number for t in shortlist(study, 5)] == [2, 0, 1]
     assert len(shortlist(study, 2)) == 2
+
+
+def test_estimates_never_push_out_the_best_complete_trial():
+    study = optuna.create_study()
+    add_trial(study, [0.1, 0.1, 0.5, 0.5], TrialState.COMPLETE, "best")
+    add_trial(study, [0.05, 0.1], TrialState.PRUNED, "perhaps better")
+    add_trial(study, [0.05, 0.09], TrialState.PRUNED, "perhaps better still")
+    assert [t.number for t in shortlist(study, 1)] == [2, 0]
+    assert [t.number for t in shortlist(study, 2)] == [2, 1, 0]
+    assert [t.number for t in shortlist(study, 3)] == [2, 1, 0]
+
+
+def test_what_gives_no_usable_state_on_held_out_data_is_said_and_never_wins(tmp_path):
+    class Broken(Fake):
+        def badness(self, config):
+            random = any(s.name == "random" for stage in config.stages for s in stage.scorers)
+            return math.nan if random else super().badness(config)
+
+    result = search(tmp_path, held_out=Broken(seed=1), trials=4)
+    rows = {row.name: row for row in result.baselines}
+    assert rows["random"].scores is None
+    assert "no usable state on 48 of 48 samples" in rows["random"].note
+    assert rows["uniform"].scores is not None
+    assert "nan" not in result.verdict
+
+    class Worse(Fake):
+        def badness(self, config):
+            return math.nan
+
+    with pytest.raises(StudyError, match="no usable state on 48 of 48 samples"):
+        search(tmp_path, held_out=Worse(), trials=4)
 
 
 def test_the_bootstrap_interval_holds_the_mean_and_knows_groups():
@@ -616,6 +655,13 @@ def test_a_trial_is_stopped_only_if_its_mean_is_worse_too():
     # The twin: ranks alone would stop it; and what is worse in the mean is stopped.
     assert stops(WilcoxonPruner, open_still)
     assert stops(MeanWilcoxonPruner, [0.3] * 14 + [1.0] * 2)
+
+
+def test_the_log_holds_the_trials_of_a_second_study_in_the_folder(tmp_path):
+    for name in ("one", "two", "two"):
+        run_trials(spec(trials=3), Fake(), out=tmp_path, study_name=name)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["trial"] for line in lines] == [0, 1, 2] * 2
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Where a study lives: SQLite in the run's folder, or any database that Optuna can use."""
+"""Where a study lives: SQLite in the run's folder, or PostgreSQL."""
 
 import random
 import re
@@ -193,13 +193,17 @@ def open_storage(url: str) -> BatchedStorage:
     Raises:
         StudyError: It cannot be reached, is no study database, or the URL is malformed.
     """
+    refused = StudyError(
+        f"storage: received {redact(url)!r}, which is no database URL that a study can use; "
+        "allowed: sqlite:///FILE or postgresql://USER@HOST/DATABASE"
+    )
     try:
+        # What `leases` and `pending` say to the database, these two understand.
+        if make_url(url).get_backend_name() not in ("sqlite", "postgresql"):
+            raise refused
         storage = _open(url)
     except ArgumentError:
-        raise StudyError(
-            f"storage: received {redact(url)!r}, which is no database URL; "
-            "allowed: sqlite:///FILE or postgresql://USER@HOST/DATABASE"
-        ) from None
+        raise refused from None
     except (SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError, ImportError) as error:
         raise StudyError(_unusable(url, error)) from None
     storage.patience = PATIENCE_SECONDS
@@ -274,7 +278,14 @@ def _unusable(url: str, error: BaseException) -> str:
     cause = getattr(error, "orig", None) or error.__cause__ or error
     reason = redact(" ".join(str(getattr(cause, "orig", None) or cause).split()))
     advice = "move it away to start afresh, or name another one with --storage or --out"
-    if "disk" in reason and "malformed" not in reason:
+    if isinstance(error, ImportError):
+        advice = "install its driver: pip install 'prunetune[search]'"
+    elif make_url(url).get_backend_name() != "sqlite":
+        # Whatever is wrong there, a server is nothing to move away.
+        advice = "check the URL, the server and your rights there, or name another with --storage"
+    elif "unable to open" in reason:
+        advice = "check that its folder exists and your rights there, or name another one"
+    elif "disk" in reason and "malformed" not in reason:
         # Full, or over a quota: nothing is wrong with what the database holds.
         advice = "check the disk's space and rights; what the database holds is kept"
     return f"cannot use the study database {redact(url)}: {reason[:200]}; {advice}"
