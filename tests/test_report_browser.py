@@ -165,6 +165,16 @@ def test_the_page_is_read_by_keyboard(page, browser):  # noqa: F811
     assert browser.run("return document.querySelector('#trials details').open")
 
 
+TITLES_FIT = """
+return [...document.querySelectorAll(".plot")].every((plot) => {
+  const title = plot.querySelector(".ytitle");
+  if (!title) return true;
+  const mine = title.getBoundingClientRect(), whole = plot.getBoundingClientRect();
+  return mine.top >= whole.top - 1 && mine.bottom <= whole.bottom + 1;
+});
+"""
+
+
 def test_print_fits_the_paper(page, browser):  # noqa: F811
     browser.open(page)
     drawn(browser)
@@ -174,6 +184,13 @@ def test_print_fits_the_paper(page, browser):  # noqa: F811
     browser.run("dispatchEvent(new Event('beforeprint'))")
     assert {round(figure["width"]) for figure in drawn(browser)} == {690}
     assert browser.run("return document.querySelector('details.printed').open")
+    assert browser.run(TITLES_FIT)
+    # The twin: a title as it is on the screen, where there is more room.
+    long = "how far a parameter is along its range, from the lowest to the highest value of each"
+    browser.run(
+        f"Plotly.relayout(document.querySelector('.plot'), {{'yaxis.title.text': '{long}'}})"
+    )
+    assert not browser.run(TITLES_FIT)
     browser.run("dispatchEvent(new Event('afterprint'))")
     assert min(figure["width"] for figure in drawn(browser)) > 900
 

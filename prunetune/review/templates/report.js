@@ -58,7 +58,7 @@
     figure.drawn = true;
     load();
     const { data, layout } = JSON.parse(figure.source.textContent);
-    figure.height = layout.height;
+    Object.assign(figure, { layout, height: layout.height });
     Plotly.newPlot(figure.place, data, fitted(layout, figure.place.clientWidth), options);
     tell();
   };
@@ -100,11 +100,14 @@
   // A printed page is narrower than most windows, and figures do not shrink by themselves.
   const size = (printed) => {
     for (const part of document.querySelectorAll("details.printed")) part.open = Boolean(printed);
-    for (const { place, height } of figures.values()) {
+    for (const { place, height, layout } of figures.values()) {
       const low = printed ? Math.min(height, printed.height) : height;
       place.style.minHeight = `${low}px`;
       const width = printed ? { autosize: false, width: printed.width } : { autosize: true, width: null };
-      Plotly.relayout(place, { ...width, height: low });
+      const shown = printed ? layout : fitted(layout, place.clientWidth);
+      const title = shown.yaxis && shown.yaxis.title && shown.yaxis.title.text;
+      const text = title && { "yaxis.title.text": printed ? lines(title, low / 9) : title };
+      Plotly.relayout(place, { ...width, ...text, height: low });
     }
   };
   addEventListener("beforeprint", () => {
