@@ -170,7 +170,7 @@ return [...document.querySelectorAll(".plot")].every((plot) => {
   const title = plot.querySelector(".ytitle");
   if (!title) return true;
   const mine = title.getBoundingClientRect(), whole = plot.getBoundingClientRect();
-  return mine.top >= whole.top - 1 && mine.bottom <= whole.bottom + 1;
+  return mine.top >= whole.top + 20 && mine.bottom <= whole.bottom - 20;
 });
 """
 

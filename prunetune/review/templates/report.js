@@ -106,7 +106,7 @@
       const width = printed ? { autosize: false, width: printed.width } : { autosize: true, width: null };
       const shown = printed ? layout : fitted(layout, place.clientWidth);
       const title = shown.yaxis && shown.yaxis.title && shown.yaxis.title.text;
-      const text = title && { "yaxis.title.text": printed ? lines(title, low / 9) : title };
+      const text = title && { "yaxis.title.text": printed ? lines(title, low / 16) : title };
       Plotly.relayout(place, { ...width, ...text, height: low });
     }
   };
