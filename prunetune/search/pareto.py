@@ -42,7 +42,7 @@ class Point:
     Attributes:
         trial: Number of the trial.
         cost: Mean retention, FLOPs share or MiB, as the study bounds it.
-        calibration: Scores on the calibration split.
+        calibration: Scores on the calibration split; accuracy is not looked at there.
         held_out: Scores on the held-out split.
         held_out_ci: Bootstrap 95% interval of the held-out gap.
         baselines: All presets at the point's own cost.
@@ -206,7 +206,8 @@ def _point(
     folder: Path,
 ) -> Point:
     config = config_of(trial)
-    winner = Winner(trial.number, config, measure(evaluator, config), len(evaluator.samples))
+    results = measure(evaluator, config, answers=False)
+    winner = Winner(trial.number, config, results, len(evaluator.samples))
     measured: dict[str, list[SampleScore]] = {"tuned": measure(held_out, config)}
     config = with_provenance(study, spec, space, winner, evaluator, measured["tuned"])
     file = config.save(front_file(folder, trial.number))

@@ -63,7 +63,7 @@ class SearchResult:
         seconds: Wall time of this run.
         sample_evaluations: Samples that configs were run on, over all of the study.
         trial: Number of the best trial.
-        calibration: Its scores on the calibration split.
+        calibration: Its scores on the calibration split; accuracy is not looked at there.
         held_out: Its scores on the held-out split.
         held_out_ci: Bootstrap 95% interval of the held-out gap.
         mean_retention: Over all decoder layers.
