@@ -4,6 +4,7 @@ import random
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import optuna
@@ -433,6 +434,29 @@ def test_unusable_databases_and_folders(tmp_path):
     assert not (tmp_path / "low").exists()
 
 
+def test_a_database_of_another_program_is_left_as_it_is(tmp_path):
+    file = tmp_path / "photos.db"
+    with closing(sqlite3.connect(file)) as connection, connection:
+        connection.execute("create table photos (name text)")
+    before = file.read_bytes()
+    with pytest.raises(StudyError, match="another program's database"):
+        find_study(str(file))
+    assert file.read_bytes() == before
+    # The twin: an empty file is what a killed search leaves, and a study is found.
+    (tmp_path / "study.db").touch()
+    with pytest.raises(StudyError, match="holds no study yet"):
+        find_study(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["a?b", "c%20d", "e#f", "g & h", "ü"])
+def test_a_run_lies_in_its_folder_whatever_that_is_called(tmp_path, name):
+    out = tmp_path / name
+    run_trials(spec(trials=1), Fake(), out=out)
+    assert (out / "study.db").is_file()
+    assert len(find_study(str(out)).study.trials) >= 1
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 def test_storage_urls_and_their_passwords(tmp_path):
     assert storage_url(tmp_path, None) == f"sqlite:///{tmp_path}/study.db"
     url = storage_url(tmp_path, "postgresql://me:se:cret@host/db?password=hidden")
@@ -496,6 +520,24 @@ def test_estimates_never_push_out_the_best_complete_trial():
     assert [t.number for t in shortlist(study, 1)] == [2, 0]
     assert [t.number for t in shortlist(study, 2)] == [2, 1, 0]
     assert [t.number for t in shortlist(study, 3)] == [2, 1, 0]
+
+
+@pytest.mark.parametrize("off", ["answers", "always"])
+def test_the_winner_is_measured_again_as_its_trial_was(tmp_path, caplog, off):
+    class SixteenBits(Fake):
+        """Its numbers depend on what runs beside a sample: here, on answers or on the time."""
+
+        def badness(self, config):
+            late = off == "always" and len(self.configs) > 4
+            return super().badness(config) * (1.001 if self.asked or late else 1.0)
+
+        def evaluate(self, config, *, answers=True):
+            self.asked = answers
+            return super().evaluate(config, answers=answers)
+
+    search(tmp_path, SixteenBits(), trials=4)
+    # The twin: what cannot be measured again is said.
+    assert ("in the study and is" in caplog.text) == (off == "always")
 
 
 def test_what_gives_no_usable_state_on_held_out_data_is_said_and_never_wins(tmp_path):

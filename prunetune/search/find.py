@@ -1,5 +1,7 @@
 """Finds a study again: by its folder, its database file or a storage URL."""
 
+import sqlite3
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -13,7 +15,7 @@ from prunetune.files import is_database
 from prunetune.search.front import FINISHED
 from prunetune.search.pareto import FOLDER, choose_point, front_file
 from prunetune.search.spec import StudySpec
-from prunetune.search.storage import DATABASE, open_storage, redact, storage_url
+from prunetune.search.storage import DATABASE, file_url, open_storage, redact, storage_url
 from prunetune.search.study import CONFIG_FILE, SPEC_FILE
 from prunetune.search.trials import config_of
 
@@ -84,7 +86,7 @@ def locate(target: str) -> tuple[str, Path | None]:
         path = Path(target)
         path = path / DATABASE if path.is_dir() else path
         _check_database(path, target)
-        url, folder = storage_url(path.parent, f"sqlite:///{path.resolve()}"), path.parent
+        url, folder = file_url(path), path.parent
     return url, folder
 
 
@@ -106,6 +108,20 @@ def _check_database(path: Path, target: str) -> None:
     # An empty file is what SQLite leaves where a search was killed before its first write.
     if not is_database(path):
         raise StudyError(f"no study at {target!r}: {path} is not a database; {wanted}")
+    if _is_foreign(path):
+        # Optuna would make its tables in it.
+        raise StudyError(f"no study at {target!r}: {path} is another program's database; {wanted}")
+
+
+def _is_foreign(path: Path) -> bool:
+    """Tell whether an SQLite database surely holds tables, but none of studies."""
+    query = "SELECT name FROM sqlite_master WHERE type = 'table'"
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as found:
+            tables = {name for (name,) in found.execute(query)}
+    except sqlite3.Error:
+        return False
+    return bool(tables) and "studies" not in tables
 
 
 def _name(names: list[str], wanted: str | None, folder: Path | None, shown: str) -> str:
@@ -211,7 +227,8 @@ def measured_config(
     if config is None or trial is None:
         winner = choose(found.study, spec, watched)
     else:
-        winner = Winner(trial, config, measure(watched, config), len(calibration))
+        results = measure(watched, config, answers=False)
+        winner = Winner(trial, config, results, len(calibration))
     space = Space.of(spec, first.facts())
     warn_other_weights(found.study, space.facts.weights_digest)
     return with_provenance(found.study, spec, space, winner, watched, measure(other, winner.config))

@@ -15,7 +15,7 @@ from optuna.distributions import BaseDistribution
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, ProgrammingError, SQLAlchemyError
 
 from prunetune.errors import StudyError
@@ -182,9 +182,15 @@ def check_folder(out: Path) -> Path:
 def storage_url(out: Path, storage: str | None) -> str:
     """Return the URL of the database: the one given, or SQLite in the run's folder."""
     if storage is None:
-        return f"sqlite:///{(out / DATABASE).resolve()}"
+        return file_url(out / DATABASE)
     # The drivers that SQLAlchemy would take for these names are not what prunetune installs.
     return re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", storage)
+
+
+def file_url(path: Path) -> str:
+    """Return the URL of an SQLite file, whatever characters its path holds."""
+    url = URL.create("sqlite", database=str(path.resolve()))
+    return url.render_as_string(hide_password=False)
 
 
 def open_storage(url: str) -> BatchedStorage:
