@@ -1,8 +1,8 @@
 """Searches on the embedded model: metrics, budgets and seeds against every preset, held out.
 
 What README and docs/metric.md say about quality comes from here. Every search is what
-`prunetune search --model tiny --keep K --seed S --metric M --trials N` runs; references are
-computed once and each preset is measured once a budget.
+`prunetune search --model tiny --keep K --seed S --metric M --trials N` runs, but that samples are
+in seed 0's order for all seeds: references are computed once, each preset is measured once a budget.
 
     python benchmarks/searches.py --metrics cosine kl cosine+kl --keeps 0.25 0.1 --seeds 0 1 2
 
