@@ -299,6 +299,16 @@ def test_a_study_resumed_with_other_weights_says_so(tmp_path, caplog):
     assert "other weights of the model" in caplog.text
 
 
+def test_a_study_resumed_under_other_releases_says_so(tmp_path, caplog):
+    study = run_trials(spec(trials=1), Fake(), out=tmp_path)
+    run_trials(spec(trials=1), Fake(), out=tmp_path)
+    assert not caplog.records
+    study.set_user_attr("versions", study.user_attrs["versions"] | {"torch": "1.0", "optuna": "1"})
+    run_trials(spec(trials=1), Fake(), out=tmp_path)
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert "was made with torch 1.0 (now " in said
+
+
 def test_an_interrupt_leaves_a_study_that_the_same_call_resumes(tmp_path):
     def interrupt(call):
         if call == 4:

@@ -149,6 +149,7 @@ def _check_resumable(study: Study, spec: StudySpec, space: Space, resume: bool) 
             "stored values, or choose another --out or --study"
         )
     warn_other_weights(study, space.facts.weights_digest)
+    _warn_other_versions(study)
 
 
 def other_weights(attrs: Mapping[str, Any], digest: str | None) -> bool:
@@ -165,6 +166,21 @@ def warn_other_weights(study: Study, digest: str | None) -> None:
             "figures and new ones are not measured alike; search anew with another --out or "
             "--study, or load what it was made with",
             study.study_name,
+        )
+
+
+def _warn_other_versions(study: Study) -> None:
+    """Say so where new trials run under other releases than those before."""
+    stored, now = study.user_attrs.get("versions", {}), versions()
+    changed = [
+        f"{name} {stored[name]} (now {now[name]})"
+        for name in ("prunetune", "torch", "transformers")
+        if name in stored and name in now and stored[name] != now[name]
+    ]
+    if changed:
+        logger.warning(
+            "study %r was made with %s: its figures and new ones may not be measured alike",
+            *(study.study_name, ", ".join(changed)),
         )
 
 
