@@ -2,7 +2,8 @@
 
 What README and docs/metric.md say about quality comes from here. Every search is what
 `prunetune search --model tiny --keep K --seed S --metric M --trials N` runs, but that samples are
-in seed 0's order for all seeds: references are computed once, each preset is measured once a budget.
+in seed 0's order for all seeds: references are computed once, and each preset is measured once a
+budget.
 
     python benchmarks/searches.py --metrics cosine kl cosine+kl --keeps 0.25 0.1 --seeds 0 1 2
 
