@@ -150,10 +150,11 @@ def test_masks_by_kind_of_layer(schedule):
     assert chat.gap() < TOLERANCE
 
 
+@pytest.mark.parametrize("image", [20, 0], ids=["image", "text"])
 @pytest.mark.parametrize("kind", ["dynamic", "static"])
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @torch.no_grad()
-def test_a_cache_that_was_reset_starts_anew(schedule, kind):
+def test_a_cache_that_was_reset_starts_anew(schedule, kind, image):
     """A server that keeps one allocated cache: nothing of the last prompt is left in it."""
     model = tiny("llava")
     config, text = make_config(model, schedule), model.config.text_config
@@ -167,7 +168,8 @@ def test_a_cache_that_was_reset_starts_anew(schedule, kind):
             assert all(layer.keys.shape[-2] == 0 for layer in cache.layers)
         else:
             cache.reset()
-        chat.turn(handle, make_batch(model, ((2, (20, 20), 3),) * 3, seed=2))
+        first = (2, (image, image), 3) if image else (40,)
+        chat.turn(handle, make_batch(model, (first,) * 3, seed=2))
         chat.turn(handle, make_batch(model, ((2,), (4,), (1,)), seed=3))
     assert chat.gap() < TOLERANCE
 

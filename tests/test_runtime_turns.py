@@ -165,3 +165,23 @@ def test_a_cache_of_another_config_is_refused():
         pytest.raises(ConfigError, match="cache"),
     ):
         model(**more)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@torch.no_grad()
+def test_a_cache_cropped_to_before_its_images_is_refused(schedule):
+    """Its layers hold unequal numbers of them; what came after the images can be cropped."""
+    from prunetune.errors import ConfigError
+
+    model = tiny("llava")
+    batch, config = make_batch(model, ((5, SIZES["llava"], 4),)), make_config(model, schedule)
+    more = {"input_ids": torch.full((1, 2), 7)}
+    with prunetune.apply(model, config):
+        cache = model(**batch.inputs, use_cache=True).past_key_values
+        expected = model(**more, past_key_values=copy.deepcopy(cache)).logits
+        model(**more, past_key_values=cache)
+        cache.crop(-2)
+        assert worst(model(**more, past_key_values=cache).logits, expected) < TOLERANCE
+        cache.crop(-18)
+        with pytest.raises(ConfigError, match=r"\Athis cache was cropped to 18 tokens[^\n]+\Z"):
+            model(**more, past_key_values=cache)

@@ -27,11 +27,13 @@ class CacheState:
         prefix: Per stage, ``[B, tokens]`` bool: which cached slots of its layers are real (False:
             padding of ragged rows). None: all of them. Slots added later are real.
         shift: ``[B]`` int64, tokens dropped before the language model, for packed positions.
+        floor: Tokens of the sequence up to the last dropped one: what must not be cropped off.
     """
 
     digest: str
     prefix: list[Tensor | None]
     shift: Tensor | None = None
+    floor: int = 0
 
     def rows(self, stage: int, batch: int) -> Tensor | None:
         """Return ``prefix`` of a stage for ``batch`` rows (beams repeat a sample's row)."""
@@ -53,15 +55,30 @@ def _repeat(rows: Tensor | None, batch: int) -> Tensor | None:
     return rows.repeat_interleave(batch // rows.shape[0], dim=0)
 
 
-def state_of(cache: Any, digest: str) -> CacheState | None:
-    """Return the state left on a filled cache, or None if no pruned forward has filled it.
+def state_of(cache: Any, digest: str, past: int) -> CacheState | None:
+    """Return the state left on a cache, or None if no pruned forward has filled it.
+
+    Args:
+        cache: The cache.
+        digest: Of the config that goes on with it.
+        past: Tokens seen over it; 0: it is empty, whatever it held before.
 
     Raises:
-        ConfigError: Another config filled it.
+        ConfigError: Another config filled it, or it was cropped to before a dropped token.
     """
     state: CacheState | None = getattr(cache, STATE, None)
     if state is None:
         return None
+    if not past:
+        delattr(cache, STATE)
+        if isinstance(cache.layers[0], _Counted):
+            cache.layers[0].dropped = 0
+        return None
+    if past < state.floor:
+        raise ConfigError(
+            f"this cache was cropped to {past} tokens, but tokens of its first {state.floor} were "
+            "dropped, so that its layers cannot be cropped alike; start a new cache"
+        )
     if state.digest != digest:
         raise ConfigError("this cache was filled under another pruning config; start a new cache")
     return state

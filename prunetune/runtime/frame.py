@@ -129,8 +129,8 @@ class Frame:
         self.home = hidden.device
         for name in ("image_mask", "video_mask", "labels", "blocks", "attention_mask"):
             setattr(self, name, brought(getattr(self, name), self.home))
-        if self.cache is not None and self.past:
-            self.state = state_of(self.cache, self.plan.digest)
+        if self.cache is not None:
+            self.state = state_of(self.cache, self.plan.digest, self.past)
         if self.prunes or self.state:
             check_window(self.plan.family.text_model.config, self.past + self.length)
         if self.blocks is not None:
@@ -265,6 +265,10 @@ class Frame:
             return
         for s, segment in enumerate(self.segments):
             self.state.prefix[s] = extend_prefix(segment.prefix, segment.past, segment.valid)
+        if self.prunes and self.alive is not None:
+            gone = (self.valid & ~self.alive).any(0).nonzero()
+            if len(gone):
+                self.state.floor = self.past + int(gone[-1]) + 1
         if self.prunes and self.plan.stages[0].layer == 0:
             first = self.segments[0].valid
             count_dropped(self.cache, self.length - first.shape[1], anew=not self.past)
