@@ -16,6 +16,7 @@ from prunetune.runtime.cache import (
     state_of,
 )
 from prunetune.runtime.choose import choose
+from prunetune.runtime.compiled import never_compiled
 from prunetune.runtime.images import ImageTokens, assign_images, stage_trace
 from prunetune.runtime.masks import cached_slots, check_window, new_slots, segment_mask
 from prunetune.runtime.plan import Plan
@@ -170,6 +171,7 @@ class Frame:
             self.segments.append(self.segment)
         return hidden
 
+    @never_compiled
     def _prune(self, index: int, hidden: Tensor) -> Tensor:
         assert self.alive is not None
         if not self.rows:

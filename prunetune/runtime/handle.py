@@ -14,6 +14,7 @@ from prunetune.config import PruningConfig
 from prunetune.errors import ConfigError, UnsupportedModelError
 from prunetune.families import Family
 from prunetune.runtime.captures import Captures, Step, given_to, placeholder_mask
+from prunetune.runtime.compiled import forget_compiled
 from prunetune.runtime.frame import Frame
 from prunetune.runtime.plan import Plan
 from prunetune.runtime.trace import ForwardTrace
@@ -86,6 +87,7 @@ class Handle:
             for method in self.plan.family.encoders.values():
                 base.__dict__.pop(method, None)
             base.__dict__.update(self._overridden)
+            forget_compiled()
 
     def _install(self, family: Family, base: nn.Module) -> None:
         base.__dict__[MARK] = self
@@ -112,6 +114,7 @@ class Handle:
                 )
         for k in self.plan.norm_layers:
             self._hooks.append(family.second_norm(k).register_forward_hook(self._noting(k)))
+        forget_compiled()
 
     # -- hooks -------------------------------------------------------------------------
 

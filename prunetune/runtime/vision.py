@@ -16,6 +16,7 @@ from prunetune.devices import brought
 from prunetune.families import Family, VisionCall
 from prunetune.families.base import TappedAttention, refuse
 from prunetune.runtime.attention import attention_map, attention_row
+from prunetune.runtime.compiled import never_compiled
 from prunetune.tokens import ImageGeometry
 
 SKETCH = 16
@@ -123,6 +124,7 @@ class VisionTap:
         finally:
             self._local.encoding = inner
 
+    @never_compiled
     def capture(
         self, arguments: Mapping[str, Any], features: Any, modality: str = "image"
     ) -> VisionCapture:
