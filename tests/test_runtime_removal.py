@@ -115,6 +115,35 @@ def test_one_handle_a_model():
         assert [s.layer for s in handle.trace[-1].stages] == [0]
 
 
+def test_a_removed_handle_is_not_entered():
+    """Nothing would be pruned inside."""
+    model = tiny("llava")
+    with prunetune.apply(model, make_config(model)) as handle:
+        pass
+    with pytest.raises(ConfigError, match=r"\A[^\n]+apply again\Z"), handle:
+        pass
+
+
+@torch.no_grad()
+def test_an_interrupted_forward_is_forgotten():
+    """After a KeyboardInterrupt torch calls no hooks; the forward would keep its cache."""
+    model = tiny("llava")
+    batch, layers = make_batch(model), model.model.language_model.layers
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with prunetune.apply(model, make_config(model)) as handle:
+        expected = generate(model, batch)
+        hook = layers[-1].register_forward_pre_hook(interrupt)
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                generate(model, batch)
+        hook.remove()
+        assert torch.equal(generate(model, batch), expected)
+        assert not handle.frames
+
+
 @torch.no_grad()
 def test_copying_a_model():
     """A copy would call the hooks of the model it was copied from."""

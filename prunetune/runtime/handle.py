@@ -57,6 +57,9 @@ class Handle:
             raise
 
     def __enter__(self) -> "Handle":
+        applied: object = self.plan.family.base.__dict__.get(MARK)
+        if applied is not self:
+            raise ConfigError("this handle was removed, so nothing would be pruned: apply again")
         return self
 
     def __exit__(
@@ -148,7 +151,9 @@ class Handle:
     def _open(
         self, base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        # First of all: ``_close`` drops the last frame, also after an error here.
+        # First of all: ``_close`` drops the last frame, also after an error here. It is not called
+        # after a KeyboardInterrupt, whose frame would keep a cache alive.
+        self.frames.clear()
         self.frames.append(frame := Frame(self.plan, None))
         bound = self._signature.bind_partial(*args, **kwargs).arguments
         bound = bound | bound.get("kwargs", {})
