@@ -64,6 +64,20 @@ def test_every_token_is_the_patch_it_says(family, size):
     assert set(geometry.tile_rows.tolist()) == set(geometry.tile_cols.tolist()) == {side}
 
 
+@pytest.mark.parametrize("size", [(1, 60), (300, 1)], ids=str)
+@pytest.mark.parametrize("family", ["llava_next", "llava_next_video", "llava_onevision"])
+@torch.no_grad()
+def test_a_picture_of_which_unpadding_leaves_nothing(family, size):
+    """A dividing line, say: its tokens are the thumbnail's, and newlines at most."""
+    model = tiny(family)
+    batch = make_batch(model, ((2, size, 3),))
+    [[geometry]] = token_geometries(model, batch)
+    tiles = geometry.tile > 0
+    assert family == "llava_onevision" or bool(geometry.separator[tiles].all())
+    with prunetune.apply(model, make_config(model, [(1, 0.5, ("coverage", "tile_prior"))])):
+        assert model(**batch.inputs).logits.isfinite().all()
+
+
 @pytest.mark.parametrize("family", THOROUGH)
 def test_rows_and_columns_are_those_of_the_patch_convolution(family):
     """Change one patch of one crop: only the token of that row and column changes."""

@@ -199,6 +199,9 @@ def _place(
 ) -> None:
     """Fill in y, x, height and width of the tiles' tokens: over the unpadded part of the mosaic."""
     patches = tiled & ~geometry.separator
+    if not bool(patches.any()):
+        # Of a picture far wider than high (or higher than wide) unpadding leaves nothing.
+        return
     for axis, (name, size) in enumerate((("y", "height"), ("x", "width"))):
         seen = whole[:, 1 + axis]
         low, span = float(seen.min()), float(seen.max() - seen.min()) + 1
