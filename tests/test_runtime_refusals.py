@@ -168,6 +168,17 @@ def test_other_weights_are_warned_of_once_a_model(caplog):
     assert "other weights" in caplog.text
 
 
+def test_weights_that_are_packed_away_are_not_compared(monkeypatch):
+    """Those of ``quantize_dynamic``, for one, are entries of the state dict that are no tensors."""
+    from prunetune.config import Provenance
+
+    model = tiny("llava")
+    config = make_config(model).model_copy(update={"provenance": Provenance(weights_digest="ab")})
+    state = model.state_dict() | {"lm_head._packed_params.dtype": torch.qint8}
+    monkeypatch.setattr(model, "state_dict", lambda: state)
+    prunetune.apply(model, config).remove()
+
+
 @pytest.mark.parametrize("family", ["llava", "llava_next"])
 @pytest.mark.parametrize("schedule", ["0", "2+4"])
 @torch.no_grad()

@@ -173,7 +173,8 @@ def same_weights(model: nn.Module, config: PruningConfig) -> bool | None:
         return None
     try:
         return weights_digest(model) == wanted
-    except (NotImplementedError, RuntimeError, TypeError):  # e.g. sharded tensors
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError):
+        # Sharded tensors, or packed parameters, which are no tensors.
         logger.debug("the weights' digest cannot be taken", exc_info=True)
         return None
 
