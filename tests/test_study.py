@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 
 from prunetune.budget import ModelFacts, mean_retention
 from prunetune.config import PruningConfig
-from prunetune.errors import ConfigError, StudyError
+from prunetune.errors import ConfigError, DataError, StudyError
 from prunetune.presets import preset_names
 from prunetune.scorers import SCORERS
 from prunetune.search.find import find_study
@@ -496,6 +496,25 @@ def test_a_sampler_without_its_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "cmaes", None)
     with pytest.raises(StudyError, match=r"cmaes: pip install 'prunetune\[search\]'"):
         make_sampler("cmaes", 0)
+
+
+# Data.
+
+
+def test_held_out_samples_show_no_picture_that_the_search_sees(caplog):
+    from prunetune.search.prepare import load_data
+
+    with pytest.raises(DataError, match="held_out: all 160 samples show pictures of the calibr"):
+        load_data(spec(data="tiny", held_out="tiny"))
+    calibration, held_out = load_data(spec(data="tiny", held_out="tiny", samples=8))
+    seen = {picture for sample in calibration for picture in sample.pixels()}
+    assert 100 < len(held_out) < 160
+    assert not any(seen & set(sample.pixels()) for sample in held_out)
+    assert "held-out samples show pictures of the calibration data" in caplog.text
+    # The twin: other pictures are all taken.
+    caplog.clear()
+    assert len(load_data(spec(data="tiny"))[1]) == 480
+    assert not caplog.records
 
 
 # Choosing and judging.

@@ -33,11 +33,13 @@ class Sample:
 
     def digest(self) -> str:
         """Return the sha256 of the pixels and texts; ids and file names do not count."""
+        return _sha256([self.pixels(), self.question, self.answer, self.type])
+
+    def pixels(self) -> list[str]:
+        """Return the sha256 of each picture's pixels."""
         if isinstance(self.images, Pictures):
-            pixels = [picture.sha256 for picture in self.images.pictures]
-        else:
-            pixels = [pixel_digest(image) for image in self.images]
-        return _sha256([pixels, self.question, self.answer, self.type])
+            return [picture.sha256 for picture in self.images.pictures]
+        return [pixel_digest(image) for image in self.images]
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,11 @@
 """What a search needs, loaded and checked before anything is computed."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunetune.errors import ConfigError, StudyError
+from prunetune.errors import ConfigError, DataError, StudyError
 from prunetune.search.spec import StudySpec, difference
 
 if TYPE_CHECKING:
@@ -106,7 +106,28 @@ def load_data(
         source, seed=spec.seed, samples=spec.samples, skip_bad=skip_bad, held_out=0
     )
     held_out, _ = load_calibration(spec.held_out, seed=spec.seed, skip_bad=skip_bad, held_out=0)
-    return calibration, held_out
+    return calibration, _unseen(calibration, held_out)
+
+
+def _unseen(calibration: "CalibrationSet", held_out: "CalibrationSet") -> "CalibrationSet":
+    """Return the held-out samples without those whose pictures a search sees.
+
+    Raises:
+        DataError: None is left.
+    """
+    seen = {picture for sample in calibration for picture in sample.pixels()}
+    unseen = tuple(sample for sample in held_out if seen.isdisjoint(sample.pixels()))
+    if not unseen:
+        raise DataError(
+            f"held_out: all {len(held_out)} samples show pictures of the calibration data, so "
+            "results on them would be worth nothing; give other pictures, or leave --held-out out"
+        )
+    if len(unseen) < len(held_out):
+        logger.warning(
+            "%d of %d held-out samples show pictures of the calibration data and are left out",
+            *(len(held_out) - len(unseen), len(held_out)),
+        )
+    return replace(held_out, samples=unseen)
 
 
 def deepest_first_stage(spec: StudySpec, loaded: Any, calibration: "CalibrationSet") -> int:
