@@ -207,6 +207,27 @@ def test_features_computed_before_apply():
         model(**inputs, mm_encoder_outputs={"image": early})
 
 
+@needs("5.18", "it takes no features, so that none can be passed")
+@pytest.mark.parametrize("scorer", ["cls_attention", "random"])
+@torch.no_grad()
+def test_features_computed_under_another_config(scorer):
+    """They serve where nothing is asked of the tower that was not noted then."""
+    model = tiny("llava")
+    inputs = dict(make_batch(model).inputs)
+    pixels = inputs.pop("pixel_values")
+    with prunetune.apply(model, make_config(model, [(2, 0.5, ("coverage",))])):
+        early = model.model.get_image_features(pixels, return_dict=True)
+    inputs["mm_encoder_outputs"] = {"image": early}
+    with prunetune.apply(model, make_config(model, [(2, 0.3, ("coverage",))])) as handle:
+        model(**inputs)
+        assert len(handle.trace) == 1
+    with (
+        prunetune.apply(model, make_config(model, [(2, 0.5, (scorer,))])),
+        pytest.raises(PrunetuneError, match=ONE_LINE),
+    ):
+        model(**inputs)
+
+
 def windowed(kind, window):
     torch.manual_seed(0)
     shape = {

@@ -20,6 +20,7 @@ from prunetune.runtime.plan import Plan
 from prunetune.runtime.trace import ForwardTrace
 from prunetune.runtime.views import token_labels
 from prunetune.runtime.vision import VisionCapture, VisionTap, wrap_encoder
+from prunetune.scorers.base import LAYER_NEEDS
 
 FRAME = "_prunetune_frame"
 MARK = "_prunetune_handle"
@@ -181,7 +182,8 @@ class Handle:
         frame.past = 0 if cache is None else int(cache.get_seq_length())
         for modality, features in encoded.items():
             capture = self._captures.of(modality, features)
-            if capture is not None:
+            # Another config may have been applied when they were computed.
+            if capture is not None and self.plan.needs - LAYER_NEEDS <= capture.needs:
                 frame.captures[modality] = capture
         if wanted == 1 and not given and ids is not None and ids.shape[1] > 1:
             self._check_whole(ids)

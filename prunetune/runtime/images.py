@@ -59,8 +59,8 @@ def _assign(mask: Tensor, capture: VisionCapture | None) -> list[list[ImageToken
     if capture is None:
         raise UnsupportedModelError(
             "the features of this forward's images or videos were computed before "
-            "prunetune.apply, or sliced by prefill_chunk_size; pass their pixels and leave "
-            "prefill_chunk_size unset"
+            "prunetune.apply of this config, or sliced by prefill_chunk_size; pass their "
+            "pixels and leave prefill_chunk_size unset"
         )
     slots = [row.nonzero().flatten() for row in mask]
     members = spread_images([len(s) for s in slots], [i.length for i in capture.images])

@@ -69,12 +69,14 @@ class VisionCapture:
         decisions: ``(stage, row, image) -> alive`` of that forward: with ``use_cache=False`` every
             decoding step repeats the prefill and must keep the same tokens.
         joined: Whether ``images`` are whole pictures, where the encoder got views.
+        needs: What it was taken for: all that the scorers of its config ask for.
     """
 
     images: list[ImageCapture]
     prompt: Tensor | None = None
     joined: bool = False
     decisions: dict[tuple[int, int, int], Tensor] = field(default_factory=dict)
+    needs: frozenset[str] = frozenset()
 
     def repeats(self, input_ids: Tensor) -> bool:
         """Tell whether ``input_ids`` go on where the prompt ended; if not, they are the prompt."""
@@ -142,7 +144,7 @@ class VisionTap:
         if self._family.joins_views or self._needs & {"image_seed", "patch_entropy"}:
             for image, pixels in zip(images, self._family.pixels(call), strict=True):
                 self._add_pixels(image, pixels)
-        return VisionCapture(images)
+        return VisionCapture(images, needs=self._needs)
 
     def _add_attention(self, images: list[ImageCapture], call: VisionCall) -> None:
         tapped: TappedAttention | None = getattr(self._local, "tapped", None)
