@@ -27,11 +27,11 @@ class Floor:
     def __init__(self, evaluator: Any, clock: Callable[[], float]) -> None:
         self._evaluator, self._clock = evaluator, clock
         layers = evaluator.family.layers
-        self._weights = [
-            [m.weight for m in layer.modules() if isinstance(m, torch.nn.Linear)]
-            for layer in layers
-        ]
+        self._weights = [self._linear(layer) for layer in layers]
         self._numbers = [sum(w.numel() for w in layer) for layer in self._weights]
+        # Of the last layer's MLP and of the head only the last token's row is needed.
+        self._mlp = sum(w.numel() for w in self._linear(layers[-1].mlp))
+        self._head = evaluator.loaded.model.get_output_embeddings().weight.numel()
         config = evaluator.family.text_model.config
         self._queries = config.num_attention_heads * evaluator.family.layers[0].self_attn.head_dim
         self._rates: dict[int, list[float]] = {rows: [] for rows in ROWS}
@@ -77,4 +77,9 @@ class Floor:
             products = sum(2 * self._queries * m * (m + 1) for m in alive)
             for number in self._numbers[stage.layer : end]:
                 total += (2 * number * sum(alive) + products) / self.rate(sum(alive))
-        return total
+        once = 2 * self._head * len(part) - 2 * self._mlp * (sum(alive) - len(part))
+        return total + once / self.rate(sum(alive))
+
+    @staticmethod
+    def _linear(module: torch.nn.Module) -> list[torch.Tensor]:
+        return [m.weight for m in module.modules() if isinstance(m, torch.nn.Linear)]
