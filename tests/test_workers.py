@@ -17,13 +17,35 @@ from test_study import Fake, search, spec, trials_of
 
 from prunetune.errors import StudyError
 from prunetune.search import interrupts, leases, loop
+from prunetune.search.estimates import _Estimated
+from prunetune.search.persistent import PersistentStorage
 from prunetune.search.space import Space
-from prunetune.search.storage import open_storage, quiet, redact, storage_url, sweep
+from prunetune.search.storage import (
+    BatchedStorage,
+    open_storage,
+    quiet,
+    redact,
+    storage_url,
+    sweep,
+)
 from prunetune.search.study import run_trials
 from prunetune.search.trials import Objective
 from prunetune.search.workers import Crew
 
 NAME = "fake/keep0.25/cosine"
+
+
+OVERRIDING = (
+    (BatchedStorage, optuna.storages.RDBStorage),
+    (PersistentStorage, optuna.storages.RDBStorage),
+    (_Estimated, optuna.Study),
+)
+
+
+def private(ours, base):
+    """Return the private methods of ``base`` that ``ours`` overrides."""
+    names = {name for name in vars(ours) if name.startswith("_") and not name.startswith("__")}
+    return {name for name in names if callable(getattr(base, name, None))}
 
 
 @pytest.fixture
@@ -43,6 +65,34 @@ def wait(true, seconds=120.0):
 
 
 # Counts and leases.
+
+
+@pytest.mark.parametrize(
+    ("ours", "base", "name"),
+    [(ours, base, name) for ours, base in OVERRIDING for name in sorted(private(ours, base))],
+)
+def test_an_optuna_without_what_is_overridden_is_refused(tmp_path, monkeypatch, ours, base, name):
+    for owner in base.__mro__:
+        if name in vars(owner):
+            monkeypatch.delattr(owner, name)
+    with pytest.raises(StudyError) as refused:
+        open_storage(storage_url(tmp_path, None))
+    said = str(refused.value)
+    assert f"optuna {optuna.__version__} has no {base.__name__}.{name}" in said
+    assert "pip install 'optuna==5.0.*'" in said
+    assert "\n" not in said
+
+
+def test_the_twin_what_is_not_overridden_may_go(tmp_path, monkeypatch):
+    assert {name for ours, base in OVERRIDING for name in private(ours, base)} == {
+        "_create_new_trial",
+        "_get_prepared_new_trial",
+        "_get_stale_trial_ids",
+        "_get_trials",
+        "_set_trial_param",
+    }
+    monkeypatch.delattr(optuna.Study, "_should_skip_enqueue")
+    open_storage(storage_url(tmp_path, None))
 
 
 def test_no_trial_starts_when_enough_run_or_have_finished(shared):

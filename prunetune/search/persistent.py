@@ -7,8 +7,10 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
+import optuna
 from optuna.exceptions import OptunaError, StorageInternalError
 from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial
 from sqlalchemy.exc import (
     DBAPIError,
     InterfaceError,
@@ -17,7 +19,24 @@ from sqlalchemy.exc import (
     SQLAlchemyError,
 )
 
+from prunetune.errors import StudyError
+
 logger = logging.getLogger(__name__)
+
+_RESTS_ON: tuple[tuple[type, tuple[str, ...]], ...] = (
+    (
+        RDBStorage,
+        (
+            "_create_new_trial",
+            "_get_prepared_new_trial",
+            "_get_stale_trial_ids",
+            "_get_trials",
+            "_set_trial_param",
+        ),
+    ),
+    (optuna.Study, ("_get_trials",)),
+)
+"""What Optuna keeps private and subclasses here override."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
@@ -44,8 +63,6 @@ class PersistentStorage(RDBStorage):
         self.patience = 0.0
         super().__init__(*args, **kwargs)
 
-    _create_new_trial = _surviving(RDBStorage._create_new_trial)
-    _get_trials = _surviving(RDBStorage._get_trials)
     set_trial_system_attr = _surviving(RDBStorage.set_trial_system_attr)
     set_study_user_attr = _surviving(RDBStorage.set_study_user_attr)
     set_study_system_attr = _surviving(RDBStorage.set_study_system_attr)
@@ -54,6 +71,13 @@ class PersistentStorage(RDBStorage):
     get_study_directions = _surviving(RDBStorage.get_study_directions)
     get_study_id_from_name = _surviving(RDBStorage.get_study_id_from_name)
     get_study_name_from_id = _surviving(RDBStorage.get_study_name_from_id)
+
+    # Looked up when called: ``check_optuna`` shall be what misses them.
+    def _create_new_trial(self, *args: Any, **kwargs: Any) -> Any:
+        return self.persist(lambda: RDBStorage._create_new_trial(self, *args, **kwargs))
+
+    def _get_trials(self, *args: Any, **kwargs: Any) -> list[FrozenTrial]:
+        return self.persist(lambda: RDBStorage._get_trials(self, *args, **kwargs))
 
     def persist(self, call: Callable[[], T]) -> T:
         """Call, and call again while the database is away, for ``patience`` seconds.
@@ -73,6 +97,24 @@ class PersistentStorage(RDBStorage):
                 logger.info("the study database does not answer; trying again: %s", error)
             time.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, 5.0)
+
+
+def check_optuna() -> None:
+    """Refuse an Optuna that no longer has a private method which is overridden here.
+
+    Under another name ours would never be called: counts of trials would stop being exact, and
+    samplers would see presets only, in silence.
+
+    Raises:
+        StudyError: It does not.
+    """
+    for base, names in _RESTS_ON:
+        for name in names:
+            if not hasattr(base, name):
+                raise StudyError(
+                    f"optuna {optuna.__version__} has no {base.__name__}.{name}, which studies "
+                    "rest on; install a release that has it: pip install 'optuna==5.0.*'"
+                )
 
 
 def _passes(error: BaseException) -> bool:

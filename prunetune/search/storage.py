@@ -21,7 +21,7 @@ from sqlalchemy.exc import ArgumentError, IntegrityError, ProgrammingError, SQLA
 from prunetune.errors import StudyError
 from prunetune.search import leases
 from prunetune.search.pending import Pending
-from prunetune.search.persistent import PersistentStorage
+from prunetune.search.persistent import PersistentStorage, check_optuna
 
 DATABASE = "study.db"
 # Longer than a database takes to restart: a live trial must not be taken for a dead one.
@@ -197,8 +197,10 @@ def open_storage(url: str) -> BatchedStorage:
     """Open a database, making its tables where there are none.
 
     Raises:
-        StudyError: It cannot be reached, is no study database, or the URL is malformed.
+        StudyError: It cannot be reached, is no study database, or the URL is malformed; or Optuna
+            is one that this release does not work with.
     """
+    check_optuna()
     refused = StudyError(
         f"storage: received {redact(url)!r}, which is no database URL that a study can use; "
         "allowed: sqlite:///FILE or postgresql://USER@HOST/DATABASE"
