@@ -301,6 +301,7 @@ def test_a_budget_too_small_for_the_first_layer(tmp_path):
         (("--spec", "nowhere.toml"), ("nowhere.toml",)),
         (("--modle", "tiny"), ("--modle", "--model", "prunetune search --help")),
         (("--keep",), ("--keep", "requires an argument")),
+        (("--study", ""), ("--study: received ''", "leave it out")),
         (("--storage", "nonsense"), ("nonsense", "sqlite:///")),
         (("--model", "nope"), ("unknown model 'nope'",)),
         (("--model", "llava-nxt"), ("did you mean 'llava-next'",)),

@@ -56,6 +56,8 @@ def prepare(
     from prunetune.models import load_model
     from prunetune.search.storage import check_folder, open_storage, storage_url
 
+    if study_name == "":
+        raise ConfigError("--study: received '', allowed a name; leave it out for the spec's own")
     given, spec = spec.data, with_data(spec)
     folder = check_folder(Path(out) if out is not None else default_folder(spec))
     if storage is None and study_name is None:
