@@ -309,6 +309,13 @@ def test_a_study_resumed_under_other_releases_says_so(tmp_path, caplog):
     assert "was made with torch 1.0 (now " in said
 
 
+def test_an_exported_config_names_the_releases_that_measured_it(tmp_path):
+    study = run_trials(spec(trials=2), Fake(), out=tmp_path)
+    now = study.user_attrs["versions"]
+    study.set_user_attr("versions", now | {"torch": "1.0"})
+    assert search(tmp_path, trials=2).best.provenance.versions == now
+
+
 def test_an_interrupt_leaves_a_study_that_the_same_call_resumes(tmp_path):
     def interrupt(call):
         if call == 4:

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +18,7 @@ from prunetune.errors import StudyError
 from prunetune.presets import preset_names
 from prunetune.search.front import FINISHED, best_complete, metric_of, on_plateau
 from prunetune.search.interrupts import check
+from prunetune.search.opening import versions
 from prunetune.search.record import write_record
 from prunetune.search.scores import Measures, SampleScore, Scores, accuracy, image_ids
 from prunetune.search.space import Space
@@ -293,7 +294,6 @@ def with_provenance(
     """Return the winner's config with where it comes from and what it was worth written in."""
     facts, stages = space.facts, winner.config.stages
     gaps = [r.gap for r in winner.results]
-    stored: Mapping[str, str] = study.user_attrs.get("versions", {})
     provenance = Provenance(
         study=study.study_name,
         trial=winner.trial,
@@ -307,7 +307,8 @@ def with_provenance(
         calibration_digest=facts.calibration_digest,
         weights_digest=facts.weights_digest,
         seed=spec.seed,
-        versions=dict(stored),
+        # Of what measured the figures above: a study may be years older.
+        versions=versions(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     return winner.config.model_copy(update={"provenance": provenance})
