@@ -68,6 +68,18 @@ def test_what_a_search_starts_from_is_no_plateau():
     assert since_better(study) == 1
 
 
+def test_a_start_that_is_run_again_is_no_reason_for_patience():
+    study = study_of((0.5,), (0.6,), (0.7,))
+    again = {"system_attrs": {"failed_trial": 0, "retry_history": [0]}}
+    for attr in ("preset", "start"):
+        made = {"values": (0.6,), "user_attrs": {attr: "some"}}
+        study.add_trial(create_trial(state=TrialState.COMPLETE, **made, **again))
+        assert since_better(study) == 2
+    # The twin: what was queued there is a start of the search.
+    study.add_trial(create_trial(state=TrialState.COMPLETE, **made))
+    assert since_better(study) == 0
+
+
 def test_points_are_spread_over_the_front():
     trials = front(study_of(*[(9 - k, k) for k in range(9)]))
     assert [t.number for t in spread(trials, 5)] == [0, 2, 4, 6, 8]

@@ -67,8 +67,11 @@ def since_better(study: Study) -> int:
     # Whoever came onto the front last is on it still, or was pushed off by one that came later.
     last = max(trial.number for trial in best)
     trials = study.get_trials(deepcopy=False)
-    last = max([last, *(t.number for t in trials if {"preset", "start"} & t.user_attrs.keys())])
-    return sum(trial.number > last for trial in trials if trial.state in FINISHED)
+    starts = {t.number: t for t in trials if {"preset", "start"} & t.user_attrs.keys()}
+    # Optuna runs what a kill interrupted again under a new number; it was queued under its first.
+    last = max([last, *(t.system_attrs.get("failed_trial", n) for n, t in starts.items())])
+    searched = (t.number for t in trials if t.state in FINISHED and t.number not in starts)
+    return sum(number > last for number in searched)
 
 
 def on_plateau(study: Study, patience: int) -> bool:
