@@ -4,6 +4,7 @@ import random
 import sqlite3
 import subprocess
 import sys
+import threading
 from contextlib import closing
 from dataclasses import dataclass, replace
 
@@ -26,6 +27,7 @@ from prunetune.search.storage import _unusable as unusable_text
 from prunetune.search.storage import open_storage, redact, storage_url
 from prunetune.search.study import run_search, run_trials
 from prunetune.search.summary import Baseline, bootstrap_ci, render_table, verdict
+from prunetune.search.trial_log import TrialLog
 from prunetune.search.trials import presets_at
 
 FILES = {"study.db", "spec.toml", "config.json", "log.jsonl"}
@@ -740,6 +742,37 @@ def test_the_log_holds_the_trials_of_a_second_study_in_the_folder(tmp_path):
         run_trials(spec(trials=3), Fake(), out=tmp_path, study_name=name)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [line["trial"] for line in lines] == [0, 1, 2] * 2
+
+
+def logged(tmp_path):
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    return sorted(json.loads(line)["trial"] for line in lines)
+
+
+def test_two_commands_in_one_folder_log_each_trial_once(tmp_path):
+    study = run_trials(spec(trials=2), Fake(), out=tmp_path)
+    both = [TrialLog(tmp_path / "log.jsonl") for _ in range(2)]
+    for log in both:
+        log(study)
+    run_trials(spec(trials=5), Fake(), out=tmp_path, records=False)
+    for log in both:
+        log(study)
+    assert logged(tmp_path) == [0, 1, 2, 3, 4]
+    # The twin: whoever begins anew in an empty file logs everything.
+    (tmp_path / "log.jsonl").unlink()
+    TrialLog(tmp_path / "log.jsonl")(study)
+    assert logged(tmp_path) == [0, 1, 2, 3, 4]
+
+
+def test_commands_that_log_at_once_wait_for_each_other(tmp_path):
+    study = run_trials(spec(trials=40, presets=[]), Fake(), out=tmp_path, records=False)
+    path = tmp_path / "log.jsonl"
+    threads = [threading.Thread(target=TrialLog(path), args=(study,)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert logged(tmp_path) == list(range(40))
 
 
 @pytest.mark.parametrize(
