@@ -1,5 +1,6 @@
 """KV caches whose layers hold unequal numbers of tokens."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +44,18 @@ class CacheState:
         """Return ``shift`` for ``batch`` rows."""
         return _repeat(self.shift, batch)
 
+    def move_rows(self, move: Callable[[Tensor], Tensor], batch: int) -> None:
+        """Do to ``prefix`` and ``shift`` what is done to the ``batch`` rows of the cache."""
+        self.prefix = [_moved(rows, move, batch) for rows in self.prefix]
+        self.shift = _moved(self.shift, move, batch)
+
+
+def _moved(rows: Tensor | None, move: Callable[[Tensor], Tensor], batch: int) -> Tensor | None:
+    # Rows that do not match are left as they are, for the next forward to refuse.
+    if rows is None or batch % rows.shape[0]:
+        return rows
+    return move(rows.repeat_interleave(batch // rows.shape[0], dim=0))
+
 
 def _repeat(rows: Tensor | None, batch: int) -> Tensor | None:
     if rows is None or rows.shape[0] == batch:
@@ -73,6 +86,7 @@ def state_of(cache: Any, digest: str, past: int) -> CacheState | None:
         delattr(cache, STATE)
         if isinstance(cache.layers[0], _Counted):
             cache.layers[0].dropped = 0
+            cache.layers[0].state = None
         return None
     if past < state.floor:
         raise ConfigError(
@@ -118,10 +132,12 @@ class _Counted:
     """A cache layer that reports the sequence's length while it holds fewer slots.
 
     ``generate`` asks layer 0 how long the sequence is when it continues a cache; after a layer-0
-    stage that layer is shorter than the sequence.
+    stage that layer is shorter than the sequence. What is done to the rows of the cache is done
+    to its layers; this one does it to the cache's state too.
     """
 
     dropped: int = 0
+    state: CacheState | None = None
 
     def get_seq_length(self) -> Any:
         length = super().get_seq_length()  # type: ignore[misc]
@@ -135,6 +151,23 @@ class _Counted:
     def reset(self) -> None:
         super().reset()  # type: ignore[misc]
         self.dropped = 0
+        self.state = None
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self._move_rows(lambda rows: rows[beam_idx.to(rows.device)])
+        super().reorder_cache(beam_idx)  # type: ignore[misc]
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self._move_rows(lambda rows: rows[indices.to(rows.device)])
+        super().batch_select_indices(indices)  # type: ignore[misc]
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self._move_rows(lambda rows: rows.repeat_interleave(repeats, dim=0))
+        super().batch_repeat_interleave(repeats)  # type: ignore[misc]
+
+    def _move_rows(self, move: Callable[[Tensor], Tensor]) -> None:
+        if self.state is not None and self.physical_length():
+            self.state.move_rows(move, self.keys.shape[0])  # type: ignore[attr-defined]
 
 
 class CountedDynamicLayer(_Counted, DynamicLayer):  # type: ignore[misc]
@@ -165,6 +198,25 @@ def count_dropped(cache: Any, dropped: int, *, anew: bool) -> None:
         dropped: Tokens that this forward dropped before layer 0.
         anew: Whether the cache was empty before; then earlier drops do not count.
     """
+    entry = _counted_layer(cache)
+    if entry is None:
+        raise UnsupportedModelError(
+            f"a layer-0 stage cannot keep the length of a {type(cache.layers[0]).__name__} cache; "
+            "use a DynamicCache or StaticCache, or a config whose first stage is at layer 1"
+        )
+    entry.dropped = dropped if anew else entry.dropped + dropped
+
+
+def follow_rows(cache: Any, state: CacheState) -> None:
+    """Make ``state`` follow what is done to the rows of a dynamic or static ``cache``."""
+    if state.shift is not None or any(rows is not None for rows in state.prefix):
+        entry = _counted_layer(cache)
+        if entry is not None:
+            entry.state = state
+
+
+def _counted_layer(cache: Any) -> Any:
+    """Return layer 0 of ``cache``, made a ``_Counted`` one; None where its kind has none."""
     entry = cache.layers[0]
     if not isinstance(entry, _Counted):
         kinds = {
@@ -175,14 +227,11 @@ def count_dropped(cache: Any, dropped: int, *, anew: bool) -> None:
         }
         kind = kinds.get(type(entry))
         if kind is None:
-            raise UnsupportedModelError(
-                f"a layer-0 stage cannot keep the length of a {type(entry).__name__} cache; "
-                "use a DynamicCache or StaticCache, or a config whose first stage is at layer 1"
-            )
+            return None
         counted = kind.__new__(kind)
         counted.__dict__.update(entry.__dict__)
         cache.layers[0] = entry = counted
-    entry.dropped = dropped if anew else entry.dropped + dropped
+    return entry
 
 
 def extend_prefix(old: Tensor | None, past: int, new: Tensor) -> Tensor | None:

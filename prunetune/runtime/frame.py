@@ -12,6 +12,7 @@ from prunetune.runtime.cache import (
     CacheState,
     count_dropped,
     extend_prefix,
+    follow_rows,
     physical_length,
     state_of,
 )
@@ -278,6 +279,7 @@ class Frame:
                 gone = self.valid.sum(1) - first.sum(1)
                 old = self.state.shifts(first.shape[0])
                 self.state.shift = gone if old is None else old.to(gone.device) + gone
+        follow_rows(self.cache, self.state)
 
     def restore_length(self, hidden: Tensor) -> Tensor:
         """Scatter final states back to this forward's slots, ``[B, S, d]``; 0 where dropped."""
