@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import optuna
 import pytest
 from cli_runner import call, refused
 
@@ -10,8 +11,10 @@ import prunetune
 from prunetune import models
 from prunetune.cli._loading import FLAGS
 from prunetune.presets import load_preset
+from prunetune.search.spec import StudySpec
+from prunetune.search.storage import open_storage, quiet, storage_url
 
-VERBS = ("verify", "bench", "show", "search", "report", "diff", "dashboard")
+VERBS = ("export", "verify", "bench", "show", "search", "report", "diff", "dashboard")
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -23,7 +26,7 @@ def test_every_verb_that_loads_has_the_flags(verb):
 def test_no_verb_that_loads_is_forgotten():
     """Its pair: whoever calls ``load_model`` or takes a device is in the list above."""
     folder = Path(prunetune.__file__).parent / "cli"
-    loads = re.compile(r"load_model\(|load_for\(|loaded_subject\(|prepare\(spec")
+    loads = re.compile(r"load_model\(|load_for\(|loaded_subject\(|prepare\(spec|measured_config\(")
     found = {path.stem for path in folder.glob("*.py") if loads.search(path.read_text("utf-8"))}
     assert found == set(VERBS)
     assert "loading" not in call("verify", "--help").out.lower().split()
@@ -67,6 +70,27 @@ def test_the_flags_reach_the_loader(verb, seen, tmp_path):
     if verb != "search":
         refused(verb, *words, has=("seen",))
         assert seen["revision"] == "v1"
+
+
+def test_the_flags_of_export_reach_the_loader(seen, tmp_path):
+    told = StudySpec(model="owner/name", revision="v1", data="tiny", trials=1)
+    with quiet():
+        storage = open_storage(storage_url(tmp_path, None))
+        study = optuna.create_study(study_name=told.study_name, storage=storage)
+    study.set_user_attr("spec", told.model_dump(mode="json"))
+    study.add_trial(optuna.trial.create_trial(value=0.1))
+    words = ("export", tmp_path, "-o", tmp_path / "c.json")
+    refused(*words, *WORDS, has=("seen",))
+    assert seen == {
+        "name": "owner/name",
+        "dtype": "bfloat16",
+        "device": None,
+        "device_map": "auto",
+        "attn": "eager",
+        "revision": "v2",
+    }
+    refused(*words, has=("seen",))
+    assert seen["revision"] == "v1"
 
 
 def test_flags_that_cannot_be(tmp_path):

@@ -15,8 +15,6 @@ import typer
 from typer.main import get_command
 
 from prunetune.cli._loading import FLAGS, gather, spread
-from prunetune.cli._loading import Device as Device
-from prunetune.cli._loading import Dtype as Dtype
 from prunetune.cli._output import note
 from prunetune.errors import ConfigError, PrunetuneError
 

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from prunetune.cli._app import AsJson, Device, Dtype, SkipBad, Threads, at_least, verb
+from prunetune.cli._app import AsJson, SkipBad, Threads, at_least, verb
+from prunetune.cli._loading import Loading
 from prunetune.cli._output import Output, number, percent, progress
 
 
@@ -37,10 +38,10 @@ def export(
         str | None, typer.Option("--study", metavar="NAME", help="Of several studies, this one.")
     ] = None,
     skip_bad: SkipBad = False,
-    dtype: Dtype = None,
-    device: Device = None,
     threads: Threads = None,
     as_json: AsJson = False,
+    *,
+    loading: Loading,
 ) -> None:
     """Freeze a trial in a config with its complete provenance.
 
@@ -65,9 +66,8 @@ def export(
                 found,
                 trial,
                 skip_bad=skip_bad,
-                device=device,
-                dtype=dtype,
                 progress=lambda step: show(step.name, step.done, step.total),
+                **loading,
             )
     path = config.save(output)
     made = config.provenance

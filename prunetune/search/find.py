@@ -195,11 +195,17 @@ def measured_config(
     trial: int | None,
     *,
     skip_bad: bool = False,
-    device: Any = None,
-    dtype: Any = None,
     progress: "Callable[[Step], None]" = lambda step: None,
+    **options: Any,
 ) -> PruningConfig:
     """Measure a trial (by default the best one) on both splits and return its config.
+
+    Args:
+        found: The study.
+        trial: Number of the trial; None for the best one.
+        skip_bad: Leave out bad pictures and rows instead of failing.
+        progress: Called with every step's state.
+        options: What ``load_model`` takes beside a name; the revision is the study's by default.
 
     Raises:
         StudyError: There is no such trial, or it has not finished.
@@ -218,7 +224,8 @@ def measured_config(
         )
     spec = found.spec
     calibration, held_out = load_data(spec, skip_bad=skip_bad)
-    loaded = load_model(spec.model, revision=spec.revision, device=device, dtype=dtype)
+    options["revision"] = options.get("revision") or spec.revision
+    loaded = load_model(spec.model, **options)
     first_stage = deepest_first_stage(spec, loaded, calibration)
     prepared = Prepared(spec, found.folder or Path(), loaded, calibration, held_out, first_stage)
     first, second = evaluators(prepared, progress=progress)
