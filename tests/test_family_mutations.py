@@ -183,6 +183,8 @@ def mask_of_full_attention(patch):
 def sliding_length_forgotten(patch):
     patch.setattr(cache.CountedStaticSlidingLayer, "get_seq_length",
                   StaticSlidingWindowLayer.get_seq_length)  # fmt: skip
+    # Else it would be taken for a cropped cache, and refused.
+    patch.setattr(cache.CacheState, "floor", property(lambda self: 0, lambda self, value: None))
 
 
 def norm_before_the_residual(patch):
