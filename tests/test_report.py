@@ -24,7 +24,7 @@ from prunetune.review.words import config_sentences, verdict
 from prunetune.review.worst import Panel, Worst, worst_samples
 from prunetune.search.find import find_study
 from prunetune.search.study import run_search
-from prunetune.search.summary import bootstrap_ci
+from prunetune.search.summary import TOO_FEW, bootstrap_ci
 
 FAST = ("--threads", "1")
 SECTIONS = {"config", "held-out", "history-0", "front", "schedules", "importance", "parallel"}
@@ -539,3 +539,12 @@ def test_a_study_of_500_trials_is_one_small_file():
     assert "All 500 trials" in page.words
     said, _ = verdict(facts)
     assert "500 of 500" in said
+
+
+def test_a_check_mark_needs_enough_pictures(searched):
+    facts = study_facts(searched.study)
+    result = facts.record["result"]
+    result["best"] |= {"held_out_gap": 0.0, "accuracy": 1.0}
+    assert verdict(facts) == (result["verdict"], "good")
+    result["verdict"] = f"1 held-out picture is {TOO_FEW}."
+    assert verdict(facts) == (result["verdict"], "unsure")

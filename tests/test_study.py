@@ -651,6 +651,28 @@ def test_the_verdict_is_honest():
     assert "nothing is known" in verdict(tuned, [Baseline("fastv", None)])
 
 
+def test_few_held_out_pictures_tell_nothing(tmp_path):
+    tuned, rows = scores(0.1, 0.8), [row("fastv", 0.2, 0.8)]
+    assert verdict(tuned, rows, pictures=1) == (
+        "1 held-out picture is too few to tell whether the tuned config beats every baseline: gap "
+        "0.1000 against 0.2000 (fastv); accuracy 80.0% against 80.0% (fastv)."
+    )
+    assert "does not beat" not in verdict(tuned, [row("fastv", 0.05)], pictures=4)
+    itself = replace(row("topv", 0.1, 0.8), is_tuned=True)
+    assert "how it compares" in verdict(tuned, [itself, *rows], pictures=4)
+    # The twin: as many as say something.
+    assert verdict(tuned, rows, pictures=5) == verdict(tuned, rows)
+    few = "are too few to tell"
+    for folder, fields in (
+        ("one", {}),
+        ("front", {"objective": "pareto", "keep": 0.05, "up_to": 0.5}),
+    ):
+        said = search(tmp_path / folder, held_out=Fake(count=16), trials=10, **fields).verdict
+        assert f"4 held-out pictures {few}" in said
+        said = search(tmp_path / folder, held_out=Fake(count=20), trials=10, **fields).verdict
+        assert few not in said
+
+
 def test_a_preset_that_wins_is_not_compared_with_itself(tmp_path):
     class LikesUniform(Fake):
         def badness(self, config):

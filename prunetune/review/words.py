@@ -9,6 +9,7 @@ from prunetune.config import PruningConfig, Stage
 from prunetune.restorers import Restorer
 from prunetune.review.facts import StudyFacts
 from prunetune.scorers import Scorer
+from prunetune.search.summary import TOO_FEW
 
 _LEAST_WORTH_SAYING = 0.02
 
@@ -131,11 +132,12 @@ def verdict(facts: StudyFacts) -> tuple[str, str]:
     if facts.record is not None:
         result = facts.record["result"]
         said = str(result["verdict"])
-        return said, "good" if beats_all(result) else "unsure"
+        return said, "good" if beats_all(result) and TOO_FEW not in said else "unsure"
     if facts.front_record is not None:
         result = facts.front_record["result"]
         paid = bool(result["points"]) and all(_wins(point, point) for point in result["points"])
-        return str(result["verdict"]), "good" if paid else "unsure"
+        said = str(result["verdict"])
+        return said, "good" if paid and TOO_FEW not in said else "unsure"
     if not facts.trials:
         return "No trial has been run yet, so there is nothing to look at.", "unsure"
     best = facts.best

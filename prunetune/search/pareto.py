@@ -26,7 +26,7 @@ from prunetune.search.selection import (
 )
 from prunetune.search.space import Space
 from prunetune.search.spec import StudySpec
-from prunetune.search.summary import Baseline, bootstrap_ci, unbeaten
+from prunetune.search.summary import Baseline, bootstrap_ci, too_few, unbeaten
 from prunetune.search.trials import config_of, presets_at
 
 if TYPE_CHECKING:
@@ -174,6 +174,8 @@ def conclude_front(
     trials = study.get_trials(deepcopy=False)
     wins = sum(point.wins for point in points)
     same = sum(any(row.is_tuned for row in point.baselines) for point in points)
+    few = too_few(len(set(image_ids(held_out.samples))))
+    doubt = f"; {few}" if few else ""
     itself = f"; at {same} it is a preset itself" if same else ""
     result = FrontResult(
         study=study.study_name,
@@ -188,7 +190,7 @@ def conclude_front(
         unpruned_accuracy=accuracy(held_out.unpruned_correct),
         verdict=(
             f"At {wins} of {len(points)} points of the front the tuned config beats every "
-            f"baseline of the same cost on held-out data{itself}."
+            f"baseline of the same cost on held-out data{itself}{doubt}."
         ),
         stopped=why_stopped(study, spec),
     )

@@ -199,7 +199,7 @@ def conclude(
         kv_ratio=cast(float, provenance.kv_ratio),
         unpruned_accuracy=accuracy(held_out.unpruned_correct),
         baselines=baselines,
-        verdict=verdict(scores, baselines),
+        verdict=verdict(scores, baselines, len(set(image_ids(held_out.samples)))),
         config=str(path),
         best=config,
         stopped=why_stopped(study, spec),

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from prunetune.config import PruningConfig
 
 _DRAWS = 2000
+_FEWEST_PICTURES = 5
+TOO_FEW = "too few to tell"
+"""Part of a verdict on held-out pictures that are."""
 
 
 @dataclass(frozen=True)
@@ -161,10 +164,25 @@ def _by_group(
     return np.bincount(member, weights=np.asarray(values, dtype=float)), np.bincount(member)
 
 
-def verdict(tuned: Scores, baselines: Sequence[Baseline]) -> str:
+def too_few(pictures: int) -> str | None:
+    """Return words on held-out pictures that tell nothing; None for enough of them.
+
+    Pictures are what is drawn independently: an interval over one has no width at all.
+    """
+    if pictures >= _FEWEST_PICTURES:
+        return None
+    return f"{pictures} held-out picture{'s are' if pictures > 1 else ' is'} {TOO_FEW}"
+
+
+def verdict(tuned: Scores, baselines: Sequence[Baseline], pictures: int = _FEWEST_PICTURES) -> str:
     """Return one sentence: does the tuned config beat every baseline, in gap and in accuracy?
 
     Where it is one of them itself, it says so, and compares it with the others.
+
+    Args:
+        tuned: Scores of the tuned config on held-out samples.
+        baselines: All presets on the same samples.
+        pictures: How many pictures these samples show; few of them tell nothing.
     """
     itself = [row.name for row in baselines if row.is_tuned]
     baselines = [row for row in baselines if not row.is_tuned]
@@ -177,6 +195,10 @@ def verdict(tuned: Scores, baselines: Sequence[Baseline]) -> str:
         nothing = "No baseline could be run at this budget, so nothing is known about the gain."
         return f"{found}." if itself else nothing
     numbers = _compared(tuned, rows)
+    if few := too_few(pictures):
+        if itself:
+            return f"{found}; {few} how it compares with the others: {numbers}."
+        return f"{few} whether the tuned config beats every baseline: {numbers}."
     lower, better = unbeaten(tuned, baselines)
     reasons = [f"{', '.join(lower)}: no higher gap"] if lower else []
     reasons += [f"{', '.join(better)}: higher accuracy"] if better else []
