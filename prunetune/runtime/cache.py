@@ -18,6 +18,9 @@ from prunetune.errors import ConfigError, UnsupportedModelError
 STATE = "_prunetune_state"
 """Attribute of a cache object; it travels with ``copy.deepcopy`` and dies with the cache."""
 
+FAILED = "_prunetune_failed"
+"""Attribute of a cache that a failed forward has grown in some layers only."""
+
 
 @dataclass
 class CacheState:
@@ -96,6 +99,24 @@ def state_of(cache: Any, digest: str, past: int) -> CacheState | None:
     if state.digest != digest:
         raise ConfigError("this cache was filled under another pruning config; start a new cache")
     return state
+
+
+def note_failed(cache: Any, past: int) -> None:
+    """Mark a cache that a failed forward has grown; ``past``: tokens seen over it before."""
+    if cache is not None and int(cache.get_seq_length()) != past:
+        setattr(cache, FAILED, True)
+
+
+def check_whole(cache: Any, past: int) -> None:
+    """Raise if a failed forward has grown ``cache``, unless it was emptied since."""
+    if not hasattr(cache, FAILED):
+        return
+    if past:
+        raise ConfigError(
+            "a forward over this cache failed when some of its layers had grown already; "
+            "start a new cache"
+        )
+    delattr(cache, FAILED)
 
 
 def physical_length(cache: Any, layer: int) -> int:

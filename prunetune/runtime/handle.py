@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from prunetune.config import PruningConfig
 from prunetune.errors import ConfigError, UnsupportedModelError
 from prunetune.families import Family
+from prunetune.runtime.cache import check_whole, note_failed
 from prunetune.runtime.captures import Captures, Step, given_to, placeholder_mask
 from prunetune.runtime.compiled import forget_compiled
 from prunetune.runtime.frame import Frame
@@ -180,6 +181,8 @@ class Handle:
         # the first of these is the last prompt token's.
         frame.tail = max(0, wanted - 1)
         frame.past = 0 if cache is None else int(cache.get_seq_length())
+        check_whole(cache, frame.past)
+        frame.cache = cache
         for modality, features in encoded.items():
             capture = self._captures.of(modality, features)
             # Another config may have been applied when they were computed.
@@ -221,6 +224,8 @@ class Handle:
 
     def _close(self, base: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         frame = self.frames.pop()
+        if output is None:
+            note_failed(frame.cache, frame.past)
         if output is None or frame.segment is None:
             return None
         frame.finish()
