@@ -194,6 +194,25 @@ def test_small_references_stay_in_memory(tiny, config, tmp_path, expected):
     assert not (tmp_path / "a").exists()
 
 
+def test_a_small_first_sample_does_not_keep_large_ones_in_memory(tiny, config, tmp_path, expected):
+    loaded, samples = tiny
+    evaluator = Evaluator(loaded, samples, deepest=1)
+    sizes = [evaluator._reference(index).nbytes for index in range(len(samples))]
+    order = sorted(range(len(samples)), key=sizes.__getitem__)
+    assert len(samples) * min(sizes) < sum(sizes)
+    sorted_ = loaded, replace(samples, samples=tuple(samples.samples[i] for i in order))
+    limit = len(samples) * min(sizes)
+    found = results(sorted_, config, tmp_path / "a", in_memory=limit)
+    assert {i: result.correct for i, result in zip(order, found)} == {
+        i: result.correct for i, result in enumerate(expected)
+    }
+    assert [r.gap for r in found] == pytest.approx([expected[i].gap for i in order], abs=1e-5)
+    assert len(list(tmp_path.glob("a/*/*.safetensors"))) == len(samples)
+    # The twin: with room for all of them none is written.
+    results(sorted_, config, tmp_path / "b", in_memory=sum(sizes))
+    assert not (tmp_path / "b").exists()
+
+
 def test_memos_are_bounded():
     import torch
 

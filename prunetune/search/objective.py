@@ -96,7 +96,7 @@ class Evaluator:
         if self.whole is not None:
             logger.info("every trial runs the whole model: %s", self.whole)
         self._recorder = Recorder(self.family, -1 if self.whole else deepest)
-        self._store: Store = MemoryStore()
+        self._store: Store
         self._lengths: list[_Length] = []
         self.unpruned_correct: list[bool | None] = []
         self._compute(cache, cache_limit, in_memory, progress or (lambda done: None))
@@ -119,12 +119,18 @@ class Evaluator:
     ) -> None:
         lengths: dict[int, _Length] = {}
         correct: dict[int, bool | None] = {}
+        memory, taken = MemoryStore(), 0
+        self._store = memory
         first = self._record(0)
-        if cache is not None and len(self.samples) * first.nbytes > in_memory:
-            names = [sample.digest()[:32] for sample in self.samples]
-            self._store = DiskStore(cache, self._key(), names, limit)
+        foreseen = len(self.samples) * first.nbytes
         for index in self._by_images():
             reference = self._reference(index, first if index == 0 else None)
+            taken += reference.nbytes
+            # The first sample may be the smallest: what is there already counts, too.
+            if self._store is memory and cache is not None and max(foreseen, taken) > in_memory:
+                names = [sample.digest()[:32] for sample in self.samples]
+                self._store = DiskStore(cache, self._key(), names, limit)
+                memory.move_to(self._store)
             separators = sum(int(i.geometry.separator.sum()) for i in reference.images)
             lengths[index] = _Length(reference.query + 1, reference.image_tokens, separators)
             correct[index] = reference.correct

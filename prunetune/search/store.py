@@ -54,6 +54,12 @@ class MemoryStore:
         """Keep it."""
         self._references[index] = reference
 
+    def move_to(self, store: Store) -> None:
+        """Put into another store what is kept here and not there."""
+        for index, reference in self._references.items():
+            if store.get(index) is None:
+                store.put(index, reference)
+
 
 class Memos:
     """Scores that need not be computed again, up to a bound whatever the number of samples.
