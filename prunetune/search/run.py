@@ -58,6 +58,9 @@ def search(
 ) -> "SearchResult | FrontResult":
     """Search a pruning config for a model, or resume the search.
 
+    One search of a study a process: another thread's running trial would be taken for one that was
+    left behind. ``workers`` are processes.
+
     Example::
 
         result = prunetune.search(StudySpec(model="tiny", keep=0.25, trials=20))
