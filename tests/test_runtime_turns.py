@@ -17,8 +17,10 @@ from reference_models import (
     tiny,
 )
 from transformers import DynamicCache, StaticCache
+from transformers.cache_utils import QuantizedLayer
 
 import prunetune
+from prunetune.errors import UnsupportedModelError
 
 TOLERANCE = 1e-5
 NEW = 4
@@ -185,3 +187,35 @@ def test_a_cache_cropped_to_before_its_images_is_refused(schedule):
         cache.crop(-18)
         with pytest.raises(ConfigError, match=r"\Athis cache was cropped to 18 tokens[^\n]+\Z"):
             model(**more, past_key_values=cache)
+
+
+class Halved(QuantizedLayer):
+    """A quantised layer without a package that quantises."""
+
+    def _quantize(self, tensor, axis):
+        return tensor.half()
+
+    def _dequantize(self, q_tensor):
+        return q_tensor.float()
+
+
+@pytest.mark.parametrize(("scorer", "refused"), [("last_query", True), ("coverage", False)])
+@pytest.mark.parametrize("residual", [128, 2], ids=["rest", "flushed"])
+@torch.no_grad()
+def test_quantised_keys_are_not_read(scorer, refused, residual):
+    """A later image's attention row would miss the keys that the cache has quantised."""
+    model = tiny("llava")
+    size = SIZES["llava"]
+    cache = DynamicCache()
+    cache.layers = [Halved(residual_length=residual) for _ in model.model.language_model.layers]
+    config = make_config(model, [(2, 0.5, (scorer,))])
+    first, second = make_batch(model, ((2, size, 3),)), make_batch(model, ((2, size, 4),), seed=2)
+    with prunetune.apply(model, config):
+        model(**first.inputs, past_key_values=cache)
+        model(input_ids=torch.full((1, 3), 7), past_key_values=cache)
+        again = second.inputs | {"attention_mask": None}
+        if refused:
+            with pytest.raises(UnsupportedModelError, match=r"\A[^\n]+last_query[^\n]+\Z"):
+                model(**again, past_key_values=cache)
+        else:
+            model(**again, past_key_values=cache)

@@ -219,7 +219,8 @@ class Handle:
             if bool(input_ids.eq(token).any()):
                 raise UnsupportedModelError(
                     "a part of the prompt has image tokens, but came without its images: "
-                    "pass their pixels and leave prefill_chunk_size, which is not supported, unset"
+                    "pass their pixels and leave prefill_chunk_size, which is not supported, "
+                    "unset; or this model is an assistant, which is given none: apply nothing to it"
                 )
 
     def _close(self, base: nn.Module, args: tuple[Any, ...], output: Any) -> Any:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from prunetune.devices import brought, execution_device
+from prunetune.errors import UnsupportedModelError
 from prunetune.runtime.cache import extend_prefix, physical_length
 from prunetune.runtime.masks import cached_slots
 from prunetune.runtime.segment import places
@@ -64,7 +65,13 @@ def _cached_keys(frame: "Frame", index: int, batch: int) -> tuple[Tensor, Tensor
     past = physical_length(frame.cache, index)
     if not past:
         return None
-    keys = frame.cache.layers[index].keys[:, :, :past]
+    entry = frame.cache.layers[index]
+    if entry.keys.dim() < 4 or entry.keys.shape[2] < past:
+        raise UnsupportedModelError(
+            f"a {type(entry).__name__} cache gives not all of its keys, so that last_query cannot "
+            "score an image of a later turn; use a DynamicCache or StaticCache, or a new cache"
+        )
+    keys = entry.keys[:, :, :past]
     segment = frame.segment
     if segment is None:
         return keys, cached_slots(frame.attention_mask, past, frame.length, batch)
