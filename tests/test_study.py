@@ -20,7 +20,7 @@ from prunetune.scorers import SCORERS
 from prunetune.search.find import find_study
 from prunetune.search.samplers import make_sampler, sampler_seed
 from prunetune.search.scores import Scores, accuracy
-from prunetune.search.selection import compare_preset, measure, shortlist
+from prunetune.search.selection import compare_preset, count_evaluations, measure, shortlist
 from prunetune.search.space import Space
 from prunetune.search.spec import SpaceSpec, StudySpec
 from prunetune.search.storage import _unusable as unusable_text
@@ -242,6 +242,38 @@ def test_a_config_that_comes_again_is_answered_from_memory(tmp_path):
     # Searched configs, the winner once more, nothing else.
     assert len(evaluator.configs) == len(different) + 1
     assert result.sample_evaluations == evaluator.measured
+
+
+def test_what_failed_halfway_and_twins_were_measured_too(tmp_path):
+    class Breaks(Fake):
+        def evaluate(self, config, *, answers=True):
+            for k, batch in enumerate(super().evaluate(config, answers=answers)):
+                if k == 2 and len(self.configs) == 2:
+                    raise RuntimeError("out of memory")
+                if k == 5 and len(self.configs) == 3:
+                    self.twin(config)
+                yield batch
+
+        def twin(self, config):
+            study = optuna.load_study(study_name=None, storage=open_storage(storage_url(out, None)))
+            attrs = {"config_digest": config.digest(), "samples_used": 48, "evaluations": 48}
+            made = {"value": 1.0, "user_attrs": attrs, "intermediate_values": {0: 1.0}}
+            study.add_trial(optuna.trial.create_trial(**made))
+            self.measured += 48
+
+    out, evaluator = tmp_path, Breaks()
+    result = search(tmp_path, evaluator, trials=6)
+    trials = trials_of(tmp_path)
+    assert result.trials["failed"] == 1
+    assert [t.user_attrs["evaluations"] for t in trials if t.state is TrialState.FAIL] == [16]
+    assert [t.user_attrs["evaluations"] for t in trials if "repeats" in t.user_attrs] == [48]
+    assert result.sample_evaluations == evaluator.measured - 8
+    # The twin: studies of old, which do not say it, are counted as they were.
+    old = [
+        optuna.trial.create_trial(value=1.0, user_attrs=a)
+        for a in ({"samples_used": 16}, {"samples_used": 48, "repeats": 0})
+    ]
+    assert count_evaluations(old) == 16
 
 
 # Resuming.

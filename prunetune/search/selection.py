@@ -3,11 +3,11 @@
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
@@ -31,6 +31,7 @@ from prunetune.search.summary import (
     verdict,
 )
 from prunetune.search.trials import (
+    EVALUATIONS,
     Preset,
     config_of,
     estimated_mean,
@@ -229,7 +230,13 @@ def count_trials(trials: Sequence[FrozenTrial]) -> dict[str, int]:
 
 def count_evaluations(trials: Sequence[FrozenTrial]) -> int:
     """Return the samples that trials were measured on."""
-    return sum(t.user_attrs.get("samples_used", 0) for t in trials if "repeats" not in t.user_attrs)
+    return sum(_evaluations(trial.user_attrs) for trial in trials)
+
+
+def _evaluations(attrs: Mapping[str, Any]) -> int:
+    # Studies of old do not say it; a repeat there names samples that another trial was measured on.
+    known = 0 if "repeats" in attrs else attrs.get("samples_used", 0)
+    return int(attrs.get(EVALUATIONS, known))
 
 
 def compare_preset(

@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 
 Metric = Literal["cosine", "kl", "cosine+kl"]
 
+EVALUATIONS = "evaluations"
+"""User attribute of a trial: samples it ran itself, also if it failed or repeats another one."""
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -125,6 +128,7 @@ class Objective:
         # Optuna takes no reports and stops no trial early where there are two objectives.
         self._two = len(study.directions) > 1
         self._known: dict[str, FrozenTrial] = {}
+        self._spent = 0
 
     def _measured(self, digest: str) -> FrozenTrial | None:
         """Return the first finished trial of a config, another worker's included."""
@@ -158,12 +162,13 @@ class Objective:
 
     def _record_failure(self, trial: Trial) -> None:
         try:
-            trial.set_user_attr("failure", self.reasons[-1])
+            _set(trial, {"failure": self.reasons[-1], EVALUATIONS: self._spent})
         except OptunaError as error:
             # The database may be what failed; the first error is the one to report.
             logger.warning("trial %d: its failure is not stored: %s", trial.number, error)
 
     def _run(self, trial: Trial) -> float | Sequence[float]:
+        self._spent = 0
         units = self.space.suggest(trial)
         given = trial.user_attrs.get("given")
         config = PruningConfig.parse(given) if given else self.space.decode(units)
@@ -183,6 +188,7 @@ class Objective:
         with closing(cast(Any, self.evaluator.evaluate(config, answers=False))) as batches:
             for batch in batches:
                 check()
+                self._spent += len(batch)
                 for index, result in batch:
                     values.append(sample_value(self.metric, result))
                     results.append(result)
@@ -190,7 +196,7 @@ class Objective:
                         trial.report(values[-1], step=index)
                 if len(values) < total and not self._two and trial.should_prune():
                     break
-        _set(trial, _result_attrs(results))
+        _set(trial, _result_attrs(results) | {EVALUATIONS: self._spent})
         # Another worker may have come to the same config meanwhile.
         if (twin := self._measured(digest)) is not None:
             trial.set_user_attr("repeats", twin.number)
@@ -208,7 +214,7 @@ class Objective:
             trial.report(value, step=step)
         names = ("samples_used", "gap", "kl", "top1_agreement", "accuracy")
         _set(trial, {k: known.user_attrs[k] for k in names if k in known.user_attrs})
-        trial.set_user_attr("repeats", known.number)
+        _set(trial, {"repeats": known.number, EVALUATIONS: 0})
         if known.state is TrialState.PRUNED:
             raise TrialPruned(f"the same config as trial {known.number}, which was pruned")
         return known.values if self._two else metric_of(known)
