@@ -418,3 +418,16 @@ def test_a_bug_is_one_line_unless_asked(monkeypatch):
     shown = call("presets", "--debug")
     assert shown.status == 3
     assert "Traceback" in shown.err
+
+
+@pytest.mark.parametrize(
+    ("given", "verb", "found"),
+    [(None, "scorers", "PASSIVE"), ("ACTIVE", "scorers", "ACTIVE"), (None, "bench", None)],
+)
+def test_waiting_threads_sleep_but_where_a_deployment_is_timed(monkeypatch, given, verb, found):
+    monkeypatch.setenv("OMP_WAIT_POLICY", given or "")
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    if given is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    call(*([verb] if verb == "scorers" else [verb, "no-such-file.json"]))
+    assert os.environ.get("OMP_WAIT_POLICY") == found

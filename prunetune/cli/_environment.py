@@ -34,6 +34,16 @@ def set_logging(verbose: bool) -> None:
     warnings.simplefilter("ignore")
 
 
+def set_waiting() -> None:
+    """Let OpenMP's threads sleep while they wait, unless the environment says how; before torch.
+
+    By default they spin: with another busy process on the machine a search of the embedded model on
+    two threads then takes several times as long.
+    """
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
+
 def quieten_optuna() -> None:
     """Keep Optuna's line a trial out of stderr, unless ``--verbose``; importing it sets a level."""
     import optuna
