@@ -2,8 +2,9 @@
 
 (a) `tiny`, the embedded model; (b) `mid`, a random LLaVA-NeXT of 24 layers, d=512, 1,479 image
 tokens. One thread. By default the paper's 50 trials at its smallest budget, a tenth of the tokens,
-on 160 samples as the embedded set has: what a trial costs depends on both. About an hour. After every trial of the engine the loop measures a
-sample under the same config, and the matrix rate is measured too: a slow minute hits all alike.
+on 160 samples, as the embedded set has: what a trial costs depends on both. That takes over an
+hour; --per-trial a third of it. After every trial of the engine the loop measures a sample under
+the same config, and the matrix rate is measured too: a slow minute hits all of them alike.
 
 - `per_trial_speedup`: time of a trial of the loop (seconds a sample x samples: extrapolated from
   the samples that were measured) over the mean time of a trial of the engine, everything but the
