@@ -42,12 +42,24 @@ def write_atomically(path: Path, content: bytes) -> Path:
     return path
 
 
+@contextmanager
+def looked_at(path: Path) -> Iterator[sqlite3.Connection]:
+    """Yield a connection to an SQLite file that only reads.
+
+    A process that opens and closes the file by other means loses all its locks on it (POSIX), and
+    with them whatever database it has open there: the next process that closes that database takes
+    itself for the last one, and removes the write-ahead log in use.
+
+    Raises:
+        sqlite3.Error: It cannot be opened.
+    """
+    url = f"{path.resolve().as_uri()}?mode=ro"
+    with closing(sqlite3.connect(url, uri=True)) as connection:
+        yield connection
+
+
 def is_database(path: Path) -> bool:
     """Tell whether a file can be an SQLite database, by its start; an empty one can.
-
-    SQLite itself looks. A process that opens and closes the file by other means loses all its locks
-    on it (POSIX), and with them whatever database it has open there: the next process that closes
-    that database takes itself for the last one, and removes the write-ahead log in use.
 
     Raises:
         OSError: There is no such file, or it cannot be read.
@@ -57,8 +69,8 @@ def is_database(path: Path) -> bool:
     if not os.access(path, os.R_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
     try:
-        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as found:
-            found.execute("PRAGMA schema_version")
+        with looked_at(path) as database:
+            database.execute("PRAGMA schema_version")
     except sqlite3.Error as error:
         return error.sqlite_errorcode != sqlite3.SQLITE_NOTADB
     return True

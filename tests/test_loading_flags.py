@@ -46,6 +46,14 @@ def seen(monkeypatch):
 
 
 WORDS = ("--dtype", "bfloat16", "--device-map", "auto", "--attn", "eager", "--revision", "v2")
+TOLD = {
+    "name": "owner/name",
+    "dtype": "bfloat16",
+    "device": None,
+    "device_map": "auto",
+    "attn": "eager",
+    "revision": "v2",
+}
 
 
 @pytest.mark.parametrize("verb", ["verify", "bench", "search"])
@@ -59,14 +67,7 @@ def test_the_flags_reach_the_loader(verb, seen, tmp_path):
         "search": ("--model", "owner/name", "--data", "tiny", "--out", tmp_path / "s"),
     }[verb]
     refused(verb, *words, *WORDS, has=("seen",))
-    assert seen == {
-        "name": "owner/name",
-        "dtype": "bfloat16",
-        "device": None,
-        "device_map": "auto",
-        "attn": "eager",
-        "revision": "v2",
-    }
+    assert seen == TOLD
     if verb != "search":
         refused(verb, *words, has=("seen",))
         assert seen["revision"] == "v1"
@@ -81,14 +82,7 @@ def test_the_flags_of_export_reach_the_loader(seen, tmp_path):
     study.add_trial(optuna.trial.create_trial(value=0.1))
     words = ("export", tmp_path, "-o", tmp_path / "c.json")
     refused(*words, *WORDS, has=("seen",))
-    assert seen == {
-        "name": "owner/name",
-        "dtype": "bfloat16",
-        "device": None,
-        "device_map": "auto",
-        "attn": "eager",
-        "revision": "v2",
-    }
+    assert seen == TOLD
     refused(*words, has=("seen",))
     assert seen["revision"] == "v1"
 

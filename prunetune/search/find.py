@@ -1,7 +1,6 @@
 """Finds a study again: by its folder, its database file or a storage URL."""
 
 import sqlite3
-from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -11,7 +10,7 @@ import optuna
 
 from prunetune.config import PruningConfig
 from prunetune.errors import StudyError
-from prunetune.files import is_database
+from prunetune.files import is_database, looked_at
 from prunetune.search.front import FINISHED
 from prunetune.search.pareto import FOLDER, choose_point, front_file
 from prunetune.search.spec import StudySpec
@@ -117,8 +116,8 @@ def _is_foreign(path: Path) -> bool:
     """Tell whether an SQLite database surely holds tables, but none of studies."""
     query = "SELECT name FROM sqlite_master WHERE type = 'table'"
     try:
-        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as found:
-            tables = {name for (name,) in found.execute(query)}
+        with looked_at(path) as database:
+            tables = {name for (name,) in database.execute(query)}
     except sqlite3.Error:
         return False
     return bool(tables) and "studies" not in tables

@@ -58,7 +58,7 @@
     figure.drawn = true;
     load();
     const { data, layout } = JSON.parse(figure.source.textContent);
-    Object.assign(figure, { layout, height: layout.height });
+    figure.layout = layout;
     Plotly.newPlot(figure.place, data, fitted(layout, figure.place.clientWidth), options);
     tell();
   };
@@ -100,8 +100,8 @@
   // A printed page is narrower than most windows, and figures do not shrink by themselves.
   const size = (printed) => {
     for (const part of document.querySelectorAll("details.printed")) part.open = Boolean(printed);
-    for (const { place, height, layout } of figures.values()) {
-      const low = printed ? Math.min(height, printed.height) : height;
+    for (const { place, layout } of figures.values()) {
+      const low = printed ? Math.min(layout.height, printed.height) : layout.height;
       place.style.minHeight = `${low}px`;
       const width = printed ? { autosize: false, width: printed.width } : { autosize: true, width: null };
       const shown = printed ? layout : fitted(layout, place.clientWidth);
