@@ -10,8 +10,9 @@ the same config, and the matrix rate is measured too: a slow minute hits all of 
   the samples that were measured) over the mean time of a trial of the engine, everything but the
   reference in it: sampler, storage, trial pruner.
 - `to_same_gap_speedup`: the loop's time until its best trial has ended over the engine's until a
-  complete trial is as good, the time of the reference included. The loop's trials are those of the
-  same sampler and seed without a trial pruner; their values come from the engine's evaluator (the
+  complete trial is as good, the time of the reference included. The loop searches as published: a
+  Gaussian process after uniform random points, no presets; with `--loop engine` it has the
+  engine's own sampler, presets and seed. Its values come from the engine's evaluator (the
   difference to the loop's own is printed).
 - `whole_loop_speedup`: the same, but the loop's time for all its trials: it does not stop at its
   best one, as it cannot know.
@@ -26,21 +27,25 @@ import cProfile
 import math
 import pstats
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import optuna
 import torch
 from common import finish
 from floor import Floor
 from mid import load_mid, mid_samples
-from published_loop import PublishedLoop, clock_of
+from published_loop import PublishedLoop, clock_of, published_search
 
 from prunetune.budget import latest_first_layer
 from prunetune.calibration import load_calibration
 from prunetune.config import PruningConfig
 from prunetune.models import load_model
+from prunetune.search.find import find_study
 from prunetune.search.objective import Evaluator
+from prunetune.search.space import Space
 from prunetune.search.spec import StudySpec
 from prunetune.search.study import run_trials
 from prunetune.search.trials import config_of
@@ -78,89 +83,135 @@ def case(name: str, samples: int, keep: float) -> tuple[Any, Any, int]:
     return loaded, data, min(latest_first_layer(keep, depth), depth - 1)
 
 
+class Engine:
+    """The engine's trials; after each the loop measures a sample under the same config.
+
+    Attributes:
+        spent: Of each trial its seconds, those of them in the evaluator, and samples measured.
+        floors: Of each trial its config and samples measured.
+        differences: Between the loop's gaps and the engine's.
+        reached: Trials until a complete one was as good as the goal; None before.
+    """
+
+    def __init__(
+        self,
+        spec: StudySpec,
+        evaluator: Evaluator,
+        loop: PublishedLoop,
+        options: argparse.Namespace,
+    ) -> None:
+        self._spec, self._loop, self._options = spec, loop, options
+        self._clock = clock_of(options.clock)
+        self._timed = Timed(evaluator, self._clock)
+        self.floor = Floor(evaluator, self._clock)
+        self.spent: list[tuple[float, float, int]] = []
+        self.floors: list[tuple[PruningConfig, int]] = []
+        self.differences: list[float] = []
+        self.reached: int | None = None
+
+    def run(self, folder: Path, goal: float) -> None:
+        """Run the asked number of trials, and on until the goal is reached."""
+        begun = evaluating = 0.0
+        samples = 0
+
+        def after(progress: Any) -> None:
+            nonlocal begun, evaluating, samples
+            total, timed = self._clock() - begun, self._timed
+            measured = timed.samples_done - samples
+            self.spent.append((total, timed.seconds - evaluating, measured))
+            best = math.inf if progress.best is None else progress.best
+            if self.reached is None and best <= goal * (1 + 1e-6):
+                self.reached = len(self.spent)
+            if len(self.spent) <= self._options.trials:
+                self._compare(folder, progress.trial, measured)
+            begun, evaluating, samples = self._clock(), timed.seconds, timed.samples_done
+
+        def stopped() -> bool:
+            done = len(self.spent) >= self._options.trials
+            return done and (goal == -math.inf or self.reached is not None)
+
+        begun = self._clock()
+        run_trials(
+            self._spec,
+            self._timed,  # type: ignore[arg-type]
+            out=folder,
+            on_progress=after,
+            stopped=stopped,
+        )
+
+    def _compare(self, folder: Path, number: int, measured: int) -> None:
+        trial = find_study(str(folder)).study.get_trials(deepcopy=False)[number]
+        config = config_of(trial)
+        self.floor.measure()
+        self.floors.append((config, measured))
+        count = self._options.loop_samples
+        for index in range(number * count, (number + 1) * count):
+            gap = self._loop.gap(config, index)
+            stored = trial.intermediate_values.get(index % self._options.samples)
+            if stored is not None:
+                self.differences.append(abs(gap - stored))
+
+
+def goal_of(
+    options: argparse.Namespace, spec: StudySpec, evaluator: Evaluator, out: Path
+) -> tuple[float, int]:
+    """Return the least gap of the loop's trials, and the trials it took to find it."""
+    if options.per_trial:
+        return -math.inf, 0
+    if options.loop == "published":
+        space = Space.of(spec, evaluator.facts())
+        gaps = published_search(space, evaluator, options.trials, options.seed)
+    else:
+        plain = spec.model_copy(update={"trials": options.trials, "trial_pruner": "none"})
+        trials = run_trials(plain, evaluator, out=out).get_trials(deepcopy=False)
+        gaps = [math.inf if t.value is None else t.value for t in trials]
+    return min(gaps), gaps.index(min(gaps)) + 1
+
+
 def measure(name: str, options: argparse.Namespace, folder: Path) -> dict[str, float]:
     clock = clock_of(options.clock)
     loaded, data, deepest = case(name, options.samples, options.keep)
     start = clock()
-    cache = {"cache": folder / "cache", "in_memory": IN_MEMORY}
-    evaluator = Evaluator(loaded, data, deepest=deepest, **cache)
+    evaluator = Evaluator(
+        loaded, data, deepest=deepest, cache=folder / "cache", in_memory=IN_MEMORY
+    )
     reference = clock() - start
-    loop = PublishedLoop(loaded, data, clock)
-    floor = Floor(evaluator, clock)
-    timed = Timed(evaluator, clock)
     spec = StudySpec(
         model=name, keep=options.keep, trials=3 * options.trials, seed=options.seed, rescored=1
     )
-    # The loop's trials: the same sampler and seed, every trial on all samples.
-    plain = spec.model_copy(update={"trials": options.trials, "trial_pruner": "none"})
-    goal, best = -math.inf, 0
-    if not options.per_trial:
-        others = run_trials(plain, evaluator, out=folder / "loop").get_trials(deepcopy=False)
-        goal, best = min((t.value, t.number) for t in others if t.value is not None)
+    goal, best = goal_of(options, spec, evaluator, folder / "loop")
+    loop = PublishedLoop(loaded, data, clock)
+    engine = Engine(spec, evaluator, loop, options)
+    engine.run(folder / "engine", goal)
 
-    spent: list[tuple[float, float, int]] = []
-    floors, differences, reached = [], [], []
-    state = {"begun": 0.0, "evaluating": 0.0, "samples": 0}
-
-    def after(progress: Any) -> None:
-        total = clock() - state["begun"]
-        evaluating = timed.seconds - state["evaluating"]
-        measured = timed.samples_done - state["samples"]
-        spent.append((total, evaluating, measured))
-        if not reached and progress.best is not None and progress.best <= goal * (1 + 1e-6):
-            reached.append(len(spent))
-        if len(spent) <= options.trials:
-            compare(progress.trial, measured)
-        state.update(begun=clock(), evaluating=timed.seconds, samples=timed.samples_done)
-
-    def compare(number: int, measured: int) -> None:
-        from prunetune.search.find import find_study
-
-        trial = find_study(str(folder / "engine")).study.get_trials(deepcopy=False)[number]
-        config = config_of(trial)
-        floor.measure()
-        floors.append((config, measured))
-        for k in range(options.loop_samples):
-            index = (number * options.loop_samples + k) % len(data)
-            gap = loop.gap(config, index)
-            if index in trial.intermediate_values:
-                differences.append(abs(gap - trial.intermediate_values[index]))
-
-    state["begun"] = clock()
-    run_trials(
-        spec,
-        timed,  # type: ignore[arg-type]
-        out=folder / "engine",
-        on_progress=after,
-        stopped=lambda: len(spent) >= options.trials and (options.per_trial or bool(reached)),
+    first = engine.spent[: options.trials]
+    total, evaluating, measured = (sum(column) for column in zip(*first))
+    floor = sum(engine.floor.seconds(config, samples) for config, samples in engine.floors)
+    trial, loop_trial = total / len(first), loop.per_sample * len(data)
+    show(name, loop, loop_trial, trial, measured / len(first) / len(data), reference)
+    rates = ", ".join(
+        f"{rows} rows {engine.floor.rate(rows) / 1e9:.0f}" for rows in (128, 512, 2048)
     )
-    first = spent[: options.trials]
-    per_trial = sum(total for total, _, _ in first) / len(first)
-    evaluating = sum(seconds for _, seconds, _ in first)
-    least = sum(floor.seconds(config, measured) for config, measured in floors)
-    loop_trial = loop.per_sample * len(data)
-    until = sum(total for total, _, _ in spent[: reached[0]]) + reference if reached else None
-    work = sum(measured for _, _, measured in first) / len(first) / len(data)
-    show(name, loop, loop_trial, per_trial, work, reference)
-    print(f"  overhead {100 * (1 - evaluating / sum(t for t, _, _ in first)):.2f}% of a trial")
-    rates = ", ".join(f"{rows} rows {floor.rate(rows) / 1e9:.0f}" for rows in (128, 512, 2048))
-    print(f"  evaluator {evaluating / least:.2f}x the floor ({rates} GFLOP/s)")
-    print(f"  largest difference to the loop's gaps {max(differences, default=0.0):.1e}")
-    there = f"trial {reached[0]}" if reached else "not"
+    print(f"  overhead {100 * (1 - evaluating / total):.2f}% of a trial")
+    print(f"  evaluator {evaluating / floor:.2f}x the floor ({rates} GFLOP/s)")
+    print(f"  largest difference to the loop's gaps {max(engine.differences, default=0.0):.1e}")
+    where(evaluator, [config for config, _ in engine.floors[-3:]])
+    same_gap: dict[str, float] = {}
     if not options.per_trial:
-        print(
-            f"  loop's best gap {goal:.5f} in trial {best + 1} of {options.trials}; engine: {there}"
-        )
-    where(evaluator, [config for config, _ in floors[-3:]])
-    same_gap = {
-        "to_same_gap_speedup": loop_trial * (best + 1) / until if until else 0.0,
-        "whole_loop_speedup": loop_trial * options.trials / until if until else 0.0,
-    }
+        spent = [seconds for seconds, _, _ in engine.spent]
+        there = engine.reached
+        until = reference + sum(spent[:there]) if there else math.inf
+        print(f"  the loop's least gap: {goal:.5f}, in trial {best} of {options.trials}")
+        print(f"  the engine has it after {f'{there} trials' if there else 'none of its trials'}")
+        same_gap = {
+            "to_same_gap_speedup": loop_trial * best / until,
+            "whole_loop_speedup": loop_trial * options.trials / until,
+        }
     return {
-        "per_trial_speedup": loop_trial / per_trial,
-        **({} if options.per_trial else same_gap),
-        "floor_ratio": evaluating / least,
-        "overhead_share": 1 - evaluating / sum(total for total, _, _ in first),
+        "per_trial_speedup": loop_trial / trial,
+        **same_gap,
+        "floor_ratio": evaluating / floor,
+        "overhead_share": 1 - evaluating / total,
     }
 
 
@@ -214,6 +265,7 @@ def main() -> None:
     parser.add_argument("--keep", type=float, default=0.1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--loop-samples", type=int, default=1, help="a trial, on which it is timed")
+    parser.add_argument("--loop", choices=["published", "engine"], default="published")
     parser.add_argument("--per-trial", action="store_true", help="not the time to the same gap")
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     parser.add_argument("--quick", action="store_true", help="4 trials of 24 samples, for a look")
@@ -222,6 +274,8 @@ def main() -> None:
     if options.quick:
         options.samples, options.trials, options.loop_samples = 24, 4, 1
     torch.set_num_threads(1)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     found: dict[str, dict[str, float]] = {}
     for name in options.cases:
         with tempfile.TemporaryDirectory() as folder:
