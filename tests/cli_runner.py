@@ -86,6 +86,15 @@ def write_rows(folder, rows):
     return folder
 
 
+def plain_set(folder, numbers):
+    """A set without named splits: a part of it is held out unless other data is."""
+    rows = [{"file_name": f"{k}.png", "question": "what color is it ?"} for k in numbers]
+    write_rows(folder, rows)
+    for k in numbers:
+        picture(k).save(folder / f"{k}.png")
+    return str(folder)
+
+
 def truncate(path):
     """Cut a picture's file in half."""
     data = path.read_bytes()

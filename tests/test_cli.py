@@ -11,7 +11,7 @@ import tomllib
 
 import huggingface_hub
 import pytest
-from cli_runner import call, picture, refused, truncate, write_rows, write_set
+from cli_runner import call, picture, plain_set, refused, truncate, write_rows, write_set
 from huggingface_hub import constants
 
 from prunetune.cli._app import VERBS
@@ -225,6 +225,23 @@ def test_export_of_another_trial_is_measured(searched, tmp_path):
     logged = next(line for line in lines if line["trial"] == other)
     if logged["state"] == "COMPLETE":
         assert made.gap == pytest.approx(logged["gap"], abs=1e-7)
+
+
+def test_the_command_that_export_names_measures_what_the_study_did(tmp_path):
+    data, other = plain_set(tmp_path / "a", range(6)), plain_set(tmp_path / "b", range(6, 9))
+    out = tmp_path / "out"
+    words = ("--data", data, "--held-out", other, "--trials", 2, "--preset", "none", "--out", out)
+    assert call("search", *words, "--json", *FAST).status == 0
+    exported = call("export", out, "-o", tmp_path / "c.json")
+    line = next(line for line in exported.out.splitlines() if line.startswith("next: prunetune"))
+    verified = call(*shlex.split(line)[2:], "--json", *FAST)
+    assert verified.json["reproduced"] is True
+    assert verified.json["calibration"]["samples"] == 6
+    assert verified.json["held_out"]["samples"] == 3
+    # The twin: without --held-out a part of the data is another set.
+    again = call("verify", tmp_path / "c.json", "--data", data, "--json", *FAST).json
+    assert again["reproduced"] is None
+    assert again["calibration"]["samples"] < 6
 
 
 def test_an_interrupted_search_says_what_resumes_it(source, tmp_path):

@@ -189,6 +189,23 @@ def test_a_cache_never_grows_over_its_limit(tiny, config, tmp_path, filled, expe
     assert said(caplog, "--cache-limit") == 1
 
 
+def test_what_will_not_fit_is_said_before_it_is_computed(tiny, tmp_path, filled, caplog):
+    loaded, samples = tiny
+    size = sum(path.stat().st_size for path in filled)
+    told = []
+
+    def progress(done):
+        told.append(said(caplog, "raise --cache-limit to 1, or use fewer --samples"))
+
+    Evaluator(loaded, samples, deepest=2, cache=tmp_path / "a", cache_limit=100, progress=progress)
+    assert told == [1] * len(samples)
+    # The twin: what fits is not mentioned.
+    caplog.clear()
+    told.clear()
+    Evaluator(loaded, samples, deepest=2, cache=tmp_path / "b", cache_limit=2 * size)
+    assert said(caplog, "--cache-limit") == 0
+
+
 def test_small_references_stay_in_memory(tiny, config, tmp_path, expected):
     assert results(tiny, config, tmp_path / "a", in_memory=1 << 30) == expected
     assert not (tmp_path / "a").exists()

@@ -4,9 +4,9 @@ import json
 import shutil
 
 import pytest
-from cli_runner import call, refused, write_set
+from cli_runner import call, plain_set, refused, write_set
 
-from prunetune.calibration import load_calibration
+from prunetune.calibration import load_calibration, load_sides
 from prunetune.config import ModelRef, Provenance, PruningConfig
 from prunetune.deploy import load_splits, meter, verify
 from prunetune.fingerprint import weights_digest
@@ -121,6 +121,27 @@ def test_a_cache_longer_than_the_counts_is_seen(tiny, source, config, monkeypatc
 
     monkeypatch.setattr(meter, "_generate", longer)
     assert not verify(config, tiny, load_splits(config, str(source))).counts_hold
+
+
+@pytest.mark.parametrize("searched_with_other", [True, False])
+@pytest.mark.parametrize("samples", [None, 5])
+def test_held_out_data_of_its_own_leaves_the_calibration_samples_as_they_were(
+    config, tmp_path, searched_with_other, samples
+):
+    data, other = plain_set(tmp_path / "a", range(8)), plain_set(tmp_path / "b", range(6, 11))
+    used = load_sides(data, other if searched_with_other else None, seed=5, samples=samples)
+    made = config.provenance.model_copy(update={"calibration_digest": used[0].digest()})
+    studied = config.model_copy(update={"provenance": made})
+    splits = load_splits(studied, data, held_out=other)
+    assert splits.same
+    assert splits.calibration.digest() == used[0].digest()
+    # Those that the calibration data shows as well are left out.
+    seen = {pixels for sample in splits.calibration for pixels in sample.pixels()}
+    assert len(splits.held_out) >= 3
+    assert not any(seen & set(sample.pixels()) for sample in splits.held_out)
+    # The twin: without the other data only a study that did without it is told again.
+    if samples is None:
+        assert load_splits(studied, data).same is not searched_with_other
 
 
 def test_other_samples_are_not_compared(tiny, source, config, tmp_path):

@@ -8,6 +8,7 @@ from prunetune.calibration.collate import (
     normalise_answer,
 )
 from prunetune.calibration.dataset import CalibrationSet, Sample
+from prunetune.calibration.sides import load_sides
 from prunetune.calibration.sources import load_calibration
 
 __all__ = [
@@ -21,5 +22,6 @@ __all__ = [
     "exact_answer",
     "greedy_answer",
     "load_calibration",
+    "load_sides",
     "normalise_answer",
 ]

@@ -77,8 +77,9 @@ def export(
         f"mean retention {percent(made.mean_retention)}"
     )
     out.line(f"config: {path}")
-    data = found.spec.data or "tiny"
+    data, held_out = found.spec.data or "tiny", found.spec.held_out
     given = "" if data == "tiny" else f" --data {shlex.quote(data)}"
+    given += f" --held-out {shlex.quote(held_out)}" if held_out else ""
     out.line(f"next: prunetune verify {shlex.quote(str(path))}{given}")
     out.finish(
         {

@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 @verb(
     "search",
     "prunetune search --model tiny --keep 0.25 --trials 20",
-    "prunetune search --spec study.toml --timeout 3600 --json",
+    "prunetune search --spec studies/tiny.toml --timeout 3600 --json",
     "prunetune search --model tiny --keep 0.1 --data pictures/ --metric kl --scorers topv,coverage",
     "prunetune search --model tiny --flops 0.3 --patience 50",
     "prunetune search --model tiny --objective pareto --keep 0.05:0.5",

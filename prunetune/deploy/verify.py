@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prunetune.budget import retention_by_layer
-from prunetune.calibration import CalibrationSet, load_calibration
+from prunetune.calibration import CalibrationSet, load_sides
 from prunetune.config import PruningConfig
 from prunetune.deploy.meter import Meter, SplitScores, Tally, mean
 from prunetune.runtime.apply import apply, same_weights
@@ -103,18 +103,28 @@ def load_splits(
         samples: At most so many samples of each side.
         skip_bad: Leave out bad pictures and rows.
     """
-    seed = config.provenance.seed or 0
-    limits = {"samples": samples, "held_out_samples": samples}
-    calibration, other = load_calibration(data, seed=seed, skip_bad=skip_bad, **limits)  # type: ignore[arg-type]
-    if held_out is not None:
-        other, _ = load_calibration(
-            held_out, seed=seed, skip_bad=skip_bad, samples=samples, held_out=0
-        )
     wanted = config.provenance.calibration_digest
-    if samples is None and wanted is not None:
-        calibration = _shortened(calibration, wanted)
-    same = wanted is not None and calibration.digest() == wanted
-    return Splits(calibration, other if len(other) else None, same)
+
+    def load(source: str | None) -> Splits:
+        calibration, other = load_sides(
+            data,
+            source,
+            seed=config.provenance.seed or 0,
+            samples=samples,
+            held_out_samples=samples,
+            skip_bad=skip_bad,
+        )
+        if samples is None and wanted is not None:
+            calibration = _shortened(calibration, wanted)
+        same = wanted is not None and calibration.digest() == wanted
+        return Splits(calibration, other if len(other) else None, same)
+
+    splits = load(held_out)
+    if held_out is None or splits.same or wanted is None:
+        return splits
+    # The study held out a part of its data, and its config is looked at on other data.
+    part = load(None)
+    return Splits(part.calibration, splits.held_out, True) if part.same else splits
 
 
 def _shortened(calibration: CalibrationSet, wanted: str) -> CalibrationSet:

@@ -129,8 +129,9 @@ class Evaluator:
             # The first sample may be the smallest: what is there already counts, too.
             if self._store is memory and cache is not None and max(foreseen, taken) > in_memory:
                 names = [sample.digest()[:32] for sample in self.samples]
-                self._store = DiskStore(cache, self._key(), names, limit)
-                memory.move_to(self._store)
+                self._store = disk = DiskStore(cache, self._key(), names, limit)
+                disk.foresee(max(foreseen, taken))
+                memory.move_to(disk)
             separators = sum(int(i.geometry.separator.sum()) for i in reference.images)
             lengths[index] = _Length(reference.query + 1, reference.image_tokens, separators)
             correct[index] = reference.correct

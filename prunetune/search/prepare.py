@@ -1,11 +1,11 @@
 """What a search needs, loaded and checked before anything is computed."""
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunetune.errors import ConfigError, DataError, StudyError
+from prunetune.errors import ConfigError, StudyError
 from prunetune.search.spec import StudySpec, difference
 
 if TYPE_CHECKING:
@@ -99,37 +99,15 @@ def load_data(
     spec: StudySpec, *, skip_bad: bool = False
 ) -> "tuple[CalibrationSet, CalibrationSet]":
     """Load a spec's calibration and held-out samples."""
-    from prunetune.calibration import load_calibration
+    from prunetune.calibration import load_sides
 
-    source = spec.data or "tiny"
-    if spec.held_out is None:
-        return load_calibration(source, seed=spec.seed, samples=spec.samples, skip_bad=skip_bad)
-    calibration, _ = load_calibration(
-        source, seed=spec.seed, samples=spec.samples, skip_bad=skip_bad, held_out=0
+    return load_sides(
+        spec.data or "tiny",
+        spec.held_out,
+        seed=spec.seed,
+        samples=spec.samples,
+        skip_bad=skip_bad,
     )
-    held_out, _ = load_calibration(spec.held_out, seed=spec.seed, skip_bad=skip_bad, held_out=0)
-    return calibration, _unseen(calibration, held_out)
-
-
-def _unseen(calibration: "CalibrationSet", held_out: "CalibrationSet") -> "CalibrationSet":
-    """Return the held-out samples without those whose pictures a search sees.
-
-    Raises:
-        DataError: None is left.
-    """
-    seen = {picture for sample in calibration for picture in sample.pixels()}
-    unseen = tuple(sample for sample in held_out if seen.isdisjoint(sample.pixels()))
-    if not unseen:
-        raise DataError(
-            f"held_out: all {len(held_out)} samples show pictures of the calibration data, so "
-            "results on them would be worth nothing; give other pictures, or leave --held-out out"
-        )
-    if len(unseen) < len(held_out):
-        logger.warning(
-            "%d of %d held-out samples show pictures of the calibration data and are left out",
-            *(len(held_out) - len(unseen), len(held_out)),
-        )
-    return replace(held_out, samples=unseen)
 
 
 def deepest_first_stage(spec: StudySpec, loaded: Any, calibration: "CalibrationSet") -> int:

@@ -153,12 +153,7 @@ class DiskStore:
             tensors, facts = pack(reference)
             content = save(tensors, {"facts": json.dumps(facts)})
             if not make_room(self._root, self.folder, len(content), self._limit):
-                self._say(
-                    f"the references of this search take more than the cache's limit of "
-                    f"{self._limit / _GIB:.3g} GiB: {len(self._names)} samples of about "
-                    f"{len(content) / _GIB:.2g} GiB each; what does not fit is computed again in "
-                    "every trial: raise --cache-limit, or use fewer --samples"
-                )
+                self._say_too_large(len(self._names) * len(content))
                 return
             sums = {"size": len(content), "crc32": zlib.crc32(content)}
             write_atomically(path, content)
@@ -170,6 +165,19 @@ class DiskStore:
                 "references stay in memory; choose another with --cache-dir"
             )
             self._memory.put(index, reference)
+
+    def foresee(self, size: int) -> None:
+        """Say at once that references of ``size`` bytes, all samples together, will not fit."""
+        if size > self._limit:
+            self._say_too_large(size)
+
+    def _say_too_large(self, size: int) -> None:
+        self._say(
+            f"the references of this search take about {size / _GIB:.3g} GiB, {len(self._names)} "
+            f"samples of {size / len(self._names) / _GIB:.2g} GiB each, and the cache may take "
+            f"{self._limit / _GIB:.3g}; what does not fit is computed again in every trial: raise "
+            f"--cache-limit to {_above(size)}, or use fewer --samples"
+        )
 
     def _say(self, message: str) -> None:
         kind = message[:30]
@@ -198,6 +206,11 @@ class DiskStore:
             facts = json.loads(file.metadata()["facts"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return unpack(tensors, facts)
+
+
+def _above(size: int) -> int:
+    """Return whole GiB that hold ``size`` bytes and a little more."""
+    return int(1.05 * size / _GIB) + 1
 
 
 def make_room(root: Path, keep: Path, size: int, limit: int) -> bool:
