@@ -198,6 +198,12 @@ def check(trials, wanted):
         if trial.state in FINISHED and "repeats" not in trial.user_attrs
     )
     assert max(measured.values()) == 1, "a config was measured under two finished trials"
+    presets = {}
+    for trial in trials:
+        name = trial.user_attrs.get("preset")
+        died = len(trial.system_attrs.get("retry_history", ()))
+        presets[name] = presets.get(name, False) or trial.state in FINISHED or died >= 2
+    assert all(presets.values()), f"a preset was queued and lost: {presets}"
     for trial in trials:
         if trial.state in FINISHED:
             assert trial.user_attrs["samples_used"] >= 1

@@ -4,6 +4,7 @@ import time
 
 import optuna
 import pytest
+import sqlalchemy
 from cluster import FINISHED, Postgres, Team, binaries, check
 
 from prunetune.search.storage import open_storage, storage_url
@@ -59,6 +60,21 @@ def loader(url):
 
 
 @needs_postgres
+def test_times_are_kept_in_utc_whatever_zone_a_session_has(tmp_path, monkeypatch):
+    monkeypatch.setenv("PGTZ", "Asia/Tokyo")
+    with Postgres() as postgres:
+        url = storage_url(tmp_path, postgres.url)
+        ours = zone_of(open_storage(url).engine)
+        # The twin: a plain connection has the session's own.
+        assert (ours, zone_of(sqlalchemy.create_engine(url))) == ("UTC", "Asia/Tokyo")
+
+
+def zone_of(engine):
+    with engine.connect() as connection:
+        return connection.execute(sqlalchemy.text("SHOW TIME ZONE")).scalar()
+
+
+@needs_postgres
 def test_eight_workers_on_postgresql_killed_and_the_database_restarted(tmp_path):
     with Postgres() as postgres:
         study = loader(storage_url(tmp_path, postgres.url))
@@ -69,6 +85,7 @@ def test_eight_workers_on_postgresql_killed_and_the_database_restarted(tmp_path)
         finally:
             team.end()
         assert team.killed >= _KILLS, "too few were killed to prove anything"
+        assert not team.crashed, "a worker did not outlive the database's restart"
         print(f"\n{team.killed} killed, {team.crashed} crashed, {dict(states)}")
 
 

@@ -129,6 +129,14 @@ def test_points_are_compared_at_their_own_cost_and_written(searched):
         assert config.provenance.budget["keep"] == pytest.approx(point.cost)
         assert config.provenance.gap == pytest.approx(point.calibration.gap)
     assert f"At {sum(p.wins for p in result.points)} of 5 points" in result.verdict
+    unsure = sum(p.wins and p.in_doubt for p in result.points)
+    assert (f"at {unsure} of these the difference of a gap is within noise" in result.verdict) == (
+        unsure > 0
+    )
+    for point in result.points:
+        known = [b.gap_difference for b in point.baselines if not b.is_tuned and b.gap_difference]
+        assert known
+        assert point.in_doubt == any(high >= 0 for _, high in known)
     data = json.loads(json.dumps(result.to_dict()))
     assert list(data) == [
         "study", "budget", "trials", "stopped", "seconds", "sample_evaluations", "objectives",

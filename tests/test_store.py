@@ -6,6 +6,7 @@ import resource
 import shutil
 import subprocess
 import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -252,7 +253,59 @@ def test_only_caches_are_evicted_the_least_recently_used_first(tmp_path):
     assert make_room(tmp_path, tmp_path / ("c" * 32), 500, 1600)
     assert not old.exists()
     assert new.exists()
+    # What would not fit anyway costs nobody anything.
+    assert not make_room(tmp_path, tmp_path / ("c" * 32), 500, 400)
+    assert new.exists()
     # The twin: what is no cache stays, however little room there is.
-    assert not make_room(tmp_path, tmp_path / ("c" * 32), 500, 0)
+    assert make_room(tmp_path, tmp_path / ("c" * 32), 500, 500)
     assert not new.exists()
     assert foreign.exists()
+
+
+def test_a_cache_in_use_is_not_evicted(tiny, config, tmp_path, filled, expected, caplog):
+    (folder,) = {path.parent for path in filled}
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    loaded, samples = tiny
+    other = (loaded, replace(samples, samples=samples.samples[:1]))
+    for used, kept in ((time.time(), True), (time.time() - 3600, False)):
+        os.utime(folder, (used, used))
+        # Another depth is another cache, as a search's two splits have.
+        Evaluator(*other, deepest=2, cache=tmp_path, cache_limit=size)
+        assert folder.exists() == kept
+        assert said(caplog, "--cache-limit") == kept
+        caplog.clear()
+    # Reading marks a cache as used.
+    assert results(tiny, config, tmp_path) == expected
+    os.utime(folder, (1, 1))
+    assert results(tiny, config, tmp_path) == expected
+    assert time.time() - folder.stat().st_mtime < 600
+
+
+def test_what_a_killed_writer_left_is_removed(tiny, config, tmp_path, filled, expected):
+    old, new = (filled[0].parent / f".x.safetensors.{k}" for k in "ab")
+    for path in (old, new):
+        path.write_bytes(b"0")
+    os.utime(old, (1, 1))
+    assert results(tiny, config, tmp_path) == expected
+    assert not old.exists()
+    # The twin: another process may be writing it now.
+    assert new.exists()
+
+
+def test_memory_does_not_take_what_the_disk_could_not(
+    tiny, config, tmp_path, expected, caplog, monkeypatch
+):
+    (tmp_path / "file").write_bytes(b"")
+    assert results(tiny, config, tmp_path / "file") == expected
+    assert said(caplog, "stay in memory") == 1
+    caplog.clear()
+    monkeypatch.setattr(store, "_MOST_IN_MEMORY", 100)
+    assert results(tiny, config, tmp_path / "file") == expected
+    assert said(caplog, "computed again in every trial") == 1
+
+
+def test_references_of_other_code_are_other_references(tiny, monkeypatch):
+    key = store.store_key(tiny[0].model, "f")
+    assert store.store_key(tiny[0].model, "f") == key
+    monkeypatch.setattr(store, "_code_digest", lambda: "corrected")
+    assert store.store_key(tiny[0].model, "f") != key

@@ -13,6 +13,7 @@ import pytest
 from optuna.trial import TrialState
 
 from prunetune.budget import ModelFacts, mean_retention
+from prunetune.calibration import load_calibration
 from prunetune.config import PruningConfig
 from prunetune.errors import ConfigError, DataError, StudyError
 from prunetune.presets import preset_names
@@ -49,6 +50,8 @@ class Picture:
 class Fake:
     """A model whose gap is least with coverage weighted 1, topv -0.5 and the first stage at 1."""
 
+    order = "abc, in order"
+
     def __init__(self, count=48, seed=0, digest="abc", answers=True, fail=None):
         noise = random.Random(seed)
         self.noise = [noise.uniform(0.5, 1.5) for _ in range(count)]
@@ -62,7 +65,8 @@ class Fake:
     def facts(self):
         return ModelFacts(
             "llava_next", 16, 128, 512, 4, 4, 32, 336, 20, scorers=tuple(SCORERS),
-            name="fake", calibration_digest=self.digest, weights_digest="def",
+            name="fake", calibration_digest=self.digest, calibration_order=self.order,
+            weights_digest="def",
         )  # fmt: skip
 
     def badness(self, config):
@@ -308,6 +312,27 @@ def test_another_spec_is_refused_with_the_fields_that_differ(tmp_path):
     with pytest.raises(StudyError, match="exists already"):
         search(tmp_path, trials=4, resume=False)
     assert search(tmp_path, trials=4, timeout=60).trials["complete"] == 4
+
+
+def test_samples_in_another_order_are_refused(tmp_path):
+    search(tmp_path, trials=3)
+    renamed = Fake()
+    renamed.order = "abc, in another order"
+    same_name = {"study_name": "fake/keep0.25/cosine", "out": tmp_path}
+    with pytest.raises(StudyError, match="the order of the calibration samples"):
+        run_trials(spec(trials=4), renamed, **same_name)
+    # The twin: a study of a release that did not keep the order goes on.
+    study = find_study(str(tmp_path)).study
+    study.set_user_attr("order", None)
+    run_trials(spec(trials=4), renamed, **same_name)
+    assert sum(trial.state.is_finished() for trial in trials_of(tmp_path)) == 4
+
+
+def test_the_order_of_samples_has_a_digest(tmp_path):
+    samples = load_calibration("tiny", samples=4)[0]
+    turned = replace(samples, samples=samples.samples[::-1])
+    assert turned.digest() == samples.digest()
+    assert turned.order_digest() != samples.order_digest()
 
 
 def test_a_study_of_someone_else_is_left_alone(tmp_path):

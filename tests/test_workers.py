@@ -1,8 +1,10 @@
 """Workers that share a study: leases, exact counts, lost trials, seeds, and processes that end."""
 
 import contextlib
+import inspect
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import time
 import optuna
 import pytest
 from cli_runner import call, write_set
+from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 from sqlalchemy.exc import OperationalError
 from test_study import Fake, search, spec, trials_of
@@ -20,13 +23,13 @@ from prunetune.search import interrupts, leases, loop
 from prunetune.search.estimates import _Estimated
 from prunetune.search.persistent import PersistentStorage
 from prunetune.search.space import Space
+from prunetune.search.stopping import MeanWilcoxonPruner
 from prunetune.search.storage import (
     BatchedStorage,
     open_storage,
     quiet,
     redact,
     storage_url,
-    sweep,
 )
 from prunetune.search.study import run_trials
 from prunetune.search.trials import Objective
@@ -86,6 +89,7 @@ def test_an_optuna_without_what_is_overridden_is_refused(tmp_path, monkeypatch, 
 def test_the_twin_what_is_not_overridden_may_go(tmp_path, monkeypatch):
     assert {name for ours, base in OVERRIDING for name in private(ours, base)} == {
         "_create_new_trial",
+        "_get_best_trial_id",
         "_get_prepared_new_trial",
         "_get_stale_trial_ids",
         "_get_trials",
@@ -136,33 +140,84 @@ def test_a_queued_trial_starts_when_it_starts_wherever_the_machine_is(shared, mo
     assert all(0 <= seconds < 600 for seconds in spent), spent
 
 
-def test_a_trial_of_a_dead_process_is_run_again_with_its_reports(shared):
+def test_a_trial_of_a_dead_process_is_run_again_from_its_first_sample(shared):
     study, storage = shared
-    trial = storage.running = None
     trial = study.ask()
     x = trial.suggest_float("x", 0, 1)
     trial.report(0.5, 3)
     trial.set_user_attr("preset", "topv")
     storage.running = trial._trial_id
-    sweep(study)  # it runs here: nothing happens
+    storage.sweep(study._study_id)  # it runs here: nothing happens
     assert [t.state.name for t in study.trials] == ["RUNNING"]
     storage.running = None  # now it is one that this process has forgotten
-    sweep(study)
+    storage.sweep(study._study_id)
     assert [t.state.name for t in study.trials] == ["FAIL", "WAITING"]
     again = study.ask()
     assert again.suggest_float("x", 0, 1) == x
-    assert study.trials[1].intermediate_values == {3: 0.5}
+    # Reports of another run would be looked at as if this one had got so far.
+    assert study.trials[1].intermediate_values == {}
     assert study.trials[1].user_attrs["preset"] == "topv"
     again.report(0.6, 3)
     again.report(0.7, 4)
     study.tell(again, 0.1)
-    assert study.trials[1].intermediate_values == {3: 0.5, 4: 0.7}
+    assert study.trials[1].intermediate_values == {3: 0.6, 4: 0.7}
     # The twin writes over what is there already.
     other = study.ask()
     for value in (0.1, 0.2):
         storage.set_trial_intermediate_value(other._trial_id, 0, value)
         storage.get_trial(other._trial_id)
     assert study.trials[2].intermediate_values == {0: 0.2}
+
+
+def forgotten(study, storage):
+    """Return a trial that runs nowhere, though nobody has failed it."""
+    trial = study.ask()
+    storage.running = None
+    return trial
+
+
+@pytest.mark.parametrize(("died", "runs"), [(True, 3), (False, 6)])
+def test_a_trial_that_takes_its_workers_down_is_given_up_an_interrupted_one_never(
+    shared, monkeypatch, caplog, died, runs
+):
+    study, storage = shared
+    study.enqueue_trial({"x": 0.25}, user_attrs={"preset": "topv"})
+    for _ in range(6):
+        if not study.get_trials(states=(TrialState.WAITING,)):
+            break
+        forgotten(study, storage)
+        with monkeypatch.context() as patch:
+            if died:
+                patch.setattr(leases, "identity", lambda: "somebody:1:1")
+                patch.setattr(leases, "is_dead", lambda owner: True)
+            storage.sweep(study._study_id)
+    begun = [t for t in study.trials if t.state is TrialState.FAIL]
+    assert len(begun) == runs
+    assert ("is not run again" in caplog.text) == died
+    assert bool(study.get_trials(states=(TrialState.WAITING,))) != died
+    for again in study.trials[1:]:
+        assert again.user_attrs["preset"] == "topv"
+        assert again.system_attrs["failed_trial"] == 0
+        assert again.system_attrs["fixed_params"] == {"x": 0.25}
+
+
+def test_failing_a_trial_and_queueing_it_again_are_one_step(shared, monkeypatch):
+    study, storage = shared
+    forgotten(study, storage)
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BatchedStorage, "_get_prepared_new_trial", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            storage.sweep(study._study_id)
+    assert [t.state.name for t in study.trials] == ["RUNNING"]
+    # Two workers that find it at the same time queue one copy.
+    found = study.trials[0]
+    for _ in range(2):
+        storage._queue_again(study._study_id, found)
+    assert [t.state.name for t in study.trials] == ["FAIL", "WAITING"]
 
 
 def test_who_is_dead():
@@ -216,6 +271,59 @@ def test_calls_are_made_again_while_the_database_is_away(shared, monkeypatch):
     with pytest.raises(optuna.exceptions.StorageInternalError):
         storage.persist(away(1))
     assert len(calls) == 1
+
+
+# What is called once, when a study is opened, and heartbeats, which have a loop of their own.
+_ONCE = {"create_new_study", "delete_study", "get_all_studies", "record_heartbeat"}
+_NO_CALLS = {"get_heartbeat_interval", "get_heartbeat_stale_trial_callback"}
+
+
+def not_repeated(ours):
+    """Return what Optuna's cache asks a storage for, and the storage asks the database once."""
+    source = inspect.getsource(optuna.storages._cached_storage._CachedStorage)
+    called = set(re.findall(r"self\._backend\.(\w+)\(", source)) - _ONCE - _NO_CALLS
+    assert len(called) > 12
+    names = {name for kind in ours for name in vars(kind)}
+    return called - names
+
+
+def test_every_call_is_made_again_while_the_database_is_away():
+    assert not not_repeated((BatchedStorage, PersistentStorage))
+    # The twin: Optuna's own would be found.
+    assert "_get_best_trial_id" in not_repeated((BatchedStorage,))
+
+
+def test_the_trial_pruner_outlives_a_database_restart(shared, monkeypatch):
+    study, _ = shared
+    study.pruner = MeanWilcoxonPruner(p_threshold=0.1, n_startup_steps=2)
+    for value in (0.1, 0.9):
+        trial = study.ask()
+        for step in range(8):
+            trial.report(value + 0.01 * step, step)
+        away, asked = [1, 1], RDBStorage._get_best_trial_id
+
+        def restarting(*args, away=away, asked=asked):
+            if away:
+                away.pop()
+                raise OperationalError("select 1", {}, Exception("server closed the connection"))
+            return asked(*args)
+
+        monkeypatch.setattr(RDBStorage, "_get_best_trial_id", restarting)
+        assert trial.should_prune() == (value > 0.5)
+        assert not away
+        monkeypatch.setattr(RDBStorage, "_get_best_trial_id", asked)
+        study.tell(trial, value)
+
+
+def test_braces_in_a_database_are_no_format(tmp_path):
+    url = f"sqlite:///{tmp_path}/a{{b}}.db"
+    open_storage(url)
+    assert (tmp_path / "a{b}.db").exists()
+    # The twin: what cannot be reached is said in one line, with no part of the password.
+    with pytest.raises(StudyError) as refused:
+        open_storage("postgresql+psycopg://me:p{word}@localhost:1/db")
+    assert "word" not in str(refused.value)
+    assert "***" in str(refused.value)
 
 
 def test_a_heartbeat_outlives_an_error(shared, monkeypatch):

@@ -40,6 +40,7 @@ class ModelFacts:
         revision: Hub revision, where known.
         fingerprint: sha256 of the architecture-defining config fields.
         calibration_digest: Digest over the calibration pixels and texts.
+        calibration_order: The same in the samples' order.
         weights_digest: See ``prunetune.fingerprint``.
         value_bytes: Bytes of a number in the KV cache.
     """
@@ -59,6 +60,7 @@ class ModelFacts:
     revision: str | None = None
     fingerprint: str | None = None
     calibration_digest: str | None = None
+    calibration_order: str | None = None
     weights_digest: str | None = None
     value_bytes: int = 2
 

@@ -78,6 +78,10 @@ class CalibrationSet:
         """Return the sha256 of the samples' pixels and texts, whatever their order."""
         return _sha256(sorted(sample.digest() for sample in self.samples))
 
+    def order_digest(self) -> str:
+        """Return the sha256 of the samples' pixels and texts, in their order."""
+        return _sha256([sample.digest() for sample in self.samples])
+
 
 @dataclass(frozen=True)
 class Record:

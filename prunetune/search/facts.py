@@ -50,6 +50,7 @@ def model_facts(
         revision=loaded.revision,
         fingerprint=loaded.fingerprint,
         calibration_digest=samples.digest(),
+        calibration_order=samples.order_digest(),
         weights_digest=weights_digest(loaded.model),
     )
 

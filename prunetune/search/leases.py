@@ -25,6 +25,10 @@ _START = text(
     "UPDATE trials SET state = 'RUNNING', datetime_start = :now "
     "WHERE trial_id = :trial AND state = 'WAITING'"
 )
+_FAIL = text(
+    "UPDATE trials SET state = 'FAIL', datetime_complete = :now "
+    "WHERE trial_id = :trial AND state = 'RUNNING'"
+)
 _COUNT = text(
     "SELECT count(*) FROM trials "
     "WHERE study_id = :study AND state IN ('RUNNING', 'COMPLETE', 'PRUNED')"
@@ -126,9 +130,22 @@ def take(connection: Connection, dialect: str, trial: int, room: int | None) -> 
     # SQLite has one writer at a time: the update below is its lock.
     if dialect != "sqlite":
         connection.execute(_LOCK, {"study": study})
-    # Optuna keeps times in UTC, without a zone.
-    now = datetime.now(UTC).replace(tzinfo=None)
-    if not connection.execute(_START, {"trial": trial, "now": now}).rowcount:
+    if not connection.execute(_START, {"trial": trial, "now": _now()}).rowcount:
         return False
     sign(connection, study, trial, room)
     return True
+
+
+def fail(connection: Connection, dialect: str, study: int, trial: int) -> bool:
+    """End a running trial as failed; False if it does not run any more.
+
+    The study is locked until the transaction ends: a trial may be added in it.
+    """
+    if dialect != "sqlite":
+        connection.execute(_LOCK, {"study": study})
+    return bool(connection.execute(_FAIL, {"trial": trial, "now": _now()}).rowcount)
+
+
+def _now() -> datetime:
+    # Optuna keeps times in UTC, without a zone.
+    return datetime.now(UTC).replace(tzinfo=None)

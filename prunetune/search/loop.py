@@ -13,7 +13,7 @@ from prunetune.errors import StudyError
 from prunetune.search.front import FINISHED
 from prunetune.search.interrupts import check
 from prunetune.search.leases import StudyFull
-from prunetune.search.storage import BatchedStorage, quiet, sweep
+from prunetune.search.storage import BatchedStorage, quiet
 from prunetune.search.trials import Objective
 
 logger = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ class Loop:
                     check()
                     if deadline is not None and time.monotonic() >= deadline:
                         break
-                    sweep(self._study)
+                    self._storage.sweep(self._study._study_id)
                     if self._step():
                         pause = _FIRST_PAUSE
                         continue
@@ -170,6 +170,6 @@ class Loop:
         self._storage.patience = _CLEAN_UP_SECONDS
         self._storage.running = None
         try:
-            sweep(self._study)
+            self._storage.sweep(self._study._study_id)
         except OptunaError as error:
             logger.warning("a running trial is left; it is run again later: %s", error)

@@ -21,7 +21,7 @@ from prunetune.search.space import Space
 from prunetune.search.spec import StudySpec, difference
 from prunetune.search.starts import starts
 from prunetune.search.stopping import MeanWilcoxonPruner
-from prunetune.search.storage import BatchedStorage, quiet, sweep
+from prunetune.search.storage import BatchedStorage, quiet
 from prunetune.search.trials import presets_at
 
 logger = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ def open_study(
             if study.user_attrs["spec"] != (now := spec.model_dump(mode="json")):
                 # How long it goes on may change; whoever looks shall see what it is now.
                 study.set_user_attr("spec", now)
-        sweep(study)
+        storage.sweep(study._study_id)
         trials = study.get_trials(deepcopy=False)
         study.sampler = make_sampler(
             spec.sampler,
@@ -118,6 +118,7 @@ def _describe(study: Study, spec: StudySpec, space: Space) -> None:
         "model": spec.model,
         "budget": spec.budget,
         "digest": space.facts.calibration_digest,
+        "order": space.facts.calibration_order,
         "weights_digest": space.facts.weights_digest,
         "seed": spec.seed,
         "versions": versions(),
@@ -143,6 +144,9 @@ def _check_resumable(study: Study, spec: StudySpec, space: Space, resume: bool) 
         raise StudyError(f"study {name!r} holds a spec this release cannot read: {error}") from None
     if attrs.get("digest") != space.facts.calibration_digest:
         fields.append("calibration data")
+    elif attrs.get("order") not in (None, space.facts.calibration_order):
+        # Trials are compared sample by sample, by the number of the sample.
+        fields.append("the order of the calibration samples, which follows the pictures' names")
     if fields:
         raise StudyError(
             f"study {name!r} cannot be resumed with another spec: {', '.join(fields)}; give the "

@@ -1,7 +1,8 @@
 """What a search for the front of metric and cost ends with."""
 
+import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,8 @@ from prunetune.search.trials import config_of, presets_at
 
 if TYPE_CHECKING:
     from prunetune.config import PruningConfig
+
+logger = logging.getLogger(__name__)
 
 FOLDER = "front"
 
@@ -63,6 +66,12 @@ class Point:
     def wins(self) -> bool:
         """Whether it beats every baseline at its cost, in gap and in accuracy."""
         return unbeaten(self.held_out, self.baselines) == ([], [])
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether a baseline's gap is higher by no more than chance explains."""
+        others = (row.gap_difference for row in self.baselines if not row.is_tuned)
+        return any(interval is not None and interval[1] >= 0 for interval in others)
 
     def to_dict(self) -> dict[str, Any]:
         """Return a row of what ``search --json`` prints."""
@@ -168,14 +177,14 @@ def conclude_front(
         )
     space = Space.of(spec, evaluator.facts())
     chosen = spread(best, spec.rescored)
-    points = tuple(
-        _point(study, spec, space, trial, evaluator, held_out, out / FOLDER) for trial in chosen
-    )
+    points = _points(study, spec, space, chosen, evaluator, held_out, out / FOLDER)
     trials = study.get_trials(deepcopy=False)
     wins = sum(point.wins for point in points)
     same = sum(any(row.is_tuned for row in point.baselines) for point in points)
     few = too_few(len(set(image_ids(held_out.samples))))
-    doubt = f"; {few}" if few else ""
+    unsure = sum(point.wins and point.in_doubt for point in points)
+    noise = f"; at {unsure} of these the difference of a gap is within noise" if unsure else ""
+    doubt = noise + (f"; {few}" if few else "")
     itself = f"; at {same} it is a preset itself" if same else ""
     result = FrontResult(
         study=study.study_name,
@@ -196,6 +205,27 @@ def conclude_front(
     )
     write_front(study, result.to_dict())
     return result
+
+
+def _points(
+    study: Study,
+    spec: StudySpec,
+    space: Space,
+    trials: Sequence[FrozenTrial],
+    evaluator: Measures,
+    held_out: Measures,
+    folder: Path,
+) -> tuple[Point, ...]:
+    """Measure what can be; a config that gives no number on other data is left out, and said."""
+    points: list[Point] = []
+    for trial in trials:
+        try:
+            points.append(_point(study, spec, space, trial, evaluator, held_out, folder))
+        except StudyError as error:
+            logger.warning("trial %d is left out: %s", trial.number, error)
+            if trial is trials[-1] and not points:
+                raise
+    return tuple(points)
 
 
 def _point(

@@ -28,6 +28,7 @@ _RESTS_ON: tuple[tuple[type, tuple[str, ...]], ...] = (
         RDBStorage,
         (
             "_create_new_trial",
+            "_get_best_trial_id",
             "_get_prepared_new_trial",
             "_get_stale_trial_ids",
             "_get_trials",
@@ -71,10 +72,17 @@ class PersistentStorage(RDBStorage):
     get_study_directions = _surviving(RDBStorage.get_study_directions)
     get_study_id_from_name = _surviving(RDBStorage.get_study_id_from_name)
     get_study_name_from_id = _surviving(RDBStorage.get_study_name_from_id)
+    get_trial_id_from_study_id_trial_number = _surviving(
+        RDBStorage.get_trial_id_from_study_id_trial_number
+    )
 
     # Looked up when called: ``check_optuna`` shall be what misses them.
     def _create_new_trial(self, *args: Any, **kwargs: Any) -> Any:
         return self.persist(lambda: RDBStorage._create_new_trial(self, *args, **kwargs))
+
+    # Optuna's Wilcoxon pruner asks for the best trial after every batch.
+    def _get_best_trial_id(self, *args: Any, **kwargs: Any) -> int:
+        return self.persist(lambda: RDBStorage._get_best_trial_id(self, *args, **kwargs))
 
     def _get_trials(self, *args: Any, **kwargs: Any) -> list[FrozenTrial]:
         return self.persist(lambda: RDBStorage._get_trials(self, *args, **kwargs))

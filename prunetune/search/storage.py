@@ -1,5 +1,6 @@
 """Where a study lives: SQLite in the run's folder, or PostgreSQL."""
 
+import logging
 import random
 import re
 import tempfile
@@ -12,16 +13,19 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, ProgrammingError, SQLAlchemyError
+from sqlalchemy.orm import Session
 
 from prunetune.errors import StudyError
 from prunetune.search import leases
 from prunetune.search.pending import Pending
 from prunetune.search.persistent import PersistentStorage, check_optuna
+
+logger = logging.getLogger(__name__)
 
 DATABASE = "study.db"
 # Longer than a database takes to restart: a live trial must not be taken for a dead one.
@@ -29,6 +33,7 @@ HEARTBEAT_SECONDS, GRACE_SECONDS = 60, 300
 PATIENCE_SECONDS = 120.0
 _LOCK_SECONDS = 60
 _REPORT_SECONDS = 5
+_MOST_RETRIES = 2
 _SECRET = re.compile(r"(://[^:/@\s]*:)\S*(?=@)|((?:password|passwd|token)=)[^&\s]+", re.I)
 
 
@@ -138,6 +143,46 @@ class BatchedStorage(PersistentStorage):
 
         return [trial for trial in self.persist(find) if trial != self.running]
 
+    def sweep(self, study_id: int) -> None:
+        """Queue again every trial whose process died, or that this one left unfinished."""
+        for trial_id in self._get_stale_trial_ids(study_id):
+            try:
+                self._queue_again(study_id, self.get_trial(trial_id))
+            except optuna.exceptions.UpdateFinishedTrialError:
+                logger.debug("trial %d has ended meanwhile", trial_id)
+
+    def _queue_again(self, study_id: int, trial: FrozenTrial) -> None:
+        """End a running trial and add a waiting copy, in one transaction: neither is lost.
+
+        The copy measures anew, so it has no reports. A trial that took its worker down three times
+        is not run again; one that was given up in an orderly way counts nothing.
+        """
+        history = [*trial.system_attrs.get("retry_history", [])]
+        if trial.user_attrs.get(leases.OWNER) != leases.identity():
+            history.append(trial.number)
+        attrs = {"failed_trial": trial.number, **trial.system_attrs, "retry_history": history}
+        waiting = optuna.create_trial(
+            state=TrialState.WAITING,
+            params=trial.params,
+            distributions=trial.distributions,
+            user_attrs={k: v for k, v in trial.user_attrs.items() if k != leases.OWNER},
+            system_attrs=attrs,
+        )
+
+        def swap() -> None:
+            with Session(self.engine) as session, session.begin():
+                if not leases.fail(session, self.engine.dialect.name, study_id, trial._trial_id):
+                    return
+                if len(history) > _MOST_RETRIES:
+                    logger.warning(
+                        "trial %d is not run again: its worker died each of %d times",
+                        *(trial.number, len(history)),
+                    )
+                    return
+                self._get_prepared_new_trial(study_id, waiting, session)
+
+        self.persist(swap)
+
     def _write(self, trial_id: int) -> None:
         pending = self._pending.get(trial_id)
         self._written = time.monotonic()
@@ -228,13 +273,11 @@ def _open(url: str) -> BatchedStorage:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 storage = BatchedStorage(
-                    url,
+                    # Optuna puts its own version where the URL asks for it, by str.format.
+                    url.replace("{", "{{").replace("}", "}}"),
                     engine_kwargs=engine,
                     heartbeat_interval=HEARTBEAT_SECONDS,
                     grace_period=GRACE_SECONDS,
-                    heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(
-                        max_retry=2, inherit_intermediate_values=True
-                    ),
                 )
             break
         except (IntegrityError, ProgrammingError):
@@ -242,11 +285,18 @@ def _open(url: str) -> BatchedStorage:
             if last:
                 raise
             time.sleep(random.uniform(0.1, 0.5))
-    if sqlite:
-        event.listen(storage.engine, "connect", _fast_commits)
-        storage.engine.dispose()
-        storage.get_all_studies()
+    event.listen(storage.engine, "connect", _fast_commits if sqlite else _in_utc)
+    storage.engine.dispose()
+    storage.get_all_studies()
     return storage
+
+
+def _in_utc(connection: Any, _record: Any) -> None:
+    # Heartbeats are kept without a zone and compared with the session's time: two sessions in
+    # different zones, or one over a change of the clock, would take the living for dead.
+    with connection.cursor() as cursor:
+        cursor.execute("SET TIME ZONE 'UTC'")
+    connection.commit()
 
 
 def _fast_commits(connection: Any, _record: Any) -> None:
@@ -271,13 +321,6 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         optuna.logging.set_verbosity(verbosity)
-
-
-def sweep(study: optuna.Study) -> None:
-    """Fail trials whose process died, so that they are run again; only the next trial would."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        optuna.storages.fail_stale_trials(study)
 
 
 def _unusable(url: str, error: BaseException) -> str:

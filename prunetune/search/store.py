@@ -3,11 +3,12 @@
 import hashlib
 import json
 import logging
+import math
 import os
-import re
-import shutil
+import time
 import zlib
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +21,7 @@ from prunetune.files import write_atomically
 from prunetune.fingerprint import weights_digest
 from prunetune.search.packing import pack, unpack
 from prunetune.search.reference import Reference
+from prunetune.search.room import make_room, remove_leftovers, taken_by_others
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +29,10 @@ LAYOUT = 3
 """Version of the files' layout; another one is another key, so old files are never misread."""
 
 _GIB = 1 << 30
-_KEY = re.compile("[0-9a-f]{32}")
+_MARK_SECONDS = 60.0
+_MOST_IN_MEMORY = 4 * _GIB
+# What computes references, in the package; of any other code they do not depend.
+_COMPUTES = ("families", "runtime", "tokens.py", "search/reference.py", "search/packing.py")
 
 
 class Store(Protocol):
@@ -99,15 +104,16 @@ class DiskStore:
 
     Safe for several processes: files appear whole, and two that compute the same sample write the
     same content. A damaged file (size or checksum) is computed again. Where a file
-    cannot be written (full disk, read-only folder), the reference is kept in memory; where it
-    would take the cache over its limit, it is computed again whenever it is needed. Both are said
-    once.
+    cannot be written (full disk, read-only folder), the reference is kept in memory, up to 4 GiB of
+    them; where it would take the cache over its limit, it is computed again whenever it is needed.
+    Both are said once.
 
     Args:
         folder: Root of all caches.
         key: What the references depend on, as ``store_key`` returns it.
         names: Of the samples: hexadecimal, the same for the same pixels and texts.
-        limit: Bytes that all caches may take; the least recently used ones go first.
+        limit: Bytes that all caches may take; the least recently used ones go first, but none
+            that was used in the last ten minutes.
     """
 
     def __init__(
@@ -119,6 +125,9 @@ class DiskStore:
         self._checked: set[str] = set()
         self._memos = Memos()
         self._said: set[str] = set()
+        self._marked = -math.inf
+        self._in_memory = 0
+        remove_leftovers(self.folder)
 
     def _path(self, index: int) -> Path:
         return self.folder / f"{self._names[index]}.safetensors"
@@ -135,6 +144,7 @@ class DiskStore:
                     return None
                 self._checked.add(path.name)
             reference = self._map(path)
+            self._mark()
         except FileNotFoundError:
             self._checked.discard(path.name)
             return None
@@ -156,19 +166,30 @@ class DiskStore:
                 self._say_too_large(len(self._names) * len(content))
                 return
             sums = {"size": len(content), "crc32": zlib.crc32(content)}
-            write_atomically(path, content)
-            write_atomically(path.with_suffix(".json"), json.dumps(sums).encode())
+            _write(path, content)
+            _write(path.with_suffix(".json"), json.dumps(sums).encode())
             self._checked.add(path.name)
         except OSError as error:
             self._say(
                 f"the cache {self._root} cannot be written ({error.strerror or error}): "
                 "references stay in memory; choose another with --cache-dir"
             )
-            self._memory.put(index, reference)
+            self._remember(index, reference)
+
+    def _remember(self, index: int, reference: Reference) -> None:
+        self._in_memory += reference.nbytes
+        if self._in_memory > _MOST_IN_MEMORY:
+            self._say(
+                f"references beyond {_MOST_IN_MEMORY / _GIB:.3g} GiB do not stay in memory: they "
+                "are computed again in every trial"
+            )
+            return
+        # A copy on the CPU: a device's memory is for the model.
+        self._memory.put(index, unpack(*pack(reference)))
 
     def foresee(self, size: int) -> None:
         """Say at once that references of ``size`` bytes, all samples together, will not fit."""
-        if size > self._limit:
+        if size + taken_by_others(self._root, self.folder) > self._limit:
             self._say_too_large(size)
 
     def _say_too_large(self, size: int) -> None:
@@ -195,11 +216,18 @@ class DiskStore:
                 crc = zlib.crc32(block, crc)
         if crc != sums["crc32"]:
             raise ValueError("its checksum is wrong")
+        return True
+
+    def _mark(self) -> None:
+        """Tell others that the cache is in use."""
+        now = time.monotonic()
+        if now - self._marked < _MARK_SECONDS:
+            return
+        self._marked = now
         try:
             os.utime(self.folder)
         except OSError:
             logger.debug("cannot mark %s as used", self.folder)
-        return True
 
     def _map(self, path: Path) -> Reference:
         with safe_open(path, framework="pt") as file:
@@ -213,51 +241,24 @@ def _above(size: int) -> int:
     return int(1.05 * size / _GIB) + 1
 
 
-def make_room(root: Path, keep: Path, size: int, limit: int) -> bool:
-    """Delete least recently used caches until ``size`` more bytes fit under ``limit``.
-
-    A cache that another process has mapped stays readable to it until it lets go.
-
-    Returns:
-        Whether they fit now, ``keep`` being left alone.
-    """
-    entries = [(_used(e), _size(e), e) for e in _folders(root)]
-    total = sum(entry[1] for entry in entries) + size
-    for _, taken, entry in sorted(entries):
-        if total <= limit:
-            return True
-        if entry != keep:
-            shutil.rmtree(entry, ignore_errors=True)
-            logger.info("cache %s evicted: %d bytes", entry, taken)
-            total -= taken
-    return total <= limit
-
-
-def _used(folder: Path) -> float:
+def _write(path: Path, content: bytes) -> None:
     try:
-        return folder.stat().st_mtime
+        write_atomically(path, content)
     except FileNotFoundError:
-        return 0.0
+        # Another process evicted the folder meanwhile.
+        write_atomically(path, content)
 
 
-def _folders(root: Path) -> list[Path]:
-    """Return the caches in ``root``; whatever else lies there is not ours to delete."""
-    try:
-        entries = list(root.iterdir())
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    return [e for e in entries if _KEY.fullmatch(e.name) and e.is_dir() and not e.is_symlink()]
-
-
-def _size(folder: Path) -> int:
-    # Other processes evict, too: what has gone takes no room.
-    total = 0
-    try:
-        for entry in folder.iterdir():
-            total += entry.stat().st_size
-    except FileNotFoundError:
-        return total
-    return total
+@cache
+def _code_digest() -> str:
+    """Return a digest of the code that computes references: a correction makes old ones wrong."""
+    package = Path(__file__).resolve().parents[1]
+    found = hashlib.sha256()
+    for name in _COMPUTES:
+        path = package / name
+        for file in [path] if path.is_file() else sorted(path.rglob("*.py")):
+            found.update(file.read_bytes())
+    return found.hexdigest()
 
 
 def store_key(model: nn.Module, fingerprint: str, **options: Any) -> str:
@@ -273,6 +274,7 @@ def store_key(model: nn.Module, fingerprint: str, **options: Any) -> str:
     attention = getattr(model.config, "_attn_implementation", None)
     facts = {
         "layout": LAYOUT,
+        "code": _code_digest(),
         "fingerprint": fingerprint,
         "weights": weights_digest(model),
         "transformers": __version__,

@@ -25,7 +25,6 @@ from prunetune.search.storage import (
     open_storage,
     redact,
     storage_url,
-    sweep,
 )
 from prunetune.search.summary import SearchResult
 from prunetune.search.trial_log import TrialLog
@@ -153,7 +152,7 @@ def run_trials(
                 after=after,
                 stopped=lambda: stopped() or on_plateau(study, spec.patience),
             ).run()
-        sweep(study)
+        opened.sweep(study._study_id)
         log(study)
     except optuna.exceptions.OptunaError as error:
         reason = redact(" ".join(str(error.__cause__ or error).split()))[:200]
