@@ -24,6 +24,7 @@ VERBS = (
     "export",
     "verify",
     "bench",
+    "serve",
     "show",
     "report",
     "diff",

@@ -1,0 +1,66 @@
+"""``serve``: an OpenAI-compatible server of a pruned model."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from prunetune.cli._app import AsJson, ModelName, Threads, at_least, verb
+from prunetune.cli._loading import Loading
+from prunetune.cli._output import Output, note
+
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+@verb(
+    "serve",
+    "prunetune serve tiny.prune.json",
+    "prunetune serve llava-next.prune.json --host 0.0.0.0 --port 8000 --dtype bfloat16",
+)
+def serve(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A config file.")],
+    model: ModelName = None,
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Address to listen on.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(metavar="N", help="Port; 0 for a free one.")] = 8000,
+    threads: Threads = None,
+    as_json: AsJson = False,
+    *,
+    loading: Loading,
+) -> None:
+    """Serve a pruned model over OpenAI's API until Ctrl-C: transformers' server, one model.
+
+    Requests are generated one after the other. There is no log-in: it listens on this machine
+    only unless --host says otherwise. GET /prunetune tells the config and what it did last.
+    """
+    from prunetune.config import PruningConfig
+    from prunetune.errors import ConfigError
+
+    pruning = PruningConfig.load(config)
+    at_least("--port", port, 0)
+    name = model or pruning.model.name
+    if not name:
+        raise ConfigError(f"{config}: model.name is empty; say which model with --model")
+    from prunetune.budget import mean_retention
+    from prunetune.cli._environment import set_threads
+    from prunetune.deploy.serve import Server, pruned_app, require
+    from prunetune.models import load_model
+
+    require()
+    set_threads(threads)
+    if model is None and loading["revision"] is None:
+        loading["revision"] = pruning.model.revision
+    app, _ = pruned_app(load_model(name, **loading), pruning, name)
+    server = Server(app, host, port)
+    kept = mean_retention(pruning.stages, pruning.model.num_layers)
+    out = Output(as_json)
+    out.line(f"model {name!r}, mean retention {100 * kept:.4g}%: {server.url}/v1  (Ctrl-C ends it)")
+    if host not in _LOOPBACK:
+        note(f"warning: everyone who can reach {host} can use this model")
+    out.finish({"url": server.url, "model": name, "config": config, "digest": pruning.digest()})
+    sys.stdout.flush()
+    try:
+        server.serve()
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
