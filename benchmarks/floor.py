@@ -60,10 +60,10 @@ class Floor:
 
     def seconds(self, config: PruningConfig, samples: int) -> float:
         """Return the floor of a config on the split's first samples, in the batches that ran."""
-        size = self._evaluator.batch_size
         total = 0.0
-        for start in range(0, samples, size):
-            window = range(start, min(start + size, samples))
+        for window in self._evaluator._windows():
+            if window.start >= samples:
+                break
             for part in self._evaluator._parts(config, window):
                 total += self._part(config, part)
         return total

@@ -1,6 +1,7 @@
 """Calibration sources, the split by image, the digest, and what reaches a model."""
 
 import io
+import itertools
 import json
 import pickle
 import random
@@ -609,7 +610,44 @@ def test_batches_hold_every_prompt_once_within_the_budget(lengths, budget, most)
         assert most is None or len(batch) <= most
 
 
+@QUICK
+@given(
+    lengths=st.lists(st.integers(1, 30), min_size=1, max_size=7),
+    budget=st.integers(1, 100),
+    cost=st.none() | st.integers(0, 60),
+)
+def test_batches_cost_least(lengths, budget, cost):
+    def spent(batches):
+        once = sum(lengths) * len(lengths) if cost is None else cost
+        return sum(len(batch) * max(lengths[i] for i in batch) + once for batch in batches)
+
+    found = batches_by_length(lengths, budget, batch_cost=cost)
+    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+    cuts = itertools.product((False, True), repeat=len(order) - 1)
+    every = (cut_up(order, cut) for cut in cuts)
+    allowed = [
+        batches
+        for batches in every
+        if all(len(b) == 1 or len(b) * lengths[b[-1]] <= budget for b in batches)
+    ]
+    if cost is None:
+        assert len(found) == min(map(len, allowed))
+    else:
+        assert spent(found) == min(map(spent, allowed))
+
+
+def cut_up(order, cuts):
+    batches = [[order[0]]]
+    for index, cut in zip(order[1:], cuts, strict=True):
+        if cut:
+            batches.append([])
+        batches[-1].append(index)
+    return batches
+
+
 def test_batches_fill_their_budget_and_check_their_bounds():
+    assert batches_by_length([10, 20, 30], 90, batch_cost=0) == [[0], [1], [2]]
+    assert batches_by_length([10, 20, 30], 90, batch_cost=90) == [[0, 1, 2]]
     assert batches_by_length([10] * 8, 40) == [[0, 1, 2, 3], [4, 5, 6, 7]]
     for bounds in ((0, None), (10, 0)):
         with pytest.raises(DataError, match="allowed: 1 or more"):

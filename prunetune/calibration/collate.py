@@ -77,14 +77,22 @@ def answers_match(predicted: str, answer: str) -> bool:
 
 
 def batches_by_length(
-    lengths: Sequence[int], token_budget: int, max_samples: int | None = None
+    lengths: Sequence[int],
+    token_budget: int,
+    max_samples: int | None = None,
+    *,
+    batch_cost: int | None = None,
 ) -> list[list[int]]:
-    """Group indices of prompts into batches of similar length.
+    """Group indices of prompts into batches of similar length, for the least time.
+
+    A batch is padded to its longest prompt: small batches pad less, and there are more of them.
 
     Args:
         lengths: Tokens of each prompt.
         token_budget: Upper bound of rows x longest row of a batch; a longer prompt goes alone.
         max_samples: Upper bound of rows, where given.
+        batch_cost: What a batch costs beside its rows x longest row, in tokens; None for as few
+            batches as there can be.
 
     Returns:
         Batches of indices, shortest prompts first; together every index once.
@@ -95,13 +103,19 @@ def batches_by_length(
     for name, value in (("token_budget", token_budget), ("max_samples", max_samples)):
         if value is not None and value < 1:
             raise DataError(f"{name} is {value}; allowed: 1 or more")
+    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+    once = len(order) * max(lengths, default=0) if batch_cost is None else batch_cost
+    # Of the k shortest prompts: the least cost, and where the last of their batches begins.
+    least: list[tuple[int, int]] = [(0, 0)]
+    for k, index in enumerate(order, start=1):
+        longest = lengths[index]
+        most = max(1, min(token_budget // max(longest, 1), max_samples or k, k))
+        costs = ((least[k - n][0] + n * longest + once, k - n) for n in range(1, most + 1))
+        least.append(min(costs))
     batches: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
-        rows = len(batches[-1]) + 1 if batches else 0
-        full = rows * lengths[index] > token_budget or (
-            max_samples is not None and rows > max_samples
-        )
-        if not batches or full:
-            batches.append([])
-        batches[-1].append(index)
-    return batches
+    end = len(order)
+    while end:
+        begin = least[end][1]
+        batches.append(order[begin:end])
+        end = begin
+    return batches[::-1]

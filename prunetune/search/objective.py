@@ -24,6 +24,7 @@ from prunetune.search.facts import model_facts
 from prunetune.search.packing import collate
 from prunetune.search.reference import Prompts, Recorder, Reference, given_positions, prepare
 from prunetune.search.results import SampleResult, compare
+from prunetune.search.spec import FIRST_LOOK
 from prunetune.search.store import DiskStore, MemoryStore, Store, store_key
 
 __all__ = ["Evaluator", "SampleResult"]
@@ -92,6 +93,8 @@ class Evaluator:
         self.device = device_of(loaded.model)
         self.batch_size = batch_size
         self.token_budget = token_budget or self._fitting_budget()
+        # Measured on a CPU (benchmarks/search_cost.py); elsewhere small batches leave cores idle.
+        self._batch_cost = 24 if self.device.type == "cpu" else None
         self.whole = self.family.prefix_problem()
         if self.whole is not None:
             logger.info("every trial runs the whole model: %s", self.whole)
@@ -198,8 +201,7 @@ class Evaluator:
             ConfigError: The config does not fit the model.
         """
         check_fits(self.family, config, strict=False)
-        for start in range(0, len(self.samples), self.batch_size):
-            window = range(start, min(start + self.batch_size, len(self.samples)))
+        for window in self._windows():
             # Before the config is applied: what is no longer kept is computed on the bare model.
             references = {index: self._reference(index) for index in window}
             found: dict[int, SampleResult] = {}
@@ -211,6 +213,18 @@ class Evaluator:
             references.clear()
             yield [(index, found[index]) for index in window]
 
+    def _windows(self) -> Iterator[range]:
+        """Yield the samples whose results are handed out together.
+
+        Twice as many at first, where nothing can be stopped before: more to choose from when
+        batches of similar length are made.
+        """
+        count, size = len(self.samples), self.batch_size
+        end = min(count, 2 * size, max(size, FIRST_LOOK))
+        yield range(end)
+        for start in range(end, count, size):
+            yield range(start, min(start + size, count))
+
     def _parts(self, config: PruningConfig, window: Sequence[int]) -> list[list[int]]:
         """Fill batches of samples of similar length, by the tokens that survive."""
         first, kept = config.stages[0], 1.0
@@ -218,7 +232,7 @@ class Evaluator:
             kept = first.retention
         lengths = [self._lengths[index] for index in window]
         tokens = [size.prompt - round((1.0 - kept) * size.image) for size in lengths]
-        parts = batches_by_length(tokens, self.token_budget)
+        parts = batches_by_length(tokens, self.token_budget, batch_cost=self._batch_cost)
         return [[window[i] for i in part] for part in parts]
 
     def _measure(

@@ -18,7 +18,7 @@ from prunetune.search.front import COST_NAMES
 from prunetune.search.leases import identity
 from prunetune.search.samplers import make_sampler, sampler_seed
 from prunetune.search.space import Space
-from prunetune.search.spec import StudySpec, difference
+from prunetune.search.spec import FIRST_LOOK, StudySpec, difference
 from prunetune.search.starts import starts
 from prunetune.search.stopping import MeanWilcoxonPruner
 from prunetune.search.storage import BatchedStorage, quiet
@@ -95,7 +95,7 @@ def open_study(
             len(study.directions),
         )
         study.pruner = (
-            MeanWilcoxonPruner(p_threshold=0.1, n_startup_steps=16)
+            MeanWilcoxonPruner(p_threshold=0.1, n_startup_steps=FIRST_LOOK)
             if spec.trial_pruner == "wilcoxon"
             else optuna.pruners.NopPruner()
         )

@@ -17,6 +17,8 @@ from prunetune.search.narrowed import SpaceSpec
 __all__ = ["FREE_FIELDS", "SpaceSpec", "StudySpec", "difference"]
 
 Metric = Literal["cosine", "kl", "cosine+kl"]
+FIRST_LOOK = 16
+"""Samples that a trial is measured on before it may be stopped."""
 FREE_FIELDS = frozenset({"trials", "timeout", "patience"})
 """What may differ when a study is resumed: it changes how long is searched, not what."""
 
