@@ -163,7 +163,8 @@ def _blocks(
 def _left_padded(parts: Sequence[Tensor], width: int) -> Tensor:
     if len(parts) == 1:
         return parts[0][None]
-    out = parts[0].new_zeros(len(parts), width, *parts[0].shape[1:])
+    out = parts[0].new_empty(len(parts), width, *parts[0].shape[1:])
     for row, part in zip(out, parts):
+        row[: width - len(part)] = 0
         row[width - len(part) :] = part
     return out
