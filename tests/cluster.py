@@ -145,7 +145,8 @@ class Team:
         self._context.set_forkserver_preload(["cluster", *LAZY])
         self._arguments = (url, str(out), trials)
         self._remote, self._seconds = remote, seconds
-        self.killed, self.crashed = 0, 0
+        self.killed, self.crashed, self.refused = 0, 0, 0
+        self._out = Path(out)
         self.processes = [self._start(number) for number in range(count)]
 
     def _start(self, number):
@@ -170,7 +171,12 @@ class Team:
         """Start anew what failed, as a batch system would."""
         for index, process in enumerate(self.processes):
             if process.exitcode not in (None, 0):
-                self.crashed += 1
+                # A command that is started while the database is away says so at once.
+                said = (self._out / f"worker-{process.pid}.log").read_text()
+                if "StudyError: cannot use the study database" in said:
+                    self.refused += 1
+                else:
+                    self.crashed += 1
                 self.processes[index] = self._start(index)
 
     @property

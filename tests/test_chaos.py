@@ -86,7 +86,7 @@ def test_eight_workers_on_postgresql_killed_and_the_database_restarted(tmp_path)
             team.end()
         assert team.killed >= _KILLS, "too few were killed to prove anything"
         assert not team.crashed, "a worker did not outlive the database's restart"
-        print(f"\n{team.killed} killed, {team.crashed} crashed, {dict(states)}")
+        print(f"\n{team.killed} killed, {team.refused} refused, {dict(states)}")
 
 
 def test_two_workers_on_sqlite_killed(tmp_path):
@@ -98,4 +98,4 @@ def test_two_workers_on_sqlite_killed(tmp_path):
     finally:
         team.end()
     assert team.killed >= _KILLS, "too few were killed to prove anything"
-    print(f"\n{team.killed} killed, {team.crashed} crashed, {dict(states)}")
+    print(f"\n{team.killed} killed, {team.refused} refused, {dict(states)}")

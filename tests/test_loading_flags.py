@@ -14,7 +14,7 @@ from prunetune.presets import load_preset
 from prunetune.search.spec import StudySpec
 from prunetune.search.storage import open_storage, quiet, storage_url
 
-VERBS = ("export", "verify", "bench", "show", "search", "report", "diff", "dashboard")
+VERBS = ("export", "verify", "bench", "serve", "show", "search", "report", "diff", "dashboard")
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -56,7 +56,7 @@ TOLD = {
 }
 
 
-@pytest.mark.parametrize("verb", ["verify", "bench", "search"])
+@pytest.mark.parametrize("verb", ["verify", "bench", "serve", "search"])
 def test_the_flags_reach_the_loader(verb, seen, tmp_path):
     config, _ = load_preset("uniform", model_type="llava_next", num_layers=16, keep=0.4)
     named = config.model.model_copy(update={"name": "owner/name", "revision": "v1"})
@@ -64,6 +64,7 @@ def test_the_flags_reach_the_loader(verb, seen, tmp_path):
     words = {
         "verify": (path,),
         "bench": (path,),
+        "serve": (path,),
         "search": ("--model", "owner/name", "--data", "tiny", "--out", tmp_path / "s"),
     }[verb]
     refused(verb, *words, *WORDS, has=("seen",))

@@ -273,8 +273,8 @@ def test_calls_are_made_again_while_the_database_is_away(shared, monkeypatch):
     assert len(calls) == 1
 
 
-# What is called once, when a study is opened, and heartbeats, which have a loop of their own.
-_ONCE = {"create_new_study", "delete_study", "get_all_studies", "record_heartbeat"}
+# What no search calls, and heartbeats, which have a loop of their own.
+_ONCE = {"delete_study", "record_heartbeat"}
 _NO_CALLS = {"get_heartbeat_interval", "get_heartbeat_stale_trial_callback"}
 
 

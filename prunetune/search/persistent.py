@@ -64,6 +64,8 @@ class PersistentStorage(RDBStorage):
         self.patience = 0.0
         super().__init__(*args, **kwargs)
 
+    create_new_study = _surviving(RDBStorage.create_new_study)
+    get_all_studies = _surviving(RDBStorage.get_all_studies)
     set_trial_system_attr = _surviving(RDBStorage.set_trial_system_attr)
     set_study_user_attr = _surviving(RDBStorage.set_study_user_attr)
     set_study_system_attr = _surviving(RDBStorage.set_study_system_attr)
