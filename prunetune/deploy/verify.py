@@ -197,7 +197,10 @@ def _unknown(config: PruningConfig, loaded: Any, splits: Splits) -> str:
     if config.model.fingerprint not in (None, loaded.fingerprint):
         return "the model is not the one of the provenance"
     if not splits.same:
-        return "the calibration samples are not those of the provenance; give them with --data"
+        return (
+            "the calibration samples are not those of the provenance; give them with --data, all "
+            "of them (no --samples)"
+        )
     return ""
 
 
