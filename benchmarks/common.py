@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from prunetune.files import write_atomically
-from prunetune.runtime import frame
+from prunetune.runtime import frame, taps
 from prunetune.runtime.vision import VisionTap
 
 
@@ -46,7 +46,7 @@ class Clock:
         """Time the runtime's scoring while inside."""
         with (
             mock.patch.object(frame, "choose", self.timed("choose", frame.choose)),
-            mock.patch.object(frame, "last_query_row", self.timed("row", frame.last_query_row)),
+            mock.patch.object(taps, "last_query_row", self.timed("row", taps.last_query_row)),
             mock.patch.object(VisionTap, "capture", self.timed("tower", VisionTap.capture)),
         ):
             yield
