@@ -1,9 +1,14 @@
 """The flags of every verb that loads a model."""
 
 import inspect
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from prunetune.errors import ConfigError
+
+if TYPE_CHECKING:
+    from prunetune.config import ModelRef
 
 Device = Annotated[
     str | None, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1.  [default: cuda if any]")
@@ -45,3 +50,23 @@ def gather(arguments: dict[str, Any]) -> dict[str, Any]:
     """Return a verb's arguments with its flags gathered into ``loading``."""
     loading = {name: arguments.pop(name) for name in FLAGS}
     return {**arguments, "loading": loading}
+
+
+def model_named(origin: str, own: "ModelRef", model: str | None, loading: Loading) -> str:
+    """Return the name of the model to load: ``model``, or else a config's own at its revision.
+
+    Args:
+        origin: The config's file, for messages.
+        own: The config's model.
+        model: What ``--model`` says.
+        loading: Gets the config's revision where neither a model nor a revision is given.
+
+    Raises:
+        ConfigError: There is no name.
+    """
+    name = model or own.name
+    if not name:
+        raise ConfigError(f"{origin}: model.name is empty; say which model with --model")
+    if model is None and loading["revision"] is None:
+        loading["revision"] = own.revision
+    return name

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from prunetune.cli._app import AsJson, ModelName, Threads, at_least, verb
-from prunetune.cli._loading import Loading
+from prunetune.cli._loading import Loading, model_named
 from prunetune.cli._output import Output, note
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -35,13 +35,10 @@ def serve(
     only unless --host says otherwise. GET /prunetune tells the config and what it did last.
     """
     from prunetune.config import PruningConfig
-    from prunetune.errors import ConfigError
 
     pruning = PruningConfig.load(config)
     at_least("--port", port, 0)
-    name = model or pruning.model.name
-    if not name:
-        raise ConfigError(f"{config}: model.name is empty; say which model with --model")
+    name = model_named(config, pruning.model, model, loading)
     from prunetune.budget import mean_retention
     from prunetune.cli._environment import set_threads
     from prunetune.deploy.serve import Server, pruned_app, require
@@ -49,8 +46,6 @@ def serve(
 
     require()
     set_threads(threads)
-    if model is None and loading["revision"] is None:
-        loading["revision"] = pruning.model.revision
     app, _ = pruned_app(load_model(name, **loading), pruning, name)
     server = Server(app, host, port)
     kept = mean_retention(pruning.stages, pruning.model.num_layers)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prunetune.cli._app import AsJson, ModelName, Threads, verb
-from prunetune.cli._loading import Loading
+from prunetune.cli._loading import Loading, model_named
 from prunetune.cli._output import Output
 from prunetune.errors import ConfigError, DataError
 
@@ -67,18 +67,14 @@ def show(
     configs = [_config(name) for name in names]
     pictures = [_read(image) for image in images]
     target = None if terminal and output is None else _target(output, images[0])
-    first = configs[0].model
-    if not (model or first.name):
-        raise ConfigError(f"{config}: model.name is empty; say which model with --model")
+    name = model_named(config, configs[0].model, model, loading)
     from prunetune.cli._environment import set_threads
     from prunetune.models import load_model
     from prunetune.review.overlay import kept_tokens
     from prunetune.review.sheet import Row, sheet
 
     set_threads(threads)
-    if model is None and loading["revision"] is None:
-        loading["revision"] = first.revision
-    loaded = load_model(model or first.name, **loading)
+    loaded = load_model(name, **loading)
     asked = question or _QUESTION
     rows = [
         Row(

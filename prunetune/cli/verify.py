@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prunetune.cli._app import AsJson, ModelName, SkipBad, Threads, at_least, verb
-from prunetune.cli._loading import Loading
+from prunetune.cli._loading import Loading, model_named
 from prunetune.cli._output import Output, number, percent, progress
 
 if TYPE_CHECKING:
@@ -52,8 +52,7 @@ def verify(
     at_least("--max-gap", max_gap, 0)
     at_least("--batch-size", batch_size, 1)
     at_least("--samples", samples, 1)
-    if not (model or pruning.model.name):
-        raise ConfigError(f"{config}: model.name is empty; say which model with --model")
+    name = model_named(config, pruning.model, model, loading)
     from prunetune.cli._environment import set_threads
     from prunetune.deploy import load_splits
     from prunetune.deploy import verify as measure
@@ -68,9 +67,7 @@ def verify(
             f"--max-gap: {config} was not calibrated on the shipped set 'tiny', so its gap there "
             "says nothing; name the data with --data"
         )
-    if model is None and loading["revision"] is None:
-        loading["revision"] = pruning.model.revision
-    loaded = load_model(model or pruning.model.name, **loading)
+    loaded = load_model(name, **loading)
     total = len(splits.calibration) + len(splits.held_out or ())
     with progress() as show:
         result = measure(

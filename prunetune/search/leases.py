@@ -127,9 +127,7 @@ def take(connection: Connection, dialect: str, trial: int, room: int | None) -> 
         StudyFull: See ``sign``.
     """
     study = connection.execute(_STUDY, {"trial": trial}).scalar()
-    # SQLite has one writer at a time: the update below is its lock.
-    if dialect != "sqlite":
-        connection.execute(_LOCK, {"study": study})
+    _lock(connection, dialect, study)
     if not connection.execute(_START, {"trial": trial, "now": _now()}).rowcount:
         return False
     sign(connection, study, trial, room)
@@ -141,9 +139,14 @@ def fail(connection: Connection, dialect: str, study: int, trial: int) -> bool:
 
     The study is locked until the transaction ends: a trial may be added in it.
     """
+    _lock(connection, dialect, study)
+    return bool(connection.execute(_FAIL, {"trial": trial, "now": _now()}).rowcount)
+
+
+def _lock(connection: Connection, dialect: str, study: int) -> None:
+    # SQLite has one writer at a time: the update that follows is its lock.
     if dialect != "sqlite":
         connection.execute(_LOCK, {"study": study})
-    return bool(connection.execute(_FAIL, {"trial": trial, "now": _now()}).rowcount)
 
 
 def _now() -> datetime:

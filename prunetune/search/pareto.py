@@ -27,7 +27,7 @@ from prunetune.search.selection import (
 )
 from prunetune.search.space import Space
 from prunetune.search.spec import StudySpec
-from prunetune.search.summary import Baseline, bootstrap_ci, too_few, unbeaten
+from prunetune.search.summary import Baseline, bootstrap_ci, too_few, unbeaten, within_noise
 from prunetune.search.trials import config_of, presets_at
 
 if TYPE_CHECKING:
@@ -70,8 +70,7 @@ class Point:
     @property
     def in_doubt(self) -> bool:
         """Whether a baseline's gap is higher by no more than chance explains."""
-        others = (row.gap_difference for row in self.baselines if not row.is_tuned)
-        return any(interval is not None and interval[1] >= 0 for interval in others)
+        return bool(within_noise(self.baselines))
 
     def to_dict(self) -> dict[str, Any]:
         """Return a row of what ``search --json`` prints."""

@@ -11,7 +11,7 @@ from sqlalchemy import text
 from prunetune.search.leases import Connection
 
 _STATE = text("SELECT state FROM trials WHERE trial_id = :trial")
-# A trial that is run again has inherited all of these: they may be there already.
+# A trial that is run again has its parameters and attributes already, and any is written in parts.
 _PARAMETERS = text(
     "INSERT INTO trial_params (trial_id, param_name, param_value, distribution_json) "
     "VALUES (:trial, :name, :value, :distribution) ON CONFLICT (trial_id, param_name) DO NOTHING"

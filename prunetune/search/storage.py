@@ -314,7 +314,7 @@ def quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            # Heartbeats are sent by ``loop``, and a trial that is run again reports again.
+            # Heartbeats are sent by ``loop``; a trial that an older release queued has reports.
             warnings.filterwarnings("ignore", message="Heartbeat of storage is supposed")
             warnings.filterwarnings("ignore", message="The reported value is ignored")
             warnings.filterwarnings("ignore", message="WilcoxonPruner finds steps existing")

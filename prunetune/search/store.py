@@ -159,8 +159,8 @@ class DiskStore:
     def put(self, index: int, reference: Reference) -> None:
         """Write a sample's file, or keep the reference in memory where that fails."""
         path = self._path(index)
+        tensors, facts = pack(reference)
         try:
-            tensors, facts = pack(reference)
             content = save(tensors, {"facts": json.dumps(facts)})
             if not make_room(self._root, self.folder, len(content), self._limit):
                 self._say_too_large(len(self._names) * len(content))
@@ -174,7 +174,8 @@ class DiskStore:
                 f"the cache {self._root} cannot be written ({error.strerror or error}): "
                 "references stay in memory; choose another with --cache-dir"
             )
-            self._remember(index, reference)
+            # What was packed: a copy on the CPU, as a device's memory is for the model.
+            self._remember(index, unpack(tensors, facts))
 
     def _remember(self, index: int, reference: Reference) -> None:
         self._in_memory += reference.nbytes
@@ -184,8 +185,7 @@ class DiskStore:
                 "are computed again in every trial"
             )
             return
-        # A copy on the CPU: a device's memory is for the model.
-        self._memory.put(index, unpack(*pack(reference)))
+        self._memory.put(index, reference)
 
     def foresee(self, size: int) -> None:
         """Say at once that references of ``size`` bytes, all samples together, will not fit."""

@@ -210,9 +210,15 @@ def verdict(tuned: Scores, baselines: Sequence[Baseline], pictures: int = _FEWES
         return (
             f"The tuned config does not beat every baseline on held-out data{because}: {numbers}."
         )
-    unsure = [row.name for row, _ in rows if row.gap_difference and row.gap_difference[1] >= 0]
+    unsure = within_noise(baselines)
     doubt = f"; the gap's difference to {', '.join(unsure)} is within noise" if unsure else ""
     return f"The tuned config beats every baseline on held-out data: {numbers}{doubt}."
+
+
+def within_noise(baselines: Sequence[Baseline]) -> list[str]:
+    """Return the baselines, but the tuned config itself, whose interval of the gap reaches 0."""
+    others = (row for row in baselines if not row.is_tuned)
+    return [row.name for row in others if row.gap_difference and row.gap_difference[1] >= 0]
 
 
 def _compared(tuned: Scores, rows: Sequence[tuple[Baseline, Scores]]) -> str:
