@@ -106,8 +106,13 @@ def test_outputs_keep_their_shape(family):
         some = model(**batch.inputs, logits_to_keep=torch.tensor([5, -2, -1])).logits
     assert hidden.shape == shape
     assert dropped.any()
-    assert hidden[dropped].eq(0).all()
-    assert output.logits[dropped].eq(0).all()
+    for row, (gone, valid) in enumerate(zip(dropped, batch.valid, strict=True)):
+        for slot in (gone & valid).nonzero().flatten().tolist():
+            before = ((~gone & valid)[:slot]).nonzero().flatten()
+            for states in (hidden, output.logits):
+                right = states[row, before[-1]] if len(before) else torch.zeros(())
+                assert states[row, slot].eq(right).all()
+        assert hidden[row, ~valid].eq(0).all()
     assert torch.isfinite(output.loss)
     assert torch.allclose(last, output.logits[:, -1:], atol=1e-6)
     assert torch.allclose(some, output.logits[:, [5, -2, -1]], atol=1e-6)

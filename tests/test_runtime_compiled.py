@@ -38,7 +38,7 @@ def warmed_up(rows):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rows", [EQUAL, None], ids=["equal", "ragged"])
+@pytest.mark.parametrize("rows", [EQUAL[:1], None], ids=["one", "ragged"])
 @torch.no_grad()
 def test_a_compiled_decoding_step_is_compiled_anew(rows):
     pruned, after = warmed_up(rows)
@@ -49,8 +49,8 @@ def test_a_compiled_decoding_step_is_compiled_anew(rows):
 @torch.no_grad()
 def test_compiled_code_left_in_place_would_be_noticed(monkeypatch):
     monkeypatch.setattr(handle, "forget_compiled", lambda: None)
-    # Ragged rows make layer 0 of the cache one of another class: compiled for anew by itself.
-    assert warmed_up(EQUAL)[0] > 0.1
+    # Several rows make layer 0 of the cache one of another class: compiled for anew by itself.
+    assert warmed_up(EQUAL[:1])[0] > 0.1
 
 
 @pytest.mark.parametrize("scorer", ["random", "topv"])

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from prunetune.families.base import refuse
 from prunetune.families.base_views import FixedViews
+from prunetune.release import image_blocks
 
 
 class Gemma3(FixedViews):
@@ -39,13 +40,10 @@ class Gemma3(FixedViews):
 
     def blocks(self, arguments: Mapping[str, Any]) -> Tensor | None:
         """An image's tokens see one another, where the caller passes ``token_type_ids``."""
-        from transformers.models.gemma3.modeling_gemma3 import get_block_sequence_ids_for_mask
-
         kinds: Tensor | None = arguments.get("token_type_ids")
         if kinds is None:
             return None
         tokens = arguments.get("input_ids")
         tokens = arguments["inputs_embeds"] if tokens is None else tokens
         # Of a conversation's later turn they may come from its start on.
-        blocks: Tensor = get_block_sequence_ids_for_mask(kinds[:, -tokens.shape[1] :])
-        return blocks
+        return image_blocks(kinds[:, -tokens.shape[1] :])

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from prunetune.families.base import refuse
 from prunetune.families.base_views import FixedViews
+from prunetune.release import cache_of
 
 
 class PaliGemma(FixedViews):
@@ -34,7 +35,7 @@ class PaliGemma(FixedViews):
 
     def blocks(self, arguments: Mapping[str, Any]) -> Tensor | None:
         """The prompt is one block, where the caller passes ``token_type_ids`` (0: prompt)."""
-        cache = arguments.get("past_key_values")
+        cache = cache_of(arguments)
         if cache is not None and int(cache.get_seq_length()):
             raise refuse(
                 self.model,

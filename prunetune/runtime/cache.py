@@ -1,19 +1,19 @@
 """KV caches whose layers hold unequal numbers of tokens."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
-from transformers.cache_utils import (
+
+from prunetune.errors import ConfigError, UnsupportedModelError
+from prunetune.release import (
     DynamicLayer,
     DynamicSlidingWindowLayer,
     StaticLayer,
     StaticSlidingWindowLayer,
 )
-
-from prunetune.errors import ConfigError, UnsupportedModelError
+from prunetune.runtime.segment import Held
 
 STATE = "_prunetune_state"
 """Attribute of a cache object; it travels with ``copy.deepcopy`` and dies with the cache."""
@@ -28,29 +28,49 @@ class CacheState:
 
     Attributes:
         digest: Of the config that filled the cache.
-        prefix: Per stage, ``[B, tokens]`` bool: which cached slots of its layers are real (False:
-            padding of ragged rows). None: all of them. Slots added later are real.
+        held: Per stage, which tokens the layers from it to the next hold.
         shift: ``[B]`` int64, tokens dropped before the language model, for packed positions.
         floor: Tokens of the sequence up to the last dropped one: what must not be cropped off.
+        position: ``[B]`` int64, position of the last token of the forward that pruned last; an int
+            where all rows have the same; None where it is not known.
+        reached: Tokens of the sequence up to that one.
     """
 
     digest: str
-    prefix: list[Tensor | None]
+    held: list[Held]
     shift: Tensor | None = None
     floor: int = 0
+    position: Tensor | int | None = None
+    reached: int = 0
 
-    def rows(self, stage: int, batch: int) -> Tensor | None:
-        """Return ``prefix`` of a stage for ``batch`` rows (beams repeat a sample's row)."""
-        return _repeat(self.prefix[stage], batch)
+    def rows(self, stage: int, batch: int) -> Held:
+        """Return ``held`` of a stage for ``batch`` rows (beams repeat a sample's row)."""
+        held = self.held[stage]
+        return replace(held, slots=_repeat(held.slots, batch))
 
     def shifts(self, batch: int) -> Tensor | None:
         """Return ``shift`` for ``batch`` rows."""
         return _repeat(self.shift, batch)
 
+    def next_position(self, past: int, batch: int) -> Tensor | int | None:
+        """Return the position of the token that follows ``past`` ones, ``[batch]`` or an int."""
+        if self.position is None:
+            return None
+        last = self.position if isinstance(self.position, int) else _repeat(self.position, batch)
+        return None if last is None else last + 1 + past - self.reached
+
+    @property
+    def differs_by_row(self) -> bool:
+        """Whether some of it is another for each row of the cache."""
+        rows = [self.shift, self.position, *(held.slots for held in self.held)]
+        return any(isinstance(part, Tensor) and len(part) > 1 for part in rows)
+
     def move_rows(self, move: Callable[[Tensor], Tensor], batch: int) -> None:
-        """Do to ``prefix`` and ``shift`` what is done to the ``batch`` rows of the cache."""
-        self.prefix = [_moved(rows, move, batch) for rows in self.prefix]
+        """Do to all of it what is done to the ``batch`` rows of the cache."""
+        self.held = [replace(held, slots=_moved(held.slots, move, batch)) for held in self.held]
         self.shift = _moved(self.shift, move, batch)
+        if isinstance(self.position, Tensor):
+            self.position = _moved(self.position, move, batch)
 
 
 def _moved(rows: Tensor | None, move: Callable[[Tensor], Tensor], batch: int) -> Tensor | None:
@@ -87,9 +107,10 @@ def state_of(cache: Any, digest: str, past: int) -> CacheState | None:
         return None
     if not past:
         delattr(cache, STATE)
-        if isinstance(cache.layers[0], _Counted):
-            cache.layers[0].dropped = 0
-            cache.layers[0].state = None
+        for entry in cache.layers:
+            if isinstance(entry, _Counted):
+                entry.dropped = 0
+                entry.state = None
         return None
     if past < state.floor:
         raise ConfigError(
@@ -134,6 +155,7 @@ class CacheView:
     def __init__(self, cache: Any) -> None:
         self._cache = cache
         self.is_compileable = bool(getattr(cache, "is_compileable", False))
+        self.static = bool(cache.layers) and isinstance(cache.layers[0], StaticLayer)
 
     def get_query_offset(self, layer_idx: int = 0) -> int:
         """Return the slots layer ``layer_idx`` holds before this forward."""
@@ -145,16 +167,20 @@ class CacheView:
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         """Return (key length, key offset) for ``query_length`` new tokens."""
-        sizes: tuple[int, int] = self._cache.get_mask_sizes(query_length, layer_idx)
-        return sizes
+        if layer_idx >= len(self._cache.layers):
+            return query_length, 0
+        entry = self._cache.layers[layer_idx]
+        sizes = entry.physical_sizes if isinstance(entry, _Counted) else entry.get_mask_sizes
+        given: tuple[int, int] = sizes(query_length)
+        return given
 
 
 class _Counted:
     """A cache layer that reports the sequence's length while it holds fewer slots.
 
-    ``generate`` asks layer 0 how long the sequence is when it continues a cache; after a layer-0
-    stage that layer is shorter than the sequence. What is done to the rows of the cache is done
-    to its layers; this one does it to the cache's state too.
+    A model asks the first layer of each kind how long the sequence is, for positions and for its
+    masks; after a stage that layer is shorter than the sequence. What is done to the rows of the
+    cache is done to its layers; the first one does it to the cache's state too.
     """
 
     dropped: int = 0
@@ -166,8 +192,16 @@ class _Counted:
             return 0
         return length + self.dropped
 
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Return (keys, offset) as if nothing had been dropped."""
+        keys, offset = self.physical_sizes(query_length)
+        return keys + self.dropped, offset
+
     def physical_length(self) -> int:
         return int(super().get_seq_length())  # type: ignore[misc]
+
+    def physical_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.physical_length() + query_length, 0
 
     def reset(self) -> None:
         super().reset()  # type: ignore[misc]
@@ -194,51 +228,66 @@ class _Counted:
 class CountedDynamicLayer(_Counted, DynamicLayer):  # type: ignore[misc]
     """``DynamicLayer`` with a logical length."""
 
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Return the real number of keys: masks are about slots."""
-        return self.physical_length() + query_length, 0
-
 
 class CountedSlidingLayer(_Counted, DynamicSlidingWindowLayer):  # type: ignore[misc]
     """``DynamicSlidingWindowLayer`` with a logical length (the window never binds)."""
 
+    def physical_sizes(self, query_length: int) -> tuple[int, int]:
+        """Return (keys, offset) of what it holds."""
+        sizes: tuple[int, int] = DynamicSlidingWindowLayer.get_mask_sizes(self, query_length)
+        return sizes
 
-class CountedStaticLayer(_Counted, StaticLayer):  # type: ignore[misc]
+
+class _CountedStatic(_Counted):
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.physical_sizes(query_length)
+
+    def physical_sizes(self, query_length: int) -> tuple[int, int]:
+        return int(self.max_cache_len), 0  # type: ignore[attr-defined]
+
+
+class CountedStaticLayer(_CountedStatic, StaticLayer):  # type: ignore[misc]
     """``StaticLayer`` with a logical length."""
 
 
-class CountedStaticSlidingLayer(_Counted, StaticSlidingWindowLayer):  # type: ignore[misc]
+class CountedStaticSlidingLayer(_CountedStatic, StaticSlidingWindowLayer):  # type: ignore[misc]
     """``StaticSlidingWindowLayer`` with a logical length (the window never binds)."""
 
 
-def count_dropped(cache: Any, dropped: int, *, anew: bool) -> None:
-    """Make layer 0 of ``cache`` report ``dropped`` more tokens than it holds.
+def count_dropped(cache: Any, layers: list[int], total: int) -> None:
+    """Make some layers of ``cache`` report ``total`` tokens, however many they hold.
 
     Args:
         cache: The cache.
-        dropped: Tokens that this forward dropped before layer 0.
-        anew: Whether the cache was empty before; then earlier drops do not count.
+        layers: The first layer of each kind, which models ask for positions and masks.
+        total: Tokens of the sequence, dropped ones included.
     """
-    entry = _counted_layer(cache)
-    if entry is None:
-        raise UnsupportedModelError(
-            f"a layer-0 stage cannot keep the length of a {type(cache.layers[0]).__name__} cache; "
-            "use a DynamicCache or StaticCache, or a config whose first stage is at layer 1"
-        )
-    entry.dropped = dropped if anew else entry.dropped + dropped
+    for layer in layers:
+        dropped = total - physical_length(cache, layer)
+        if not dropped:
+            continue
+        entry = _counted_layer(cache, layer)
+        if entry is not None:
+            entry.dropped = dropped
+        elif layer == 0:
+            raise UnsupportedModelError(
+                "a layer-0 stage cannot keep the length of a "
+                f"{type(cache.layers[0]).__name__} cache; use a DynamicCache or StaticCache, or a "
+                "config whose first stage is at layer 1"
+            )
 
 
 def follow_rows(cache: Any, state: CacheState) -> None:
     """Make ``state`` follow what is done to the rows of a dynamic or static ``cache``."""
-    if state.shift is not None or any(rows is not None for rows in state.prefix):
-        entry = _counted_layer(cache)
+    if state.differs_by_row:
+        entry = _counted_layer(cache, 0)
         if entry is not None:
             entry.state = state
 
 
-def _counted_layer(cache: Any) -> Any:
-    """Return layer 0 of ``cache``, made a ``_Counted`` one; None where its kind has none."""
-    entry = cache.layers[0]
+def _counted_layer(cache: Any, layer: int) -> Any:
+    """Return a layer of ``cache``, made a ``_Counted`` one; None where its kind has none."""
+    entry = cache.layers[layer]
     if not isinstance(entry, _Counted):
         kinds = {
             DynamicLayer: CountedDynamicLayer,
@@ -251,23 +300,5 @@ def _counted_layer(cache: Any) -> Any:
             return None
         counted = kind.__new__(kind)
         counted.__dict__.update(entry.__dict__)
-        cache.layers[0] = entry = counted
+        cache.layers[layer] = entry = counted
     return entry
-
-
-def extend_prefix(old: Tensor | None, past: int, new: Tensor) -> Tensor | None:
-    """Return the validity of ``past`` cached slots followed by ``new`` (``[B, m]`` bool).
-
-    None stands for "all real", in and out.
-    """
-    if old is None and (new.shape[1] == 1 or bool(new.all())):
-        return None
-    batch = new.shape[0]
-    if old is None:
-        head = torch.ones(batch, past, dtype=torch.bool, device=new.device)
-    else:
-        head = old.to(new.device)[:, :past]
-        grown = past - head.shape[1]
-        if grown:
-            head = torch.nn.functional.pad(head, (0, grown), value=True)
-    return torch.cat([head, new], dim=1)

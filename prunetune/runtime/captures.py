@@ -44,6 +44,7 @@ class Captures(threading.local):
     def __init__(self) -> None:
         self.step: Step | None = None
         self._last: dict[str, tuple[VisionCapture, list[bytes]]] = {}
+        self._lengths: dict[str, list[int]] = {}
         self._first: dict[str, tuple[VisionCapture, Step | None]] = {}
 
     def note(self, modality: str, capture: VisionCapture, output: Any) -> None:
@@ -53,7 +54,10 @@ class Captures(threading.local):
         else:
             features = output.pooler_output
             setattr(output, CAPTURE, capture)
-        self._last[modality] = capture, _samples(features)
+        # As they stand in the sequence: a tower may give features of each view in two dimensions.
+        flat = [part.flatten(0, -2) for part in features]
+        self._last[modality] = capture, _samples(flat)
+        self._lengths[modality] = [len(part) for part in flat]
 
     def of(self, modality: str, encoded: Any) -> VisionCapture | None:
         """Return the capture of features that were encoded before the forward, or None.
@@ -66,12 +70,26 @@ class Captures(threading.local):
         capture: VisionCapture | None = getattr(encoded, CAPTURE, None)
         return capture or self._moved(modality, encoded)
 
+    def merged(self, modality: str, embeds: Tensor, mask: Tensor) -> VisionCapture | None:
+        """Return the thread's last capture if its features stand in embeddings, in their order.
+
+        Args:
+            modality: ``image`` or ``video``.
+            embeds: ``[B, S, d]``, features merged by the caller.
+            mask: ``[B, S]`` bool, where they stand.
+        """
+        capture, own = self._last.get(modality, (None, []))
+        if capture is None or int(mask.sum()) != sum(self._lengths.get(modality, [])):
+            return None
+        parts = torch.split(embeds[mask], self._lengths[modality])
+        return capture if _samples(parts) == own else None
+
     def _moved(self, modality: str, encoded: Any) -> VisionCapture | None:
         """Return the thread's last capture if ``encoded`` are its features."""
         capture, own = self._last.get(modality, (None, []))
         if not own:
             return None
-        given = _samples(encoded.pooler_output)
+        given = _samples([part.flatten(0, -2) for part in encoded.pooler_output])
         # Beams repeat each sample's features.
         times = len(given) // len(own)
         same = sorted(given) == sorted(own * times)

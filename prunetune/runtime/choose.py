@@ -1,31 +1,124 @@
 """Scores one stage and decides which tokens stay."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from prunetune.config import Stage
 from prunetune.runtime.images import ImageTokens
+from prunetune.runtime.plan import Plan
 from prunetune.runtime.taps import LayerTap
 from prunetune.scorers import ScoreContext, Scorer
 from prunetune.tokens import keep_count, split_budget, spread_indices, top_indices
 
-if TYPE_CHECKING:
-    from prunetune.runtime.frame import Frame
-    from prunetune.runtime.plan import Plan
+
+@dataclass
+class Decisions:
+    """What an earlier forward over the same prompt decided, or this one leaves for later ones.
+
+    Attributes:
+        made: ``(stage, row, image) -> alive``; None: nothing is remembered.
+        replay: Whether they are followed, instead of being made.
+    """
+
+    made: dict[tuple[int, int, int], Tensor] | None = None
+    replay: bool = False
+
+    def find(self, key: tuple[int, int, int]) -> Tensor | None:
+        """Return what was decided, where it is to be followed."""
+        return self.made.get(key) if self.replay and self.made is not None else None
+
+    def leave(self, key: tuple[int, int, int], alive: Tensor) -> None:
+        """Remember what was decided."""
+        if self.made is not None:
+            self.made[key] = alive
+
+
+@torch.no_grad()
+def choose(
+    plan: Plan,
+    number: int,
+    images: Sequence[Sequence[ImageTokens]],
+    hidden: Tensor,
+    place: Tensor,
+    tap: LayerTap | None,
+    decisions: Decisions,
+    *,
+    memoise: bool,
+) -> list[tuple[int, Tensor, Tensor]]:
+    """Choose each image's surviving tokens; ``ImageTokens.alive`` is what is left of it.
+
+    Args:
+        plan: The config, resolved for the model.
+        number: Of the stage, from 0.
+        images: Of each batch row.
+        hidden: ``[B, m, d]`` states entering the stage's layer.
+        place: ``[B, S]`` int64, where each input slot stands in ``hidden``.
+        tap: States of the layer before, in the coordinates of ``hidden``.
+        decisions: Of an earlier forward, or for later ones.
+        memoise: Whether the images' captures keep scores for later trials.
+
+    Returns:
+        What the restorer makes of them: (batch row, places in ``hidden``, new states).
+    """
+    stage = plan.stages[number]
+    restored: list[tuple[int, Tensor, Tensor]] = []
+    for b, row in enumerate(images):
+        for m, image in enumerate(row):
+            if not len(image.alive):
+                image.stage_scores = image.stage_scores[:0]
+                continue
+            decision = decisions.find((number, b, m))
+            separators, patches = _split(image)
+            at = place[b, image.slots[patches]]
+            ctx = _context(image, stage.layer, patches, at, b, tap)
+            memo = image.capture.memo if memoise and number == 0 else None
+            # Of an image that the caller hides in parts, nothing but separators may be left.
+            scores = (
+                _scores(plan, stage, image, patches, ctx, memo)
+                if len(patches)
+                else image.stage_scores[:0]
+            )
+            image.stage_scores = scores
+            count = keep_count(len(image.slots), stage.retention, len(image.alive))
+            kept = (
+                _keep(plan, stage, scores, ctx, len(separators), count)
+                if decision is None and len(patches)
+                else torch.isin(patches, patches[:0] if decision is None else decision).nonzero().flatten()
+            )
+            if stage.restorer is not None and len(patches):
+                states = hidden[b, at]
+                mass = _mass(plan, stage, scores, ctx)
+                new = stage.restorer.blend(states, scores, kept, ctx.geometry, mass)
+                if new is not None:
+                    restored.append((b, at[kept], new.to(hidden.dtype)))
+            stay = separators[spread_indices(len(separators), count - len(kept), kept.device)]
+            alive = torch.cat([patches[kept], stay]).sort().values
+            if decision is not None:
+                alive = decision
+            decisions.leave((number, b, m), alive)
+            image.alive = alive
+    return restored
 
 
 def _scores(
-    frame: "Frame", stage: Stage, image: ImageTokens, patches: Tensor, ctx: ScoreContext
+    plan: Plan,
+    stage: Stage,
+    image: ImageTokens,
+    patches: Tensor,
+    ctx: ScoreContext,
+    memo: dict[str, Tensor] | None,
 ) -> Tensor:
-    scorers = frame.plan.scorers_of(stage)
+    scorers = plan.scorers_of(stage)
     if scorers:
-        memo = image.capture.memo if frame.memoise and frame.stage == 0 else None
-        total = torch.zeros(len(patches), device=patches.device)
+        total = torch.zeros(len(patches), dtype=torch.float32, device=patches.device)
         for scorer in scorers:
-            total.add_(_importance(frame.plan, scorer, ctx, memo), alpha=scorer.weight)
-        image.importance = torch.zeros(len(image.slots), device=patches.device)
+            total.add_(_importance(plan, scorer, ctx, memo), alpha=scorer.weight)
+        image.importance = torch.zeros(
+            len(image.slots), dtype=torch.float32, device=patches.device
+        )
         image.importance[patches] = total
         return total
     assert image.importance is not None
@@ -33,7 +126,7 @@ def _scores(
 
 
 def _importance(
-    plan: "Plan", scorer: Scorer, ctx: ScoreContext, memo: dict[str, Tensor] | None
+    plan: Plan, scorer: Scorer, ctx: ScoreContext, memo: dict[str, Tensor] | None
 ) -> Tensor:
     key = plan.memo_keys.get(id(scorer)) if memo is not None else None
     if memo is None or key is None:
@@ -44,66 +137,13 @@ def _importance(
     return found
 
 
-@torch.no_grad()
-def choose(
-    frame: "Frame", stage: Stage, hidden: Tensor, place: Tensor, tap: LayerTap | None
-) -> list[tuple[int, Tensor, Tensor]]:
-    """Choose each image's surviving tokens and update the frame.
-
-    Args:
-        frame: The forward.
-        stage: The stage to run.
-        hidden: ``[B, m, d]`` states entering the stage's layer.
-        place: ``[B, S]`` int64, where each input slot stands in ``hidden``.
-        tap: States of the layer before, in the coordinates of ``hidden``.
-
-    Returns:
-        What the restorer makes of them: (batch row, places in ``hidden``, new states).
-    """
-    assert frame.alive is not None
-    restored: list[tuple[int, Tensor, Tensor]] = []
-    for b, row in enumerate(frame.rows):
-        for m, image in enumerate(row):
-            decision = None
-            if frame.replay and frame.capture is not None:
-                decision = frame.capture.decisions.get((frame.stage, b, m))
-            separators, patches = _split(image)
-            at = place[b, image.slots[patches]]
-            ctx = _context(image, stage.layer, patches, at, b, tap)
-            scores = _scores(frame, stage, image, patches, ctx)
-            image.stage_scores = scores
-            count = keep_count(len(image.slots), stage.retention, len(image.alive))
-            kept = (
-                _keep(frame.plan, stage, scores, ctx, len(separators), count)
-                if decision is None
-                else torch.isin(patches, decision).nonzero().flatten()
-            )
-            if stage.restorer is not None:
-                states = hidden[b, at]
-                mass = _mass(frame.plan, stage, scores, ctx)
-                new = stage.restorer.blend(states, scores, kept, ctx.geometry, mass)
-                if new is not None:
-                    restored.append((b, at[kept], new.to(hidden.dtype)))
-            stay = separators[spread_indices(len(separators), count - len(kept), kept.device)]
-            alive = torch.cat([patches[kept], stay]).sort().values
-            if decision is not None:
-                alive = decision
-            elif frame.capture is not None and frame.input_ids is not None and frame.cache is None:
-                frame.capture.decisions[(frame.stage, b, m)] = alive
-            gone = torch.ones(len(image.slots), dtype=torch.bool, device=alive.device)
-            gone[alive] = False
-            frame.alive[b, image.slots[gone]] = False
-            image.alive = alive
-    return restored
-
-
 def _split(image: ImageTokens) -> tuple[Tensor, Tensor]:
     separator = image.capture.geometry.separator[image.alive]
     return image.alive[separator], image.alive[~separator]
 
 
 def _keep(
-    plan: "Plan", stage: Stage, scores: Tensor, ctx: ScoreContext, separators: int, count: int
+    plan: Plan, stage: Stage, scores: Tensor, ctx: ScoreContext, separators: int, count: int
 ) -> Tensor:
     _, patches = split_budget(separators, count, plan.separators)
     # Whatever the policy, the count is met exactly: the other kind fills up.
@@ -132,7 +172,7 @@ def _context(
 
 
 @torch.no_grad()
-def _mass(plan: "Plan", stage: Stage, scores: Tensor, ctx: ScoreContext) -> Tensor:
+def _mass(plan: Plan, stage: Stage, scores: Tensor, ctx: ScoreContext) -> Tensor:
     scorers = plan.scorers_of(stage)
     if len(scorers) == 1 and scorers[0].weight > 0:
         return scorers[0].score(ctx).float().clamp_min(1e-6)

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import logging
 import threading
 from collections import deque
 from types import TracebackType
@@ -13,11 +14,13 @@ from torch import Tensor, nn
 from prunetune.config import PruningConfig
 from prunetune.errors import ConfigError, UnsupportedModelError
 from prunetune.families import Family
+from prunetune.release import LayerCall, cache_of, check_names, warn_of_version
 from prunetune.runtime.cache import check_whole, note_failed
 from prunetune.runtime.captures import Captures, Step, given_to, placeholder_mask
 from prunetune.runtime.compiled import forget_compiled
 from prunetune.runtime.frame import Frame
 from prunetune.runtime.plan import Plan
+from prunetune.runtime.promises import Suspicion, check_cache
 from prunetune.runtime.trace import ForwardTrace
 from prunetune.runtime.views import token_labels
 from prunetune.runtime.vision import VisionCapture, VisionTap, wrap_encoder
@@ -25,6 +28,9 @@ from prunetune.scorers.base import LAYER_NEEDS
 
 FRAME = "_prunetune_frame"
 MARK = "_prunetune_handle"
+POSITIONS = "position_ids"
+
+logger = logging.getLogger(__name__)
 
 
 class Handle:
@@ -44,11 +50,14 @@ class Handle:
         self._captures = Captures()
         self._overridden: dict[str, Any] = {}
         self._unfollow: Any = None
+        self._warned = False
         base = family.base
         if MARK in base.__dict__:
             raise ConfigError(
                 "the model has a pruning config applied already; remove that handle first"
             )
+        warn_of_version()
+        check_names(base, family.layers[0])
         self._tap = VisionTap(family, self.plan.needs)
         self._signature = inspect.signature(base.forward)
         self._encodes_once = "mm_encoder_outputs" in self._signature.parameters
@@ -109,6 +118,8 @@ class Handle:
             self._hooks.append(
                 family.model.register_forward_pre_hook(self._note_tail, with_kwargs=True)
             )
+        text = family.text_model
+        self._hooks.append(text.register_forward_pre_hook(self._note_positions, with_kwargs=True))
         self._hooks.append(base.register_forward_pre_hook(self._open, with_kwargs=True))
         self._hooks.append(base.register_forward_hook(self._close, always_call=True))
         first = min([s.layer for s in self.plan.stages] + list(self.plan.tapped))
@@ -150,6 +161,20 @@ class Handle:
         wanted = kwargs.get("logits_to_keep")
         self._local.wanted = wanted if isinstance(wanted, int) else 0
 
+    @property
+    def _suspicion(self) -> Suspicion:
+        if not hasattr(self._local, "suspicion"):
+            self._local.suspicion = Suspicion()
+        suspicion: Suspicion = self._local.suspicion
+        return suspicion
+
+    def _note_positions(
+        self, text: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        # Multimodal ones are not told to the layers, which get cos and sin.
+        if self.frames:
+            self.frames[-1].positions = kwargs.get(POSITIONS)
+
     def _open(
         self, base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
@@ -157,44 +182,94 @@ class Handle:
         # after a KeyboardInterrupt, whose frame would keep a cache alive.
         self.frames.clear()
         self.frames.append(frame := Frame(self.plan, None))
+        self._suspicion.settle()
         bound = self._signature.bind_partial(*args, **kwargs).arguments
         bound = bound | bound.get("kwargs", {})
-        encoded, pixels = given_to(self.plan.family, bound)
-        given = [m for m in self.plan.family.encoders if m in {**encoded, **pixels}]
-        cache = bound.get("past_key_values")
+        frame.given = cache = cache_of(bound)
         wanted = getattr(self._local, "wanted", 0)
         self._local.wanted = 0
         ids = bound.get("input_ids")
-        step = wanted == 1 and cache is None and ids is not None and not self._encodes_once
+        frame.attention_mask = self._mask_of_layer_0(bound.get("attention_mask"))
+        frame.input_ids = ids
+        frame.chosen_positions = bound.get(POSITIONS) is not None
+        # Assisted decoding prefills candidates behind the prompt and asks for all their logits:
+        # the first of these is the last prompt token's.
+        frame.tail = max(0, wanted - 1)
+        frame.past = 0 if cache is None else int(cache.get_seq_length())
+        check_whole(cache, frame.past)
+        merged = self._find_images(frame, bound, wanted)
+        if merged:
+            return (), {k: v for k, v in bound.items() if k not in ("input_ids", "kwargs")}
+        if frame.past and self.plan.stages[0].layer == 0 and "token_type_ids" in kwargs:
+            # Before transformers 5.18 the model looks for them by the place in the sequence, which
+            # lies behind the end of a cache that holds less. All masks are made here anyway.
+            return args, kwargs | {"token_type_ids": None}
+        return None
+
+    def _find_images(self, frame: Frame, bound: dict[str, Any], wanted: int) -> bool:
+        """Find out where a forward's images are, and what is known of them.
+
+        Returns:
+            Whether their features were merged into the embeddings by the caller, who gave the ids
+            too: places are known by these, and the model takes only one of both.
+        """
+        encoded, pixels = given_to(self.plan.family, bound)
+        given = [m for m in self.plan.family.encoders if m in {**encoded, **pixels}]
+        ids, first = bound.get("input_ids"), not frame.past and frame.given is None
+        step = wanted == 1 and first and ids is not None and not self._encodes_once
         self._captures.step = Step(pixels, ids.shape[1]) if step and pixels else None
+        captures = {
+            modality: self._captures.of(modality, features)
+            for modality, features in encoded.items()
+        }
+        merged = not given and ids is not None and bound.get("inputs_embeds") is not None
+        if merged and ids.shape[1] > 1:
+            captures = self._merged(bound)
+            given = list(captures)
+        for modality, capture in captures.items():
+            # Another config may have been applied when they were computed.
+            if capture is not None and self.plan.needs - LAYER_NEEDS <= capture.needs:
+                frame.captures[modality] = capture
         masks = {
             modality: placeholder_mask(self.plan.family, bound, modality) for modality in given
         }
         if given:
             frame.image_mask = functools.reduce(torch.logical_or, masks.values())
             frame.video_mask = masks.get("video")
-            frame.blocks = self.plan.family.blocks(bound)
+            self.plan.family.blocks(bound)
             frame.labels = self._labels(bound)
-        frame.attention_mask = self._mask_of_layer_0(bound.get("attention_mask"))
-        frame.input_ids = ids
-        # Assisted decoding prefills candidates behind the prompt and asks for all their logits:
-        # the first of these is the last prompt token's.
-        frame.tail = max(0, wanted - 1)
-        frame.past = 0 if cache is None else int(cache.get_seq_length())
-        check_whole(cache, frame.past)
-        frame.cache = cache
-        for modality, features in encoded.items():
-            capture = self._captures.of(modality, features)
-            # Another config may have been applied when they were computed.
-            if capture is not None and self.plan.needs - LAYER_NEEDS <= capture.needs:
-                frame.captures[modality] = capture
-        if wanted == 1 and not given and ids is not None and ids.shape[1] > 1:
+        elif wanted == 1 and not merged and ids is not None and ids.shape[1] > 1:
             self._check_whole(ids)
-        if frame.past and self.plan.stages[0].layer == 0 and "token_type_ids" in kwargs:
-            # Before transformers 5.18 the model looks for them by the place in the sequence, which
-            # lies behind the end of a cache that holds less. All masks are made here anyway.
-            return args, kwargs | {"token_type_ids": None}
-        return None
+        else:
+            self._warn_of_merged(bound)
+        # Multimodal positions are found by the ids, and such a model says itself what it lacks.
+        return merged and (frame.chosen_positions or not self.plan.family.multimodal_positions)
+
+    def _merged(self, bound: dict[str, Any]) -> dict[str, VisionCapture | None]:
+        """Return what is known of features that the caller has merged into the embeddings."""
+        found: dict[str, VisionCapture | None] = {}
+        for modality in self.plan.family.encoders:
+            mask = placeholder_mask(self.plan.family, bound, modality)
+            if bool(mask.any()):
+                embeds = bound["inputs_embeds"]
+                found[modality] = self._captures.merged(modality, embeds, mask.to(embeds.device))
+        if any(capture is None for capture in found.values()):
+            return {}
+        return found
+
+    def _warn_of_merged(self, bound: dict[str, Any]) -> None:
+        """Say once that a forward's images, if it has any, cannot be pruned."""
+        embeds = bound.get("inputs_embeds")
+        if self._warned or embeds is None or embeds.shape[1] == 1:
+            return
+        self._warned = True
+        logger.warning(
+            "a forward got inputs_embeds of %d tokens and no pixels: images that are merged in "
+            "them are not pruned; pass input_ids and pixels, or input_ids beside inputs_embeds "
+            "whose features the model's own %s computed under this config",
+            embeds.shape[1],
+            self.plan.family.encoder_method,
+        )
 
     def _mask_of_layer_0(self, mask: Any) -> Any:
         """Return the caller's mask, of several by kind of layer the one that layer 0 would get.
@@ -226,10 +301,19 @@ class Handle:
     def _close(self, base: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         frame = self.frames.pop()
         if output is None:
-            note_failed(frame.cache, frame.past)
-        if output is None or frame.segment is None:
+            note_failed(frame.given, frame.past)
             return None
-        frame.finish()
+        try:
+            if frame.started:
+                check_cache(frame.cache, frame.past, frame.given, output)
+            if frame.segment is None:
+                return None
+            frame.finish()
+            if frame.wrong is not None:
+                self._suspicion.note(frame.wrong)
+        except BaseException:
+            note_failed(frame.cache, frame.past)
+            raise
         if frame.trace is not None:
             self.trace.append(frame.trace)
         if isinstance(output, tuple):
@@ -241,22 +325,21 @@ class Handle:
         def entering(
             layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
         ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-            rotary = kwargs.get("position_embeddings")
+            if not self.frames and not layer.training:
+                return None
+            call = LayerCall.read(args, kwargs)
+            mark = call.told.rotary[0]
             if self.frames:
                 frame = self.frames[-1]
                 enter = frame.enter
-                if layer.training and getattr(layer, "gradient_checkpointing", False) and rotary:
-                    setattr(rotary[0], FRAME, frame)
-            elif rotary and hasattr(rotary[0], FRAME):
+                if layer.training and getattr(layer, "gradient_checkpointing", False):
+                    setattr(mark, FRAME, frame)
+            elif hasattr(mark, FRAME):
                 # Before transformers 5.23 a checkpoint runs the hooks again in the backward pass.
-                enter = getattr(rotary[0], FRAME).enter_again
+                enter = getattr(mark, FRAME).enter_again
             else:
                 return None
-            if args:
-                hidden, kwargs = enter(index, args[0], kwargs)
-                return (hidden, *args[1:]), kwargs
-            hidden, kwargs = enter(index, kwargs["hidden_states"], kwargs)
-            return (), kwargs | {"hidden_states": hidden}
+            return call.with_(*enter(index, call))
 
         return entering
 

@@ -28,7 +28,15 @@ class ImageTokens:
         self.capture = capture
         self.alive = torch.arange(len(slots), device=slots.device)
         self.importance: Tensor | None = None
-        self.stage_scores = torch.empty(0)
+        self.stage_scores = torch.zeros(0, dtype=torch.float32, device=slots.device)
+
+    def hide(self, valid: Tensor) -> None:
+        """Take tokens that the caller hides for gone.
+
+        Args:
+            valid: ``[S]`` bool, over the slots of the image's row.
+        """
+        self.alive = valid[self.slots].nonzero().flatten()
 
 
 def assign_images(

@@ -1,64 +1,26 @@
-"""Which slots are real tokens, and the attention masks of layers that hold unequal numbers."""
+"""The attention masks of layers that hold unequal numbers of tokens."""
 
 from typing import Any
 
-import torch
 from torch import Tensor
-from transformers.masking_utils import create_causal_mask
 
 from prunetune.errors import UnsupportedModelError
 from prunetune.families.base_configs import text_window
-from prunetune.runtime.cache import CacheView, extend_prefix
+from prunetune.release import causal_mask, unsupported
+from prunetune.runtime.cache import CacheView
 from prunetune.runtime.segment import Segment
-
-
-def new_slots(mask: Any, hidden: Tensor, past: int) -> Tensor:
-    """Return which of a forward's slots are real tokens, ``[B, S]`` bool.
-
-    Args:
-        mask: What the caller passed for layer 0: None, 2-D or 4-D.
-        hidden: ``[B, S, d]``.
-        past: Tokens seen over the cache before this forward.
-    """
-    batch, length = hidden.shape[:2]
-    if mask is None or length == 1:
-        return torch.ones(batch, length, dtype=torch.bool, device=hidden.device)
-    if mask.dim() == 2:
-        new: Tensor = mask[:, -length:].to(hidden.device).bool()
-        return new.expand(batch, -1)
-    return _seen(mask)[:, past : past + length].expand(batch, -1)
-
-
-def cached_slots(mask: Any, past: int, length: int, batch: int) -> Tensor | None:
-    """Return which of ``past`` unpruned cached slots are real, as the caller's mask says.
-
-    Returns:
-        ``[batch, past]`` bool; None: all of them.
-    """
-    if not past or not isinstance(mask, Tensor):
-        return None
-    if mask.dim() == 4:
-        head = _seen(mask)[:, :past]
-    elif mask.shape[1] > length:
-        head = mask[:, : mask.shape[1] - length].bool()[:, -past:]
-    else:
-        return None
-    return None if bool(head.all()) else head.expand(batch, -1)
-
-
-def _seen(mask: Tensor) -> Tensor:
-    """Read key validity off a 4-D mask (StaticCache): the last token sees all real ones."""
-    last: Tensor = mask[:, 0, -1]
-    return last if last.dtype == torch.bool else last.eq(0)
+from prunetune.runtime.sight import carried_over
 
 
 def segment_mask(
     config: Any,
     hidden: Tensor,
     segment: Segment,
+    own: Any,
     cache: Any,
     layer: int,
-    blocks: Tensor | None = None,
+    seen: int,
+    length: int,
 ) -> Any:
     """Return the mask of those of a segment's layers that are of the kind of ``layer``.
 
@@ -66,28 +28,40 @@ def segment_mask(
         config: Of the text model.
         hidden: ``[B, m, d]`` states entering the layer.
         segment: The segment.
+        own: What the model made for them, over the whole sequence; None: all tokens are real and
+            attend to all before them.
         cache: The forward's cache, or None.
         layer: 0-based.
-        blocks: ``[B, S]`` int64 over this forward's input: tokens of one number attend to one
-            another in both directions, -1 attends causally. None: all of them do.
+        seen: Tokens of the sequence before this forward.
+        length: Slots of this forward's input.
+
+    Raises:
+        UnsupportedModelError: The model's mask is of another length than the sequence, or the
+            attention implementation takes no mask.
     """
-    valid = None
-    if segment.padded or segment.prefix is not None:
-        valid = extend_prefix(segment.prefix, segment.past, segment.valid)
     view = None if cache is None else CacheView(cache)
-    if blocks is not None:
-        if segment.index is not None:
-            blocks = blocks.gather(1, segment.index).masked_fill(~segment.valid, -1)
-        blocks = torch.nn.functional.pad(blocks, (segment.past, 0), value=-1)
-    return create_causal_mask(
-        config,
-        hidden,
-        valid,
-        view,
-        position_ids=None,
-        block_sequence_ids=blocks,
-        layer_idx=layer,
-    )
+    if isinstance(own, Tensor) and own.dim() in (2, 4):
+        if segment.in_place:
+            return own
+        total = seen + length
+        width = hidden.shape[1]
+        if view is not None:
+            width = view.get_mask_sizes(hidden.shape[1], layer)[0]
+        static = view is not None and view.static
+        if own.shape[-1] == total or (static and own.shape[-1] > total):
+            return carried_over(own, segment, seen, width)
+        # A static cache whose first layers were made as short as a stage leaves them.
+        if not static:
+            raise unsupported(f"its mask is over {own.shape[-1]} keys of a sequence of {total}")
+    real = segment.real_keys()
+    mask = causal_mask(config, hidden, real, view, layer=layer)
+    if real is not None and mask is None:
+        raise UnsupportedModelError(
+            f"attention {getattr(config, '_attn_implementation', None)!r} takes no mask, so that "
+            "rows which keep unequal numbers of tokens cannot stand in one batch; use sdpa, eager "
+            "or flash_attention_2, or batches of one"
+        )
+    return mask
 
 
 def check_window(config: Any, total: int) -> None:

@@ -18,6 +18,7 @@ class Plan:
         packed: Whether positions are renumbered after the layer-0 stage.
         separators: Whether separators stay, as the config says.
         digest: Of the config.
+        first_of_kinds: The first decoder layer of each kind; others of it share its mask.
         memo_keys: Scorer's ``id`` to what identifies its scores of an untouched image; scorers
             with tunable hyperparameters have none.
     """
@@ -39,6 +40,8 @@ class Plan:
             for k, sc in used
             if type(sc).is_fixed()
         }
+        kinds = [family.layer_kind(k) for k in range(len(family.layers))]
+        self.first_of_kinds = sorted({kinds.index(kind) for kind in kinds})
         self.needs = frozenset(need for _, sc in used for need in sc.needs)
 
     def scorers_of(self, stage: Stage) -> list[Scorer]:

@@ -15,20 +15,20 @@ def rows_of(embeddings: tuple[Tensor, ...], index: Tensor | None) -> tuple[Tenso
     )
 
 
-def packed_ids(position_ids: Tensor, shift: Tensor | None, gone: Tensor | None) -> Tensor:
+def packed_ids(position_ids: Tensor, shift: Tensor | None, before: Tensor | None) -> Tensor:
     """Return position ids that have no gaps after a layer-0 stage.
 
     Args:
         position_ids: ``[B, S]`` int64, the model's.
         shift: ``[B]`` int64, tokens that earlier forwards over the cache dropped there.
-        gone: ``[B, S]`` bool, tokens that this forward drops there.
+        before: ``[B, S]`` int64, how many of the tokens before each one this forward drops there.
 
     Returns:
         ``[B, S]`` int64; of no meaning at dropped tokens.
     """
     if shift is not None:
         position_ids = position_ids - shift[:, None].to(position_ids.device)
-    return position_ids if gone is None else position_ids - gone.long().cumsum(1)
+    return position_ids if before is None else position_ids - before
 
 
 def prompt_end(valid: Tensor, image_mask: Tensor, tail: int) -> Tensor | None:

@@ -8,6 +8,9 @@ from torch import Tensor
 
 from prunetune.devices import brought
 
+NOWHERE = -1
+"""Slot of a token that holds nothing: padding of ragged rows."""
+
 
 @dataclass
 class Move:
@@ -33,6 +36,37 @@ class Move:
 
 
 @dataclass
+class Held:
+    """Which tokens of the sequence some layers of a cache hold.
+
+    Attributes:
+        slots: ``[B, n]`` int64, the token that each of the first ``n`` cached ones is, counted from
+            the start of the sequence, dropped ones included; ``NOWHERE``: padding. None: cached
+            token ``i`` is token ``i`` of the sequence.
+        behind: What is cached behind them, at ``i``, is token ``i + behind``.
+        padded: Whether some of ``slots`` is ``NOWHERE``.
+    """
+
+    slots: Tensor | None = None
+    behind: int = 0
+    padded: bool = False
+
+    def cropped(self, past: int) -> "Held":
+        """Return the same of a cache that holds ``past`` tokens now: some may be cropped off."""
+        if self.slots is None or self.slots.shape[1] <= past:
+            return self
+        return Held(self.slots[:, :past], self.behind, self.padded)
+
+    def of(self, count: int, batch: int, device: Any) -> Tensor:
+        """Return the tokens that the first ``count`` cached ones are, ``[batch, count]`` int64."""
+        if self.slots is None:
+            return torch.arange(count, device=device).expand(batch, -1)
+        head = brought(self.slots, device)[:, :count]
+        tail = torch.arange(head.shape[1], count, device=device) + self.behind
+        return torch.cat([head, tail.expand(batch, -1)], 1)
+
+
+@dataclass
 class Segment:
     """The layers from one stage to the next.
 
@@ -41,8 +75,8 @@ class Segment:
         valid: ``[B, m]`` bool, False at padding.
         padded: Whether some of ``valid`` is False.
         move: What the stage does to the states entering it.
-        past: Slots its layers had cached before this forward.
-        prefix: ``[B, past]`` bool, which of those are real; None: all.
+        past: Tokens that its layers had cached before this forward.
+        held: Which ones those are.
         inputs: By kind of layer, what its layers get instead of what the model prepared.
     """
 
@@ -51,27 +85,93 @@ class Segment:
     padded: bool
     move: Move = field(default_factory=Move)
     past: int = 0
-    prefix: Tensor | None = None
+    held: Held = field(default_factory=Held)
     inputs: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def scatter(self, hidden: Tensor, length: int) -> Tensor:
-        """Put ``[B, m, d]`` states back to ``length`` input slots; 0 where dropped."""
-        if self.index is None:
-            return hidden
-        batch, _, width = hidden.shape
-        full = hidden.new_zeros(batch, length + 1, width)
-        # The last layer may be on another device than where slots are counted.
-        target = brought(self.index.masked_fill(~self.valid, length), hidden.device)
-        return full.scatter(1, target[..., None].expand(-1, -1, width), hidden)[:, :-1]
+    @property
+    def in_place(self) -> bool:
+        """Whether its layers hold the whole sequence, token by token."""
+        return self.index is None and self.held.slots is None
+
+    def tokens(self, seen: int) -> Tensor:
+        """Return which token of the sequence each state is, ``[B, m]`` int64.
+
+        Args:
+            seen: Tokens of the sequence before this forward.
+        """
+        own = self.index
+        if own is None:
+            batch, length = self.valid.shape
+            own = torch.arange(length, device=self.valid.device).expand(batch, -1)
+        return (own + seen).masked_fill(~self.valid, NOWHERE)
+
+    def keys(self, seen: int, width: int) -> Tensor:
+        """Return which token of the sequence each key of its layers is, ``[B, width]`` int64.
+
+        Args:
+            seen: Tokens of the sequence before this forward.
+            width: Keys of the layers; a static cache has more than it holds.
+        """
+        batch, length = self.valid.shape
+        if self.index is None and not self.padded:
+            # The same for every decoding step: a mask of the sequence hides what is not there yet.
+            return self.held.of(width, batch, self.valid.device)
+        held = self.held.of(self.past, batch, self.valid.device)
+        keys = torch.cat([held, self.tokens(seen)], 1)
+        return torch.nn.functional.pad(keys, (0, width - self.past - length), value=NOWHERE)
+
+    def real_keys(self) -> Tensor | None:
+        """Return which keys, of ``past`` and of its own, are no padding; None: all of them."""
+        batch, length = self.valid.shape
+        if not self.padded and not self.held.padded:
+            return None
+        held = self.held.of(self.past, batch, self.valid.device) != NOWHERE
+        return torch.cat([held, self.valid], 1)
+
+    def after(self, seen: int, length: int) -> Held:
+        """Return which tokens its layers hold after this forward, of ``length`` input slots."""
+        if self.index is None and not self.padded:
+            return self.held
+        batch, own = self.valid.shape
+        held = self.held.of(self.past, batch, self.valid.device)
+        slots = torch.cat([held, self.tokens(seen)], 1)
+        behind = seen + length - self.past - own
+        return Held(slots, behind, self.padded or self.held.padded)
 
 
-def places(segment: Segment | None, hidden: Tensor, length: int) -> Tensor:
-    """Return where each of ``length`` input slots stands in the states ``hidden``, ``[B, S]``."""
-    batch, device = hidden.shape[0], hidden.device
+def places(
+    segment: Segment | None, alive: Tensor, sight: Any = None, *, none: int = 0
+) -> Tensor:
+    """Return where each input slot stands in the states of a segment, ``[B, S]`` int64.
+
+    A dropped token has the place of the last survivor before it that it saw.
+
+    Args:
+        segment: The segment; None: no token has moved.
+        alive: ``[B, S]`` bool, the input slots that its states are of.
+        sight: Which tokens see which; None: all those before.
+        none: Place of those that have no survivor before them.
+    """
+    batch, length = alive.shape
     if segment is None or segment.index is None:
-        return torch.arange(length, device=device).expand(batch, -1)
-    place = torch.zeros(batch, length + 1, dtype=torch.long, device=device)
-    # Padding points at the spare column, so it can't overwrite slot 0.
-    target = segment.index.masked_fill(~segment.valid, length)
-    here = torch.arange(target.shape[1], device=device).expand(batch, -1)
-    return place.scatter_(1, target, here)[:, :-1]
+        return torch.arange(length, device=alive.device).expand(batch, -1)
+    count = alive.long().cumsum(1)
+    # Rows are padded on the left.
+    place = segment.index.shape[1] - count[:, -1:] + count - 1
+    if sight is None:
+        return place.masked_fill(count == 0, none)
+    before = sight.last_before(alive)
+    return place.gather(1, before.clamp_min(0)).masked_fill(before < 0, none)
+
+
+def of_last_survivors(hidden: Tensor, place: Tensor) -> Tensor:
+    """Return the states at ``place``, ``[B, S, d]``.
+
+    Args:
+        hidden: ``[B, m, d]``.
+        place: ``[B, S]`` int64; below 0: nowhere, which gives zeros.
+    """
+    # The last layer may be on another device than where slots are counted.
+    place = brought(place, hidden.device)
+    states = hidden.gather(1, place.clamp_min(0)[..., None].expand(-1, -1, hidden.shape[-1]))
+    return states.masked_fill((place < 0)[..., None], 0)

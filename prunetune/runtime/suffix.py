@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
-from transformers.masking_utils import create_causal_mask
 
+from prunetune.release import Told, causal_mask, layer_arguments
 from prunetune.runtime.apply import Handle
 from prunetune.runtime.frame import Frame
 from prunetune.runtime.taps import LayerTap
@@ -63,26 +63,14 @@ def run_suffix(handle: Handle, prefix: Prefix, tail: int) -> Tensor:
         captures={"image": prefix.capture},
         query=prefix.query,
         memoise=True,
-        blocks=prefix.blocks,
     )
     if prefix.tap is not None:
         frame.taps[prefix.layer - 1] = prefix.tap
-    hidden = prefix.hidden
-    kwargs = {
-        "attention_mask": None,
-        "position_ids": prefix.position_ids,
-        "past_key_values": None,
-        "use_cache": False,
-    }
-    if prefix.layer < handle.plan.stages[0].layer:
+    hidden, mask = prefix.hidden, None
+    if prefix.layer < handle.plan.stages[0].layer or prefix.blocks is not None:
         padded = not bool(prefix.valid.all())
-        kwargs["attention_mask"] = create_causal_mask(
-            text.config,
-            hidden,
-            prefix.valid if padded else None,
-            None,
-            block_sequence_ids=prefix.blocks,
-        )
+        valid = prefix.valid if padded else None
+        mask = causal_mask(text.config, hidden, valid, None, blocks=prefix.blocks)
     handle.frames.append(frame)
     try:
         with _last_slot_only(family.second_norm(len(family.layers) - 1), tail):
@@ -90,7 +78,8 @@ def run_suffix(handle: Handle, prefix: Prefix, tail: int) -> Tensor:
                 if k < prefix.layer:
                     continue
                 rotary = prefix.embeddings[family.layer_kind(k)]
-                hidden = layer(hidden, **kwargs, position_embeddings=rotary)
+                given = layer_arguments(Told(mask, rotary, prefix.position_ids))
+                hidden = layer(hidden, **given)
                 if k < len(prefix.injected):
                     hidden = family.inject(hidden, prefix.image_mask, prefix.injected[k])
     finally:

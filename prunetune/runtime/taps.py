@@ -3,19 +3,14 @@
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from prunetune.devices import brought, execution_device
 from prunetune.errors import UnsupportedModelError
-from prunetune.runtime.cache import extend_prefix, physical_length
-from prunetune.runtime.masks import cached_slots
-from prunetune.runtime.segment import places
-
-if TYPE_CHECKING:
-    from prunetune.runtime.frame import Frame
+from prunetune.runtime.cache import physical_length
 
 
 @dataclass
@@ -33,51 +28,50 @@ class LayerTap:
     row: Tensor | None = None
 
 
-def tap_layer(frame: "Frame", index: int, hidden: Tensor, kwargs: dict[str, Any]) -> LayerTap:
-    """Return what a later stage's scorers need of decoder layer ``index`` before it runs.
+def query_row(
+    layer: Any,
+    states: Tensor,
+    rotary: tuple[Tensor, ...],
+    seen: Tensor,
+    at: Tensor,
+    keys: Tensor | None,
+) -> Tensor:
+    """Return the attention row of one token of each sequence, wherever the layer's weights are.
 
     Args:
-        frame: The forward.
-        index: 0-based.
-        hidden: ``[B, m, d]`` states entering the layer.
-        kwargs: Its other arguments.
+        layer: Decoder layer.
+        states: ``[B, m, d]`` entering it.
+        rotary: cos and sin, ``[B or 1, m, head_dim]``.
+        seen: ``[B, P + m]`` bool, the keys that the token sees, cached ones first.
+        at: ``[B]`` int64, where it stands in ``states``.
+        keys: Cached keys, ``[B, heads, P, head_dim]``; None: there are none.
+
+    Returns:
+        ``[B, m]`` float32.
     """
-    tap = LayerTap(source=hidden)
-    if index in frame.plan.row_layers:
-        at = None
-        if frame.query is not None:
-            place = places(frame.segment, brought(hidden, frame.home), frame.length)
-            at = place.gather(1, frame.query[:, None])[:, 0]
-        layer: Any = frame.plan.family.layers[index]
-        given = (
-            hidden,
-            kwargs["position_embeddings"],
-            frame.valid if frame.segment is None else frame.segment.valid,
-            _cached_keys(frame, index, hidden.shape[0]),
-            at,
-        )
-        tap.row = last_query_row(layer, *brought(given, execution_device(layer.input_layernorm)))
-    return tap
+    past = 0 if keys is None else keys.shape[2]
+    cached = None if keys is None else (keys, seen[:, :past])
+    given = (states, rotary, seen[:, past:], cached, at)
+    return last_query_row(layer, *brought(given, execution_device(layer.input_layernorm)))
 
 
-def _cached_keys(frame: "Frame", index: int, batch: int) -> tuple[Tensor, Tensor | None] | None:
-    """Return the keys that a layer has cached, and which of their slots are real (None: all)."""
-    past = physical_length(frame.cache, index)
+def cached_keys(cache: Any, layer: int) -> Tensor | None:
+    """Return the keys that a layer of a cache holds, ``[B, heads, P, head_dim]``; None: none.
+
+    Raises:
+        UnsupportedModelError: The cache does not give them all.
+    """
+    past = physical_length(cache, layer)
     if not past:
         return None
-    entry = frame.cache.layers[index]
+    entry = cache.layers[layer]
     if entry.keys.dim() < 4 or entry.keys.shape[2] < past:
         raise UnsupportedModelError(
             f"a {type(entry).__name__} cache gives not all of its keys, so that last_query cannot "
             "score an image of a later turn; use a DynamicCache or StaticCache, or a new cache"
         )
-    keys = entry.keys[:, :, :past]
-    segment = frame.segment
-    if segment is None:
-        return keys, cached_slots(frame.attention_mask, past, frame.length, batch)
-    if segment.prefix is None:
-        return keys, None
-    return keys, extend_prefix(segment.prefix, past, segment.valid[:, :0])
+    keys: Tensor = entry.keys[:, :, :past]
+    return keys
 
 
 def row_readable(layers: Iterable[Any]) -> bool:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from prunetune.calibration import Sample, answer_ids, encode
 from prunetune.families import Family
+from prunetune.release import LayerCall
 from prunetune.runtime.taps import LayerTap, last_query_row, row_readable
 from prunetune.runtime.views import join_views
 from prunetune.runtime.vision import ImageCapture, VisionCapture, VisionTap, wrap_encoder
@@ -255,13 +256,13 @@ class Recorder:
 
     def _saving(self, k: int) -> Any:
         def saving(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._states[k] = args[0] if args else kwargs["hidden_states"]
+            self._states[k] = LayerCall.read(args, kwargs).hidden
 
         return saving
 
     def _turning(self, kind: str) -> Any:
         def turning(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._embeddings[kind] = kwargs["position_embeddings"]
+            self._embeddings[kind] = LayerCall.read(args, kwargs).told.rotary
 
         return turning
 

@@ -1,0 +1,243 @@
+"""What belongs to a release of transformers: names of arguments, caches, masks; tested range.
+
+Nothing else in this package names any of it, so that a release that renames one is met here.
+"""
+
+import inspect
+import logging
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import transformers
+from torch import Tensor, nn
+from transformers.cache_utils import (
+    Cache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    StaticLayer,
+    StaticSlidingWindowLayer,
+)
+from transformers.masking_utils import create_causal_mask
+
+from prunetune.errors import UnsupportedModelError
+
+__all__ = [
+    "Cache",
+    "DynamicLayer",
+    "DynamicSlidingWindowLayer",
+    "LayerCall",
+    "StaticLayer",
+    "StaticSlidingWindowLayer",
+    "Told",
+    "cache_argument",
+    "cache_of",
+    "caches_among",
+    "causal_mask",
+    "check_names",
+    "image_blocks",
+    "layer_arguments",
+    "unsupported",
+    "warn_of_version",
+]
+
+logger = logging.getLogger(__name__)
+
+OLDEST, NEWEST = (5, 17), (5, 24)
+"""Releases (major, minor) that this package's contract was tested on, both included."""
+
+CACHE_NAMES = ("cache", "past_key_values")
+"""What models and decoder layers call the cache: from 5.24 on, and before."""
+
+LAYER_NAMES = ("attention_mask", "position_ids", "position_embeddings")
+"""What decoder layers are told beside their states."""
+
+_warned: set[str] = set()
+
+
+def tested_range() -> str:
+    """Return the tested releases in words."""
+    return f"{OLDEST[0]}.{OLDEST[1]} to {NEWEST[0]}.{NEWEST[1]}"
+
+
+def is_tested(version: str) -> bool:
+    """Tell whether a version of transformers lies in the tested range."""
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    return numbers is not None and OLDEST <= (int(numbers[1]), int(numbers[2])) <= NEWEST
+
+
+def warn_of_version() -> None:
+    """Say, once a process, that the installed transformers was not tested."""
+    version = transformers.__version__
+    if is_tested(version) or version in _warned:
+        return
+    _warned.add(version)
+    logger.warning(
+        "transformers %s is outside the tested range, %s: what can be checked while a config is "
+        "applied is checked; run `prunetune verify` on your config before you rely on it",
+        version,
+        tested_range(),
+    )
+
+
+def unsupported(what: str) -> UnsupportedModelError:
+    """Return the error for a release that does not do what pruning builds on.
+
+    Args:
+        what: What was found, as the second half of a sentence.
+    """
+    return UnsupportedModelError(
+        f"transformers {transformers.__version__} (tested: {tested_range()}) does not do what "
+        f"pruning builds on: {what}; nothing was answered; install a tested release"
+    )
+
+
+# -- caches ------------------------------------------------------------------------------------
+
+
+def caches_among(values: Iterable[Any]) -> list[Any]:
+    """Return the caches among ``values``, whatever their names."""
+    return [value for value in values if isinstance(value, Cache)]
+
+
+def cache_of(call: Any) -> Any:
+    """Return the cache in a model's output or in a call's arguments; None where there is none.
+
+    Known names come first: they also hold what is no ``Cache`` by class. Else the class tells.
+
+    Args:
+        call: A ``ModelOutput``, the tuple that a model returns instead, or a mapping from names
+            to arguments.
+    """
+    if isinstance(call, tuple):
+        return next(iter(caches_among(call)), None)
+    for name in CACHE_NAMES:
+        # Not getattr: from 5.24 on the old name still works on outputs, with a warning.
+        if call.get(name) is not None:
+            return call[name]
+    return next(iter(caches_among(call.values())), None)
+
+
+def cache_argument(model: nn.Module, cache: Any) -> dict[str, Any]:
+    """Return ``cache`` as the argument that ``model``'s forward takes it by."""
+    known = inspect.signature(model.forward).parameters
+    return {next(name for name in CACHE_NAMES if name in known): cache}
+
+
+# -- calls -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a decoder layer is told beside its states.
+
+    Attributes:
+        mask: None, ``[B, heads or 1, m, keys]`` bool or additive, or ``[B, keys]`` bool.
+        rotary: Rotary cos and sin, ``[B or 1, m, head_dim]``.
+        positions: ``[B or 1, m]`` int64, or None.
+    """
+
+    mask: Any
+    rotary: tuple[Tensor, ...]
+    positions: Tensor | None
+
+
+@dataclass(frozen=True)
+class LayerCall:
+    """One call of a decoder layer.
+
+    Attributes:
+        hidden: ``[B, m, d]`` states entering it.
+        told: What the model told it.
+        cache: The cache that it will grow, or None.
+    """
+
+    hidden: Tensor
+    told: Told
+    cache: Any
+    _args: tuple[Any, ...]
+    _kwargs: dict[str, Any]
+
+    @classmethod
+    def read(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "LayerCall":
+        """Read a layer's arguments, as a forward pre-hook gets them.
+
+        Raises:
+            UnsupportedModelError: A name is missing that pruning has to replace.
+        """
+        mask, positions, rotary = LAYER_NAMES
+        hidden = args[0] if args else kwargs.get("hidden_states")
+        missing = [name for name in (mask, rotary) if name not in kwargs]
+        if hidden is None or missing:
+            what = ", ".join(missing) or "its states"
+            raise unsupported(f"a decoder layer was called without {what}")
+        told = Told(kwargs[mask], kwargs[rotary], kwargs.get(positions))
+        return cls(hidden, told, cache_of(kwargs), args, kwargs)
+
+    def with_(self, hidden: Tensor, told: Told) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the layer's args and kwargs with other states (``[B, m, d]``), told otherwise."""
+        replaced = zip(LAYER_NAMES, (told.mask, told.positions, told.rotary), strict=True)
+        kwargs = self._kwargs | dict(replaced)
+        if self._args:
+            return (hidden, *self._args[1:]), kwargs
+        return (), kwargs | {"hidden_states": hidden}
+
+
+def layer_arguments(told: Told) -> dict[str, Any]:
+    """Return what a decoder layer takes when it is called without a cache."""
+    given = (told.mask, told.positions, told.rotary)
+    return dict(zip(LAYER_NAMES, given, strict=True)) | {"use_cache": False}
+
+
+def check_names(base: nn.Module, layer: nn.Module) -> None:
+    """Raise unless a base model and its decoder layers take what pruning replaces, by its names.
+
+    Raises:
+        UnsupportedModelError: A name is unknown.
+    """
+    known = inspect.signature(base.forward).parameters
+    missing = [n for n in ("input_ids", "inputs_embeds", LAYER_NAMES[0]) if n not in known]
+    if not any(name in known for name in CACHE_NAMES):
+        missing.append(" or ".join(CACHE_NAMES))
+    taken = inspect.signature(layer.forward).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
+        missing += [name for name in LAYER_NAMES if name not in taken]
+    if missing:
+        raise unsupported(f"{type(base).__name__} has no argument {', '.join(missing)}")
+
+
+# -- masks -------------------------------------------------------------------------------------
+
+
+def causal_mask(
+    config: Any,
+    hidden: Tensor,
+    valid: Tensor | None,
+    cache: Any,
+    *,
+    blocks: Tensor | None = None,
+    layer: int | None = None,
+) -> Any:
+    """Return the causal mask of a decoder layer, as its attention implementation takes it.
+
+    Args:
+        config: Of the text model.
+        hidden: ``[B, m, d]`` states entering the layer.
+        valid: ``[B, keys]`` bool, False at padding; None: there is none.
+        cache: What tells how many keys the layer holds; None: none.
+        blocks: ``[B, keys]`` int64: tokens of one number attend to one another in both
+            directions, -1 attends causally. None: all of them do.
+        layer: 0-based; None: the first layer of full attention.
+    """
+    return create_causal_mask(
+        config, hidden, valid, cache, None, block_sequence_ids=blocks, layer_idx=layer
+    )
+
+
+def image_blocks(kinds: Tensor) -> Tensor:
+    """Return Gemma 3's blocks, ``[B, S]`` int64, from its ``token_type_ids`` (1: image)."""
+    from transformers.models.gemma3.modeling_gemma3 import get_block_sequence_ids_for_mask
+
+    blocks: Tensor = get_block_sequence_ids_for_mask(kinds)
+    return blocks
