@@ -48,7 +48,8 @@ def asked_row(
         at = place.gather(1, slot[:, None])[:, 0]
         past = 0 if keys is None else keys.shape[2]
         shown = _seen_by(slot, brought(mask, home), segment, sight, past, seen)
-        return brought(query_row(layer, hidden, rotary, shown, at, keys), home)
+        row: Tensor = brought(query_row(layer, hidden, rotary, shown, at, keys), home)
+        return row
 
     if sight is None:
         last = alive.shape[1] - 1 - alive.flip(1).int().argmax(1)
@@ -57,7 +58,7 @@ def asked_row(
     if segment.index is not None:
         asked = asked.gather(1, segment.index).masked_fill(~segment.valid, NOWHERE)
     row = torch.zeros(asked.shape, dtype=torch.float32, device=home)
-    for slot in asked.unique().tolist():
+    for slot in sorted(set(asked.flatten().tolist())):
         if slot != NOWHERE:
             slots = torch.full((len(asked),), slot, dtype=torch.long, device=home)
             row = torch.where(asked == slot, of(slots), row)

@@ -277,6 +277,12 @@ def count_dropped(cache: Any, layers: list[int], total: int) -> None:
             )
 
 
+def uncounted(cache: Any) -> int:
+    """Return how many tokens layer 0 of a cache reports and does not hold."""
+    entry = cache.layers[0]
+    return entry.dropped if isinstance(entry, _Counted) else 0
+
+
 def follow_rows(cache: Any, state: CacheState) -> None:
     """Make ``state`` follow what is done to the rows of a dynamic or static ``cache``."""
     if state.differs_by_row:

@@ -86,7 +86,9 @@ def choose(
             kept = (
                 _keep(plan, stage, scores, ctx, len(separators), count)
                 if decision is None and len(patches)
-                else torch.isin(patches, patches[:0] if decision is None else decision).nonzero().flatten()
+                else torch.isin(patches, patches[:0] if decision is None else decision)
+                .nonzero()
+                .flatten()
             )
             if stage.restorer is not None and len(patches):
                 states = hidden[b, at]
@@ -116,9 +118,7 @@ def _scores(
         total = torch.zeros(len(patches), dtype=torch.float32, device=patches.device)
         for scorer in scorers:
             total.add_(_importance(plan, scorer, ctx, memo), alpha=scorer.weight)
-        image.importance = torch.zeros(
-            len(image.slots), dtype=torch.float32, device=patches.device
-        )
+        image.importance = torch.zeros(len(image.slots), dtype=torch.float32, device=patches.device)
         image.importance[patches] = total
         return total
     assert image.importance is not None

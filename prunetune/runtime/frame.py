@@ -16,9 +16,11 @@ from prunetune.runtime.cache import (
     follow_rows,
     physical_length,
     state_of,
+    uncounted,
 )
 from prunetune.runtime.choose import Decisions, choose
 from prunetune.runtime.compiled import never_compiled
+from prunetune.runtime.forward import Forward
 from prunetune.runtime.images import ImageTokens, assign_images, stage_trace
 from prunetune.runtime.masks import check_window, segment_mask
 from prunetune.runtime.plan import Plan
@@ -32,11 +34,10 @@ from prunetune.runtime.segment import (
     of_last_survivors,
     places,
 )
-from prunetune.runtime.sight import Sight, new_slots, packed_samples, renumbered, visible
+from prunetune.runtime.sight import Sight, look, new_slots, renumbered
 from prunetune.runtime.taps import LayerTap
 from prunetune.runtime.trace import ForwardTrace
 from prunetune.runtime.views import join_views
-from prunetune.runtime.vision import VisionCapture
 from prunetune.tokens import left_pad
 
 
@@ -46,23 +47,18 @@ class Frame:
 
     Attributes:
         plan: The config, resolved for the model.
-        image_mask: ``[B, S]`` bool, True at the tokens of images and videos; None when the forward
-            has neither.
-        video_mask: ``[B, S]`` bool, True at those of videos; None when it has no videos.
-        attention_mask: What the caller passed for layer 0: None, 2-D or 4-D.
-        input_ids: ``[B, S]``, where passed.
-        given: The cache that the base model was given, or None.
+        call: What the forward was given.
         cache: The cache that its layers get, or None.
-        labels: ``[B, S]`` int64, equal where tokens are equal; None where nobody asks.
-        captures: Of the encoder calls that belong to this forward, by modality.
-        query: ``[B]`` int64, the slot whose attention row scorers get; None: the last real one.
-        past: Tokens seen over the cache before this forward, dropped ones included. Read before any
-            layer runs: by the first stage's layer, the layers below have grown already.
-        tail: Tokens after the prompt's last one, that a caller wants checked (assisted decoding).
+        state: What earlier forwards have left on it.
+        stage: Number of the last stage begun; -1: none.
+        segment: The layers from that stage to the next; None: nothing is replaced.
+        segments: All of them so far.
+        taps: What scorers need of decoder layers, by layer.
+        rows: The images of each batch row.
+        alive: ``[B, S]`` bool, slots that are left: real tokens that no stage has dropped.
+        valid: ``[B, S]`` bool, slots of real tokens.
+        padded: Whether some are not.
         home: The device of the states that entered the first layer seen: of all bookkeeping.
-        memoise: Whether captures live on and may keep scores (a search's trials).
-        positions: What the text model was given as positions, where its layers are given none.
-        chosen_positions: Whether the model's caller chose the positions.
         packed: ``[B, S]`` int64, positions without gaps, of a config that asks for them.
         shift: ``[B, S]`` int64, how many tokens before each one this forward dropped at layer 0.
         sight: Which tokens see which, where that is more than "all real ones before".
@@ -73,35 +69,23 @@ class Frame:
     """
 
     plan: Plan
-    image_mask: Tensor | None
-    attention_mask: Any = None
-    input_ids: Tensor | None = None
-    labels: Tensor | None = None
-    captures: dict[str, VisionCapture] = field(default_factory=dict)
-    video_mask: Tensor | None = None
-    given: Any = None
+    call: Forward
     cache: Any = None
     state: CacheState | None = None
-    segment: Segment | None = None
     stage: int = -1
+    segment: Segment | None = None
+    segments: list[Segment] = field(default_factory=list)
     taps: dict[int, LayerTap] = field(default_factory=dict)
     rows: list[list[ImageTokens]] = field(default_factory=list)
-    alive: Tensor | None = None
     trace: ForwardTrace | None = None
-    segments: list[Segment] = field(default_factory=list)
-    packed: Tensor | None = None
-    shift: Tensor | None = None
-    past: int = 0
-    length: int = 0
-    started: bool = False
-    query: Tensor | None = None
-    tail: int = 0
-    memoise: bool = False
+    alive: Tensor | None = None
     valid: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool, device="cpu"))
     padded: bool = False
+    length: int = 0
+    started: bool = False
     home: Any = None
-    positions: Tensor | None = None
-    chosen_positions: bool = False
+    packed: Tensor | None = None
+    shift: Tensor | None = None
     sight: Sight | None = None
     samples: Tensor | None = None
     decisions: Decisions = field(default_factory=Decisions)
@@ -110,7 +94,7 @@ class Frame:
     @property
     def prunes(self) -> bool:
         """Whether this forward carries images."""
-        return self.image_mask is not None
+        return self.call.image_mask is not None
 
     # -- entering layers -----------------------------------------------------------------
 
@@ -139,62 +123,49 @@ class Frame:
         hidden = segment.move(call.hidden) if layers[-1] == index else call.hidden
         return hidden, segment.inputs[self.plan.family.layer_kind(index)]
 
-    def _start(self, call: LayerCall) -> None:
-        hidden = call.hidden
+    def _start(self, layer: LayerCall) -> None:
+        hidden, call = layer.hidden, self.call
         self.started = True
-        self.cache = call.cache
+        self.cache = layer.cache
         self.length = hidden.shape[1]
         # Layers may be on several devices: everything is decided where the first states are.
         self.home = hidden.device
-        for name in ("image_mask", "video_mask", "labels", "attention_mask"):
-            setattr(self, name, brought(getattr(self, name), self.home))
-        if call.told.positions is not None:
-            self.positions = call.told.positions
+        call.bring(self.home)
+        if layer.told.positions is not None:
+            call.positions = layer.told.positions
         if self.cache is not None:
-            self.state = state_of(self.cache, self.plan.digest, self.past)
+            self.state = state_of(self.cache, self.plan.digest, call.past)
         if self.prunes or self.state:
-            check_window(self.plan.family.text_model.config, self.past + self.length)
-        self.valid = new_slots(self.attention_mask, hidden, self.past)
+            check_window(self.plan.family.text_model.config, call.past + self.length)
+        self.valid = new_slots(call.mask, hidden, call.past)
         # One-token steps are never padding: no device sync while decoding.
         self.padded = self.length > 1 and not bool(self.valid.all())
         self.alive = self.valid.clone()
-        if self.length > 1:
-            self._look(call)
-        elif self.state is not None:
-            self.wrong = check_position(
-                self.state, self.past, self.positions, hidden.shape[0],
-                chosen=self.chosen_positions,
-                dropped=self.past - physical_length(self.cache, 0),
+        if self.prunes:
+            positions = call.positions if call.mask is None and self.cache is None else None
+            self.sight, self.samples = look(
+                brought(layer.told.mask, self.home), call.mask, brought(positions, self.home),
+                call.past, hidden.shape[:2],
             )  # fmt: skip
-        capture = next(iter(self.captures.values()), None)
-        if self.image_mask is not None and capture is not None:
-            if self.input_ids is not None and self.cache is None:
-                self.decisions = Decisions(capture.decisions, capture.repeats(self.input_ids))
-            if self.query is None:
-                tail = self.tail
-                if self.decisions.replay and capture.prompt is not None:
-                    tail = self.length - capture.prompt.shape[1]
-                self.query = prompt_end(self.valid, self.image_mask, tail)
+            self._find_query()
+        elif self.state is not None and self.length == 1:
+            self.wrong = check_position(
+                self.state, call.past, call.positions, hidden.shape[0],
+                chosen=call.chosen_positions, dropped=uncounted(self.cache),
+            )  # fmt: skip
 
-    def _look(self, call: LayerCall) -> None:
-        """Find out whether more than padding decides which tokens see which."""
-        if not self.prunes:
+    def _find_query(self) -> None:
+        call = self.call
+        capture = next(iter(call.captures.values()), None)
+        if capture is None or call.image_mask is None:
             return
-        mask = brought(call.told.mask, self.home)
-        batch = call.hidden.shape[0]
-        samples = None
-        if self.attention_mask is None and self.cache is None:
-            samples = packed_samples(brought(self.positions, self.home), batch)
-        if isinstance(mask, Tensor) and mask.dim() == 4:
-            given = isinstance(self.attention_mask, Tensor) and self.attention_mask.dim() == 4
-            if samples is not None or given:
-                seen = visible(mask)[:, :, self.past : self.past + self.length]
-                self.sight = Sight(seen.expand(batch, -1, -1))
-        elif samples is not None and batch == 1:
-            before = torch.arange(self.length, device=self.home)
-            same = samples[:, :, None] == samples[:, None]
-            self.sight = Sight(same & (before <= before[:, None]))
-            self.samples = samples
+        if call.ids is not None and self.cache is None:
+            self.decisions = Decisions(capture.decisions, capture.repeats(call.ids))
+        if call.query is None:
+            tail = call.tail
+            if self.decisions.replay and capture.prompt is not None:
+                tail = self.length - capture.prompt.shape[1]
+            call.query = prompt_end(self.valid, call.image_mask, tail)
 
     # -- stages --------------------------------------------------------------------------
 
@@ -227,7 +198,7 @@ class Frame:
         move = Move(
             choose(
                 self.plan, self.stage, self.rows, hidden, place, tap, self.decisions,
-                memoise=self.memoise,
+                memoise=self.call.memoise,
             )
         )  # fmt: skip
         for b, row in enumerate(self.rows):
@@ -253,12 +224,12 @@ class Frame:
         return move(hidden)
 
     def _assign_images(self) -> None:
-        mask = self.image_mask
+        mask = self.call.image_mask
         assert mask is not None
         slots = [row.nonzero().flatten() for row in mask]
-        if self.plan.family.joins_views and "image" in self.captures:
-            join_views(self.plan.family, self.captures["image"], slots, self.labels)
-        self.rows = assign_images(mask, self.video_mask, self.captures)
+        if self.plan.family.joins_views and "image" in self.call.captures:
+            join_views(self.plan.family, self.call.captures["image"], slots, self.call.labels)
+        self.rows = assign_images(mask, self.call.video_mask, self.call.captures)
         if self.padded:
             for valid, row in zip(self.valid, self.rows):
                 for image in row:
@@ -279,7 +250,7 @@ class Frame:
             hidden = brought(hidden, self.home)
             mask = segment_mask(
                 self.plan.family.text_model.config, hidden, segment, brought(own.mask, self.home),
-                self.cache, index, self.past, self.length,
+                self.cache, index, self.call.past, self.length,
             )  # fmt: skip
             # Gapped position ids would be read as packed sequences (runtime-notes 4.5).
             numbers = None if self.samples is None else renumbered(self.samples, segment.index)
@@ -297,7 +268,7 @@ class Frame:
                     before = gone.long().cumsum(1)
                     self.shift = self.sight.gone_before(gone) if self.sight else before
                 self.packed = packed_ids(
-                    brought(self.positions, self.home).expand(batch, -1),
+                    brought(self.call.positions, self.home).expand(batch, -1),
                     None if self.state is None else self.state.shifts(batch),
                     self.shift,
                 )
@@ -309,14 +280,14 @@ class Frame:
     def _asked(self, index: int, hidden: Tensor, call: LayerCall, told: Told) -> Tensor | None:
         if index not in self.plan.row_layers:
             return None
-        assert self.image_mask is not None
+        assert self.call.image_mask is not None
         assert self.alive is not None
         segment = self.segment
         if segment is None:
-            segment = Segment(None, self.valid, self.padded, past=self.past)
+            segment = Segment(None, self.valid, self.padded, past=self.call.past)
         return asked_row(
             self.plan.family.layers[index], index, hidden, call.told.mask, told.rotary, self.cache,
-            segment, self.alive, self.image_mask, self.query, self.sight, self.past,
+            segment, self.alive, self.call.image_mask, self.call.query, self.sight, self.call.past,
         )  # fmt: skip
 
     def note_target(self, index: int, output: Tensor) -> None:
@@ -335,35 +306,22 @@ class Frame:
             setattr(self.cache, STATE, self.state)
         if not self.prunes and self.length == 1:
             return
-        self.state.held = [part.after(self.past, self.length) for part in self.segments]
-        self.state.position = last_position(self.positions, self.valid)
-        self.state.reached = self.past + self.length
+        total = self.call.past + self.length
+        self.state.held = [part.after(self.call.past, self.length) for part in self.segments]
+        self.state.position = last_position(self.call.positions, self.valid)
+        self.state.reached = total
         if self.prunes:
-            check_lengths(self.cache, self._promised())
-            self._note_dropped(self.state)
+            assert self.alive is not None
+            check_lengths(self.cache, self.plan.lengths(self.segments, total))
+            gone = (self.valid & ~self.alive).any(0).nonzero()
+            if len(gone):
+                self.state.floor = self.call.past + int(gone[-1]) + 1
+            if self.shift is not None:
+                own = self.shift[:, -1]
+                old = self.state.shifts(len(own))
+                self.state.shift = own if old is None else old.to(own.device) + own
+            count_dropped(self.cache, self.plan.first_of_kinds, total)
         follow_rows(self.cache, self.state)
-
-    def _promised(self) -> list[int]:
-        """Return how many tokens each layer of the cache holds now, as the stages promise."""
-        bounds = [stage.layer for stage in self.plan.stages]
-        ends = [*bounds[1:], len(self.plan.family.layers)]
-        # Layers before the first stage hold all: of theirs, nothing is replaced.
-        promised = [self.past + self.length] * bounds[0]
-        for part, first, end in zip(self.segments, bounds, ends, strict=True):
-            promised += [part.past + part.valid.shape[1]] * (end - first)
-        return promised
-
-    def _note_dropped(self, state: CacheState) -> None:
-        assert self.alive is not None
-        gone = (self.valid & ~self.alive).any(0).nonzero()
-        if len(gone):
-            state.floor = self.past + int(gone[-1]) + 1
-        if self.plan.packed:
-            assert self.shift is not None
-            own = self.shift[:, -1]
-            old = state.shifts(len(own))
-            state.shift = own if old is None else old.to(own.device) + own
-        count_dropped(self.cache, self.plan.first_of_kinds, self.past + self.length)
 
     def restore_length(self, hidden: Tensor) -> Tensor:
         """Return final states of this forward's slots, ``[B, S, d]``.

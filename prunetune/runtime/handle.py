@@ -1,36 +1,29 @@
 """Hooks on, hooks off: a config applied to a model, and what its forwards share."""
 
-import functools
-import inspect
-import logging
 import threading
 from collections import deque
 from types import TracebackType
 from typing import Any, NoReturn
 
-import torch
 from torch import Tensor, nn
 
 from prunetune.config import PruningConfig
-from prunetune.errors import ConfigError, UnsupportedModelError
+from prunetune.errors import ConfigError
 from prunetune.families import Family
-from prunetune.release import LayerCall, cache_of, check_names, warn_of_version
-from prunetune.runtime.cache import check_whole, note_failed
-from prunetune.runtime.captures import Captures, Step, given_to, placeholder_mask
+from prunetune.release import LayerCall, check_names, warn_of_version
+from prunetune.runtime.cache import note_failed
+from prunetune.runtime.captures import Captures
 from prunetune.runtime.compiled import forget_compiled
+from prunetune.runtime.forward import Forward
 from prunetune.runtime.frame import Frame
+from prunetune.runtime.inputs import POSITIONS, Inputs
 from prunetune.runtime.plan import Plan
 from prunetune.runtime.promises import Suspicion, check_cache
 from prunetune.runtime.trace import ForwardTrace
-from prunetune.runtime.views import token_labels
 from prunetune.runtime.vision import VisionCapture, VisionTap, wrap_encoder
-from prunetune.scorers.base import LAYER_NEEDS
 
 FRAME = "_prunetune_frame"
 MARK = "_prunetune_handle"
-POSITIONS = "position_ids"
-
-logger = logging.getLogger(__name__)
 
 
 class Handle:
@@ -50,7 +43,6 @@ class Handle:
         self._captures = Captures()
         self._overridden: dict[str, Any] = {}
         self._unfollow: Any = None
-        self._warned = False
         base = family.base
         if MARK in base.__dict__:
             raise ConfigError(
@@ -59,8 +51,7 @@ class Handle:
         warn_of_version()
         check_names(base, family.layers[0])
         self._tap = VisionTap(family, self.plan.needs)
-        self._signature = inspect.signature(base.forward)
-        self._encodes_once = "mm_encoder_outputs" in self._signature.parameters
+        self._inputs = Inputs(self.plan, self._captures)
         try:
             self._install(family, base)
         except BaseException:
@@ -153,13 +144,20 @@ class Handle:
             self._captures.note(modality, capture, output)
             if self.frames:
                 first = self._captures.first_of(modality, capture)
-                self.frames[-1].captures[modality] = first
+                self.frames[-1].call.captures[modality] = first
 
         return note
 
     def _note_tail(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         wanted = kwargs.get("logits_to_keep")
         self._local.wanted = wanted if isinstance(wanted, int) else 0
+
+    def _note_positions(
+        self, text: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        # Multimodal ones are not told to the layers, which get cos and sin.
+        if self.frames:
+            self.frames[-1].call.positions = kwargs.get(POSITIONS)
 
     @property
     def _suspicion(self) -> Suspicion:
@@ -168,151 +166,33 @@ class Handle:
         suspicion: Suspicion = self._local.suspicion
         return suspicion
 
-    def _note_positions(
-        self, text: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
-        # Multimodal ones are not told to the layers, which get cos and sin.
-        if self.frames:
-            self.frames[-1].positions = kwargs.get(POSITIONS)
-
     def _open(
         self, base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         # First of all: ``_close`` drops the last frame, also after an error here. It is not called
         # after a KeyboardInterrupt, whose frame would keep a cache alive.
         self.frames.clear()
-        self.frames.append(frame := Frame(self.plan, None))
+        self.frames.append(Frame(self.plan, Forward()))
         self._suspicion.settle()
-        bound = self._signature.bind_partial(*args, **kwargs).arguments
-        bound = bound | bound.get("kwargs", {})
-        frame.given = cache = cache_of(bound)
-        wanted = getattr(self._local, "wanted", 0)
-        self._local.wanted = 0
-        ids = bound.get("input_ids")
-        frame.attention_mask = self._mask_of_layer_0(bound.get("attention_mask"))
-        frame.input_ids = ids
-        frame.chosen_positions = bound.get(POSITIONS) is not None
-        # Assisted decoding prefills candidates behind the prompt and asks for all their logits:
-        # the first of these is the last prompt token's.
-        frame.tail = max(0, wanted - 1)
-        frame.past = 0 if cache is None else int(cache.get_seq_length())
-        check_whole(cache, frame.past)
-        merged = self._find_images(frame, bound, wanted)
-        if merged:
-            return (), {k: v for k, v in bound.items() if k not in ("input_ids", "kwargs")}
-        if frame.past and self.plan.stages[0].layer == 0 and "token_type_ids" in kwargs:
-            # Before transformers 5.18 the model looks for them by the place in the sequence, which
-            # lies behind the end of a cache that holds less. All masks are made here anyway.
-            return args, kwargs | {"token_type_ids": None}
-        return None
-
-    def _find_images(self, frame: Frame, bound: dict[str, Any], wanted: int) -> bool:
-        """Find out where a forward's images are, and what is known of them.
-
-        Returns:
-            Whether their features were merged into the embeddings by the caller, who gave the ids
-            too: places are known by these, and the model takes only one of both.
-        """
-        encoded, pixels = given_to(self.plan.family, bound)
-        given = [m for m in self.plan.family.encoders if m in {**encoded, **pixels}]
-        ids, first = bound.get("input_ids"), not frame.past and frame.given is None
-        step = wanted == 1 and first and ids is not None and not self._encodes_once
-        self._captures.step = Step(pixels, ids.shape[1]) if step and pixels else None
-        captures = {
-            modality: self._captures.of(modality, features)
-            for modality, features in encoded.items()
-        }
-        merged = not given and ids is not None and bound.get("inputs_embeds") is not None
-        if merged and ids.shape[1] > 1:
-            captures = self._merged(bound)
-            given = list(captures)
-        for modality, capture in captures.items():
-            # Another config may have been applied when they were computed.
-            if capture is not None and self.plan.needs - LAYER_NEEDS <= capture.needs:
-                frame.captures[modality] = capture
-        masks = {
-            modality: placeholder_mask(self.plan.family, bound, modality) for modality in given
-        }
-        if given:
-            frame.image_mask = functools.reduce(torch.logical_or, masks.values())
-            frame.video_mask = masks.get("video")
-            self.plan.family.blocks(bound)
-            frame.labels = self._labels(bound)
-        elif wanted == 1 and not merged and ids is not None and ids.shape[1] > 1:
-            self._check_whole(ids)
-        else:
-            self._warn_of_merged(bound)
-        # Multimodal positions are found by the ids, and such a model says itself what it lacks.
-        return merged and (frame.chosen_positions or not self.plan.family.multimodal_positions)
-
-    def _merged(self, bound: dict[str, Any]) -> dict[str, VisionCapture | None]:
-        """Return what is known of features that the caller has merged into the embeddings."""
-        found: dict[str, VisionCapture | None] = {}
-        for modality in self.plan.family.encoders:
-            mask = placeholder_mask(self.plan.family, bound, modality)
-            if bool(mask.any()):
-                embeds = bound["inputs_embeds"]
-                found[modality] = self._captures.merged(modality, embeds, mask.to(embeds.device))
-        if any(capture is None for capture in found.values()):
-            return {}
-        return found
-
-    def _warn_of_merged(self, bound: dict[str, Any]) -> None:
-        """Say once that a forward's images, if it has any, cannot be pruned."""
-        embeds = bound.get("inputs_embeds")
-        if self._warned or embeds is None or embeds.shape[1] == 1:
-            return
-        self._warned = True
-        logger.warning(
-            "a forward got inputs_embeds of %d tokens and no pixels: images that are merged in "
-            "them are not pruned; pass input_ids and pixels, or input_ids beside inputs_embeds "
-            "whose features the model's own %s computed under this config",
-            embeds.shape[1],
-            self.plan.family.encoder_method,
-        )
-
-    def _mask_of_layer_0(self, mask: Any) -> Any:
-        """Return the caller's mask, of several by kind of layer the one that layer 0 would get.
-
-        Only layer 0 tells how long the sequence is; masks of other kinds may be sized by layers
-        that hold fewer tokens.
-        """
-        return mask.get(self.plan.family.layer_kind(0)) if isinstance(mask, dict) else mask
-
-    def _labels(self, bound: dict[str, Any]) -> Tensor | None:
-        if not self.plan.family.joins_views:
-            return None
-        ids: Tensor | None = bound.get("input_ids")
-        return token_labels(bound["inputs_embeds"]) if ids is None else ids
-
-    def _check_whole(self, input_ids: Tensor) -> None:
-        """Raise if a part of a prompt, as ``generate`` passes it, holds images without pixels.
-
-        Before transformers 5.23 chunks of a prompt lose their images, in silence.
-        """
-        for token in self.plan.family.placeholders.values():
-            if bool(input_ids.eq(token).any()):
-                raise UnsupportedModelError(
-                    "a part of the prompt has image tokens, but came without its images: "
-                    "pass their pixels and leave prefill_chunk_size, which is not supported, "
-                    "unset; or this model is an assistant, which is given none: apply nothing to it"
-                )
+        wanted, self._local.wanted = getattr(self._local, "wanted", 0), 0
+        self.frames[-1].call, instead = self._inputs.read(args, kwargs, wanted)
+        return instead
 
     def _close(self, base: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         frame = self.frames.pop()
         if output is None:
-            note_failed(frame.given, frame.past)
+            note_failed(frame.call.cache, frame.call.past)
             return None
         try:
             if frame.started:
-                check_cache(frame.cache, frame.past, frame.given, output)
+                check_cache(frame.cache, frame.call.past, frame.call.cache, output)
             if frame.segment is None:
                 return None
             frame.finish()
             if frame.wrong is not None:
                 self._suspicion.note(frame.wrong)
         except BaseException:
-            note_failed(frame.cache, frame.past)
+            note_failed(frame.cache, frame.call.past)
             raise
         if frame.trace is not None:
             self.trace.append(frame.trace)

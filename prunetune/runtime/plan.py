@@ -1,7 +1,10 @@
 """A config resolved for one model: what every forward reads."""
 
+from collections.abc import Sequence
+
 from prunetune.config import PruningConfig, Stage
 from prunetune.families import Family
+from prunetune.runtime.segment import Segment
 from prunetune.scorers import Scorer
 from prunetune.scorers.base import LAYER_NEEDS
 
@@ -47,3 +50,17 @@ class Plan:
     def scorers_of(self, stage: Stage) -> list[Scorer]:
         """Return the stage's scorers that have their inputs at its layer."""
         return [scorer for scorer in stage.scorers if scorer.usable_at(stage.layer)]
+
+    def lengths(self, segments: Sequence[Segment], total: int) -> list[int]:
+        """Return how many tokens each decoder layer holds after a forward that pruned.
+
+        Args:
+            segments: Of the forward, one a stage.
+            total: Tokens of the sequence, dropped ones included.
+        """
+        firsts = [stage.layer for stage in self.stages]
+        ends = [*firsts[1:], len(self.family.layers)]
+        held = [total] * firsts[0]
+        for segment, first, end in zip(segments, firsts, ends, strict=True):
+            held += [segment.past + segment.valid.shape[1]] * (end - first)
+        return held

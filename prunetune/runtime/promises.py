@@ -105,7 +105,7 @@ class Suspicion:
         if wrong.device.type == "cuda":
             self._flag = torch.zeros((), dtype=torch.bool, device="cpu", pin_memory=True)
             self._flag.copy_(wrong, non_blocking=True)
-            self._ready = torch.cuda.Event()
+            self._ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._ready.record(torch.cuda.current_stream(wrong.device))
             return
         self._flag, self._ready = wrong, None

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from prunetune.devices import brought
+from prunetune.release import Told
 
 NOWHERE = -1
 """Slot of a token that holds nothing: padding of ragged rows."""
@@ -86,7 +87,7 @@ class Segment:
     move: Move = field(default_factory=Move)
     past: int = 0
     held: Held = field(default_factory=Held)
-    inputs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    inputs: dict[str, Told] = field(default_factory=dict)
 
     @property
     def in_place(self) -> bool:
@@ -122,10 +123,9 @@ class Segment:
 
     def real_keys(self) -> Tensor | None:
         """Return which keys, of ``past`` and of its own, are no padding; None: all of them."""
-        batch, length = self.valid.shape
         if not self.padded and not self.held.padded:
             return None
-        held = self.held.of(self.past, batch, self.valid.device) != NOWHERE
+        held = self.held.of(self.past, len(self.valid), self.valid.device) != NOWHERE
         return torch.cat([held, self.valid], 1)
 
     def after(self, seen: int, length: int) -> Held:
@@ -139,9 +139,7 @@ class Segment:
         return Held(slots, behind, self.padded or self.held.padded)
 
 
-def places(
-    segment: Segment | None, alive: Tensor, sight: Any = None, *, none: int = 0
-) -> Tensor:
+def places(segment: Segment | None, alive: Tensor, sight: Any = None, *, none: int = 0) -> Tensor:
     """Return where each input slot stands in the states of a segment, ``[B, S]`` int64.
 
     A dropped token has the place of the last survivor before it that it saw.

@@ -5,6 +5,7 @@ branches, blocks that attend in both directions, parts that a caller hides. All 
 mask that the model itself made; layers that hold fewer tokens get the rows and columns of theirs.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,6 +100,36 @@ class Sight:
         """Return the last one alive that each token sees up to itself, ``[B, S]``; -1: none."""
         slots = torch.arange(alive.shape[1], device=alive.device)
         return torch.where(self.seen.tril() & alive[:, None], slots, -1).amax(2)
+
+
+def look(
+    mask: Any, given: Any, positions: Tensor | None, past: int, shape: Sequence[int]
+) -> tuple[Sight | None, Tensor | None]:
+    """Find out whether more than padding decides which tokens see which.
+
+    Args:
+        mask: What the model made for the first layer with a hook.
+        given: What the model's caller passed: None, 2-D or 4-D.
+        positions: ``[B or 1, S]`` int64, where transformers reads samples from them: without a
+            mask and a cache.
+        past: Tokens of the sequence before this forward.
+        shape: ``(B, S)``.
+
+    Returns:
+        The sight, or None; and the sample of each token, ``[B, S]`` int64, where the attention
+        takes no mask and tells the samples of a row apart by their positions.
+    """
+    batch, length = shape
+    samples = packed_samples(positions, batch)
+    if isinstance(mask, Tensor) and mask.dim() == 4:
+        if samples is None and not (isinstance(given, Tensor) and given.dim() == 4):
+            return None, None
+        seen = visible(mask)[:, :, past : past + length]
+        return Sight(seen.expand(batch, -1, -1)), None
+    if samples is None or batch > 1:
+        return None, None
+    same = samples[:, :, None] == samples[:, None]
+    return Sight(same.tril()), samples
 
 
 def new_slots(mask: Any, hidden: Tensor, past: int) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from prunetune.release import Told, causal_mask, layer_arguments
 from prunetune.runtime.apply import Handle
+from prunetune.runtime.forward import Forward
 from prunetune.runtime.frame import Frame
 from prunetune.runtime.taps import LayerTap
 from prunetune.runtime.vision import VisionCapture
@@ -34,7 +35,7 @@ class Prefix:
 
     layer: int
     hidden: Tensor
-    embeddings: dict[str, tuple[Tensor, Tensor]]
+    embeddings: dict[str, tuple[Tensor, ...]]
     position_ids: Tensor
     valid: Tensor
     image_mask: Tensor
@@ -56,14 +57,14 @@ def run_suffix(handle: Handle, prefix: Prefix, tail: int) -> Tensor:
     """
     family = handle.plan.family
     text = family.text_model
-    frame = Frame(
-        handle.plan,
-        prefix.image_mask,
-        prefix.valid,
+    given = Forward(
+        image_mask=prefix.image_mask,
+        mask=prefix.valid,
         captures={"image": prefix.capture},
         query=prefix.query,
         memoise=True,
     )
+    frame = Frame(handle.plan, given)
     if prefix.tap is not None:
         frame.taps[prefix.layer - 1] = prefix.tap
     hidden, mask = prefix.hidden, None
@@ -78,8 +79,8 @@ def run_suffix(handle: Handle, prefix: Prefix, tail: int) -> Tensor:
                 if k < prefix.layer:
                     continue
                 rotary = prefix.embeddings[family.layer_kind(k)]
-                given = layer_arguments(Told(mask, rotary, prefix.position_ids))
-                hidden = layer(hidden, **given)
+                told = layer_arguments(Told(mask, rotary, prefix.position_ids))
+                hidden = layer(hidden, **told)
                 if k < len(prefix.injected):
                     hidden = family.inject(hidden, prefix.image_mask, prefix.injected[k])
     finally:
@@ -122,7 +123,7 @@ def run_whole(handle: Handle, inputs: Mapping[str, Any], query: Tensor, tail: in
     base = handle.plan.family.base
 
     def ask(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        handle.frames[-1].query = query
+        handle.frames[-1].call.query = query
 
     hook = base.register_forward_pre_hook(ask, with_kwargs=True)
     try:

@@ -108,7 +108,7 @@ class Reference:
     answer: list[int] | None
     states: dict[int, Tensor]
     taps: dict[int, LayerTap]
-    embeddings: dict[str, tuple[Tensor, Tensor]]
+    embeddings: dict[str, tuple[Tensor, ...]]
     position_ids: Tensor
     image_mask: Tensor
     images: list[ImageCapture]
@@ -151,7 +151,7 @@ class Recorder:
         self._readable = row_readable(family.layers)
         self._states: dict[int, Tensor] = {}
         self._targets: dict[int, Tensor] = {}
-        self._embeddings: dict[str, tuple[Tensor, Tensor]] = {}
+        self._embeddings: dict[str, tuple[Tensor, ...]] = {}
         self._capture: VisionCapture | None = None
         self._injected: list[Tensor] = []
         self._encoded: tuple[Any, Any, Any, list[ImageCapture]] | None = None
