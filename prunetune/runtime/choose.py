@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from prunetune.config import Stage
+from prunetune.numerics import exactly
 from prunetune.runtime.images import ImageTokens
 from prunetune.runtime.taps import LayerTap
 from prunetune.scorers import ScoreContext, Scorer
@@ -22,10 +23,10 @@ def _scores(
     scorers = frame.plan.scorers_of(stage)
     if scorers:
         memo = image.capture.memo if frame.memoise and frame.stage == 0 else None
-        total = torch.zeros(len(patches), device=patches.device)
+        total = torch.zeros(len(patches), dtype=torch.float32, device=patches.device)
         for scorer in scorers:
             total.add_(_importance(frame.plan, scorer, ctx, memo), alpha=scorer.weight)
-        image.importance = torch.zeros(len(image.slots), device=patches.device)
+        image.importance = torch.zeros_like(image.slots, dtype=torch.float32)
         image.importance[patches] = total
         return total
     assert image.importance is not None
@@ -44,7 +45,7 @@ def _importance(
     return found
 
 
-@torch.no_grad()
+@exactly()
 def choose(
     frame: "Frame", stage: Stage, hidden: Tensor, place: Tensor, tap: LayerTap | None
 ) -> list[tuple[int, Tensor, Tensor]]:
@@ -131,7 +132,7 @@ def _context(
     )
 
 
-@torch.no_grad()
+@exactly()
 def _mass(plan: "Plan", stage: Stage, scores: Tensor, ctx: ScoreContext) -> Tensor:
     scorers = plan.scorers_of(stage)
     if len(scorers) == 1 and scorers[0].weight > 0:

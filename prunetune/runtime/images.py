@@ -28,7 +28,7 @@ class ImageTokens:
         self.capture = capture
         self.alive = torch.arange(len(slots), device=slots.device)
         self.importance: Tensor | None = None
-        self.stage_scores = torch.empty(0)
+        self.stage_scores = torch.zeros(0, dtype=torch.float32, device=slots.device)
 
 
 def assign_images(
@@ -79,7 +79,9 @@ def stage_trace(
 ) -> StageTrace:
     """Return what a stage at ``layer`` did, from the state it left the images in."""
     kept = [
-        torch.cat([i.slots[i.alive] for i in row]) if row else torch.empty(0, dtype=torch.long)
+        torch.cat([i.slots[i.alive] for i in row])
+        if row
+        else torch.zeros(0, dtype=torch.long, device="cpu")
         for row in rows
     ]
     return StageTrace(layer, before, after, kept, [[i.stage_scores for i in row] for row in rows])
