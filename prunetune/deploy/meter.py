@@ -110,7 +110,7 @@ class Meter:
         tally = Tally()
         for first in range(0, len(split), self.batch_size):
             batch = split.samples[first : first + self.batch_size]
-            with torch.no_grad():
+            with exactly():
                 self._measure(batch, tally)
             advance(len(batch))
         return tally
