@@ -39,7 +39,7 @@ class ImageGeometry:
     height: Tensor
     width: Tensor
     separator: Tensor
-    frame: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+    frame: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long, device="cpu"))
 
     def __post_init__(self) -> None:
         if len(self.frame) != len(self.tile):
@@ -69,20 +69,22 @@ class ImageGeometry:
 
 def grid_geometry(rows: int, cols: int) -> ImageGeometry:
     """Return the geometry of one view of ``rows`` x ``cols`` patches in raster order."""
-    row, col = torch.meshgrid(torch.arange(rows), torch.arange(cols), indexing="ij")
+    row, col = torch.meshgrid(
+        torch.arange(rows, device="cpu"), torch.arange(cols, device="cpu"), indexing="ij"
+    )
     row, col = row.flatten(), col.flatten()
     n = rows * cols
     return ImageGeometry(
-        tile=torch.zeros(n, dtype=torch.long),
+        tile=torch.zeros_like(row),
         row=row,
         col=col,
-        tile_rows=torch.full((n,), rows),
-        tile_cols=torch.full((n,), cols),
+        tile_rows=torch.full_like(row, rows),
+        tile_cols=torch.full_like(col, cols),
         y=(row.float() + 0.5) / rows,
         x=(col.float() + 0.5) / cols,
-        height=torch.full((n,), 1.0 / rows),
-        width=torch.full((n,), 1.0 / cols),
-        separator=torch.zeros(n, dtype=torch.bool),
+        height=torch.full((n,), 1.0 / rows, dtype=torch.float32, device="cpu"),
+        width=torch.full((n,), 1.0 / cols, dtype=torch.float32, device="cpu"),
+        separator=torch.zeros_like(row, dtype=torch.bool),
     )
 
 
@@ -132,8 +134,9 @@ class Mosaic:
 
 def frames_geometry(frames: int, rows: int, cols: int) -> ImageGeometry:
     """Return the geometry of a video of ``frames`` x ``rows`` x ``cols`` patches, in that order."""
-    number = torch.arange(frames).repeat_interleave(rows * cols)
-    grids = grid_geometry(rows, cols).select(torch.arange(rows * cols).repeat(frames))
+    number = torch.arange(frames, device="cpu").repeat_interleave(rows * cols)
+    inside = torch.arange(rows * cols, device="cpu").repeat(frames)
+    grids = grid_geometry(rows, cols).select(inside)
     return replace(grids, tile=number, frame=number.clone())
 
 
@@ -176,7 +179,7 @@ def top_indices(scores: Tensor, count: int) -> Tensor:
     return order[:count].sort().values
 
 
-def spread_indices(n: int, count: int, device: torch.device | None = None) -> Tensor:
+def spread_indices(n: int, count: int, device: torch.device | str = "cpu") -> Tensor:
     """Return ``count`` of ``range(n)``, evenly spaced and ascending (``[count]`` int64)."""
     if count >= n:
         return torch.arange(n, device=device)

@@ -28,6 +28,7 @@ ORDER = (
         "weights",
         "processors",
         "devices",
+        "numerics",
         "errors",
     ),
 )

@@ -11,11 +11,11 @@ from mutants import RED, pairs_of
 from reference import measure
 from reference_models import make_batch, make_config, tiny
 
-from prunetune.runtime import choose, frame, images, masks
+from prunetune.runtime import choose, frame, images
 from prunetune.runtime.apply import Handle
-from prunetune.runtime.cache import CacheState, CacheView, extend_prefix
+from prunetune.runtime.cache import CacheState, CacheView
 from prunetune.runtime.frame import Frame
-from prunetune.runtime.segment import Segment
+from prunetune.runtime.segment import Held, Segment
 from prunetune.runtime.vision import VisionCapture
 from prunetune.tokens import left_pad
 
@@ -79,11 +79,11 @@ def wrap(patch, owner, name, change):
 def renumbered_positions(patch):
     """Survivors are numbered from 0, as if nothing had been dropped."""
 
-    def embeddings(self, index, hidden, kwargs):
+    def rotary(self, index, hidden, own):
         full = (len(hidden), -1, -1)
-        return tuple(e.expand(full)[:, : hidden.shape[1]] for e in kwargs["position_embeddings"])
+        return tuple(e.expand(full)[:, : hidden.shape[1]] for e in own.rotary)
 
-    patch.setattr(Frame, "_embeddings", embeddings)
+    patch.setattr(Frame, "_rotary", rotary)
 
 
 def unsorted_keep_index(patch):
@@ -109,21 +109,20 @@ def a_layer_late(patch):
 
 
 def unmasked_ragged_pads(patch):
-    for module in (frame, masks):
-        patch.setattr(module, "extend_prefix", lambda old, past, new: None)
+    """No row and no column of a mask is hidden because a shorter row has nothing there."""
+    patch.setattr(Segment, "real_keys", lambda self: None)
+    wrap(patch, Segment, "tokens", lambda of: lambda *a: of(*a).clamp_min(0))
 
 
 def pads_forgotten_when_decoding(patch):
-    patch.setattr(CacheState, "rows", lambda self, stage, batch: None)
+    patch.setattr(CacheState, "rows", lambda self, stage, batch: Held())
 
 
 def mask_columns_shifted(patch):
-    def shifted(*args):
-        valid = extend_prefix(*args)
-        return valid if valid is None else valid.roll(1, 1)
+    def shifted(original):
+        return lambda *a: original(*a).roll(1, 1)
 
-    for module in (frame, masks):
-        patch.setattr(module, "extend_prefix", shifted)
+    wrap(patch, Segment, "keys", shifted)
 
 
 def decode_mask_of_layer_0(patch):
@@ -132,11 +131,11 @@ def decode_mask_of_layer_0(patch):
 
 
 def wrong_rows_gathered(patch):
-    wrap(patch, frame, "places", lambda places: lambda *a: places(*a).roll(1, 0))
+    wrap(patch, frame, "places", lambda places: lambda *a, **k: places(*a, **k).roll(1, 0))
 
 
 def neighbours_gathered(patch):
-    wrap(patch, frame, "places", lambda places: lambda *a: places(*a).roll(1, 1))
+    wrap(patch, frame, "places", lambda places: lambda *a, **k: places(*a, **k).roll(1, 1))
 
 
 def stale_cache_validity(patch):
@@ -157,6 +156,8 @@ def validity_of_another_stage(patch):
 
 def logical_length_forgotten(patch):
     patch.setattr(frame, "count_dropped", lambda *args, **options: None)
+    # Else it would be seen: masks as long as the cache, positions that count it.
+    patch.setattr(frame, "check_position", lambda *args, **options: None)
     # Else it would be taken for a cropped cache, and refused.
     patch.setattr(CacheState, "floor", property(lambda self: 0, lambda self, value: None))
 
@@ -188,7 +189,7 @@ def _reversed(rows):
 
 
 def output_scattered_one_off(patch):
-    wrap(patch, Segment, "scatter", lambda of: lambda *a: of(*a).roll(1, 1))
+    wrap(patch, frame, "of_last_survivors", lambda of: lambda *a: of(*a).roll(1, 1))
 
 
 def chosen_anew_without_a_cache(patch):
@@ -196,7 +197,7 @@ def chosen_anew_without_a_cache(patch):
 
 
 def blend_lost(patch):
-    wrap(patch, frame, "choose", lambda choosing: lambda *a: choosing(*a)[:0])
+    wrap(patch, frame, "choose", lambda choosing: lambda *a, **k: choosing(*a, **k)[:0])
 
 
 def a_hook_left_behind(patch):
@@ -230,7 +231,7 @@ MUTANTS = {
     a_layer_late: (greedy, late),
     unmasked_ragged_pads: (greedy, late, packed),
     pads_forgotten_when_decoding: (greedy, late, turns),
-    mask_columns_shifted: (greedy, late, identity),
+    mask_columns_shifted: (greedy, late),
     decode_mask_of_layer_0: (greedy, late),
     wrong_rows_gathered: (greedy, late),
     neighbours_gathered: (greedy, late),

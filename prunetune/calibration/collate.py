@@ -14,7 +14,7 @@ _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 
 
 def encode(processor: Any, samples: Sequence[Sample]) -> Any:
-    """Return a ``BatchFeature`` of the samples' prompts, left-padded, as PyTorch tensors.
+    """Return a ``BatchFeature`` of the samples' prompts, left-padded, as tensors on the CPU.
 
     The prompt is the processor's chat template over pictures, then question, with the generation
     prompt appended; without a template, ``USER: <image>`` + question + ``ASSISTANT:``.
@@ -22,6 +22,8 @@ def encode(processor: Any, samples: Sequence[Sample]) -> Any:
     Raises:
         DataError: There are no samples, or one has no picture.
     """
+    import torch
+
     if not samples:
         raise DataError("encode received 0 samples; allowed: 1 or more")
     marker = str(getattr(processor, "image_token", "<image>"))
@@ -36,18 +38,20 @@ def encode(processor: Any, samples: Sequence[Sample]) -> Any:
             _FALLBACK.format(images=f"{marker}\n" * len(images), question=question)
             for images, question in zip(pictures, questions, strict=True)
         ]
-        encoded = processor(images=pictures, text=texts, return_tensors="pt", **padding)
+        with torch.device("cpu"):
+            encoded = processor(images=pictures, text=texts, return_tensors="pt", **padding)
         # PaliGemma's adds what training would need.
         encoded.pop("labels", None)
         return encoded
-    return processor.apply_chat_template(
-        [_turn(images, text) for images, text in zip(pictures, questions, strict=True)],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        processor_kwargs=padding,
-    )
+    with torch.device("cpu"):
+        return processor.apply_chat_template(
+            [_turn(images, text) for images, text in zip(pictures, questions, strict=True)],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs=padding,
+        )
 
 
 def _turn(images: list[Any], question: str) -> list[dict[str, Any]]:

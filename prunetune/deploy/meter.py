@@ -19,6 +19,7 @@ from prunetune.calibration import (
 from prunetune.config import PruningConfig
 from prunetune.devices import device_of
 from prunetune.errors import DataError
+from prunetune.numerics import exactly
 from prunetune.runtime.apply import Handle, family_of
 from prunetune.runtime.trace import ForwardTrace
 
@@ -109,7 +110,7 @@ class Meter:
         tally = Tally()
         for first in range(0, len(split), self.batch_size):
             batch = split.samples[first : first + self.batch_size]
-            with torch.no_grad():
+            with exactly():
                 self._measure(batch, tally)
             advance(len(batch))
         return tally
@@ -122,13 +123,7 @@ class Meter:
         with Handle(self.family, self.config) as handle:
             pruned = _generate(self.loaded.model, inputs, new)
             trace = next(t for t in handle.trace if len(t.lengths) == len(batch))
-        cosine = torch.nn.functional.cosine_similarity(
-            pruned.state.double(), full.state.double(), dim=-1
-        )
-        before, after = full.logits.log_softmax(-1), pruned.logits.log_softmax(-1)
-        tally.gap += (1 - cosine).clamp_min(0).tolist()
-        tally.kl += (before.exp() * (before - after)).sum(-1).clamp_min(0).tolist()
-        tally.agrees += before.argmax(-1).eq(after.argmax(-1)).tolist()
+        _compare(pruned, full, tally)
         tally.correct += _right(pruned.new, answers, self.eos)
         tally.unpruned += _right(full.new, answers, self.eos)
         self._count(trace, inputs["attention_mask"].sum(1).tolist(), pruned, tally)
@@ -190,6 +185,17 @@ def _generate(model: Any, inputs: Any, new: int) -> _Run:
             hook.remove()
     cached = [int(layer.keys.shape[-2]) for layer in output.past_key_values.layers]
     return _Run(states[0], logits[0], output.sequences[:, inputs["input_ids"].shape[1] :], cached)
+
+
+@exactly()
+def _compare(pruned: _Run, full: _Run, tally: Tally) -> None:
+    cosine = torch.nn.functional.cosine_similarity(
+        pruned.state.double(), full.state.double(), dim=-1
+    )
+    before, after = full.logits.log_softmax(-1), pruned.logits.log_softmax(-1)
+    tally.gap += (1 - cosine).clamp_min(0).tolist()
+    tally.kl += (before.exp() * (before - after)).sum(-1).clamp_min(0).tolist()
+    tally.agrees += before.argmax(-1).eq(after.argmax(-1)).tolist()
 
 
 def _right(new: Tensor, answers: Sequence[list[int] | None], eos: frozenset[int]) -> list[bool]:

@@ -61,10 +61,10 @@ def tokens_of(shape: Shape, size: tuple[int, int] | None) -> tuple[int, int, tup
     torch.nn.Module.__init__(packer)
     packer.config = shape.config()
     packed, _ = packer.pack_image_features(
-        [torch.zeros(views, grid * grid, 1)],
-        torch.tensor([size]),
+        [torch.zeros(views, grid * grid, 1, dtype=torch.float32, device="cpu")],
+        torch.tensor([size], device="cpu"),
         vision_feature_select_strategy="full",
-        image_newline=torch.zeros(1),
+        image_newline=torch.zeros(1, dtype=torch.float32, device="cpu"),
     )
     return views, len(packed[0]), size
 
@@ -82,13 +82,15 @@ def random_request(
     """Return a request for a model of random weights: every row has other pictures and words."""
     views, count, size = tokens_of(shape, size)
     side = int(shape.vision["image_size"])
-    random = torch.Generator().manual_seed(0)
+    random = torch.Generator(device="cpu").manual_seed(0)
     placeholder = int(shape.config().image_token_id)
-    ids = torch.randint(3, placeholder, (batch, prompt_tokens), generator=random)
-    pictures = torch.full((batch, images * count), placeholder)
+    ids = torch.randint(3, placeholder, (batch, prompt_tokens), generator=random, device="cpu")
+    pictures = torch.full((batch, images * count), placeholder, device="cpu")
     # A word or two come first, as in every chat template.
     head = min(4, prompt_tokens // 2)
-    pixels = torch.randn(batch * images, views, 3, side, side, generator=random).to(device, dtype)
+    extent = (batch * images, views, 3, side, side)
+    pixels = torch.randn(extent, generator=random, dtype=torch.float32, device="cpu")
+    pixels = pixels.to(device, dtype)
     inputs = {"input_ids": torch.cat([ids[:, :head], pictures, ids[:, head:]], 1).to(device)}
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     if shape.pinpoints:
@@ -131,7 +133,7 @@ def processed_request(
         # Repeat a word of the question: the first text token after the last image.
         after = int(marks.nonzero()[-1]) + 1
         word = after + int((~marks[after:]).nonzero()[0]) if after < len(marks) else 0
-        times = torch.ones(ids.shape[1], dtype=torch.long)
+        times = torch.ones(ids.shape[1], dtype=torch.long, device=ids.device)
         times[word] += prompt_tokens - text
         inputs = {
             name: value.repeat_interleave(times, dim=1)
@@ -155,6 +157,6 @@ def processed_request(
 def _noise(size: tuple[int, int], seed: int) -> Any:
     from PIL import Image
 
-    random = torch.Generator().manual_seed(seed)
-    pixels = torch.randint(0, 256, (*size, 3), generator=random, dtype=torch.uint8)
+    random = torch.Generator(device="cpu").manual_seed(seed)
+    pixels = torch.randint(0, 256, (*size, 3), generator=random, dtype=torch.uint8, device="cpu")
     return Image.frombytes("RGB", (size[1], size[0]), pixels.numpy().tobytes())

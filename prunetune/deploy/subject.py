@@ -130,7 +130,7 @@ def random_subject(
     hf_config = shape.config()
     parameters = count_parameters(hf_config)
     tokens = asked.images * count + prompt + asked.new_tokens
-    size = torch.empty(0, dtype=number).element_size()
+    size = torch.empty(0, dtype=number, device="cpu").element_size()
     parts = needed(
         hf_config, parameters, size=size, batch=asked.batch, tokens=tokens, eager=attn == "eager"
     )

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from prunetune.errors import UnsupportedModelError
 from prunetune.families.base_configs import CLIP_PIXELS, SIGLIP_PIXELS, multimodal_rotary
+from prunetune.numerics import fitting
 from prunetune.tokens import ImageGeometry, Mosaic
 
 Survivors = Callable[[], tuple[Tensor, Tensor] | None]
@@ -240,7 +241,7 @@ class Family:
         """
         module = tapped.module
         scale = float(getattr(module, "scale", None) or int(module.head_dim) ** -0.5)
-        for states in torch.split(tapped.states, self.views(call)):
+        for states in torch.split(fitting(tapped.states, module.q_proj), self.views(call)):
             asking = states[:, :1] if first_only else states
             # Where InternVL's tower normalises them, it does so over all heads.
             norms = (getattr(module, "q_norm", None), getattr(module, "k_norm", None))

@@ -36,7 +36,7 @@ class AnyResolution(Family):
         base: Any = self.base
         packed, _ = base.pack_image_features(
             [coordinates],
-            torch.tensor([size]),
+            torch.tensor([size], device="cpu"),
             vision_feature_select_strategy="full",
             image_newline=marker(coordinates),
         )
@@ -73,7 +73,7 @@ class AnyResolution(Family):
         across = self._tiles_across(size) if views > 1 else 1
         patches = _coordinates(views, rows, cols, across)
         # Interpolating leaves noise in the last digits, on which side of a half must not depend.
-        packed = self.pack(patches, size, call).round(decimals=6)
+        packed = self._packed(patches, size, call).round(decimals=6)
         separator = packed[:, 0] < 0
         tiled, down, right = packed[_token_before(separator)].unbind(1)
         nearest_down, nearest_right = down.round().long(), right.round().long()
@@ -86,14 +86,19 @@ class AnyResolution(Family):
             tile_cols=torch.full_like(mosaic, cols),
             y=((down + 0.5) / rows).float(),
             x=((right + 0.5) / cols).float(),
-            height=torch.full((len(mosaic),), 1.0 / rows),
-            width=torch.full((len(mosaic),), 1.0 / cols),
+            height=torch.full((len(mosaic),), 1.0 / rows, dtype=torch.float32, device="cpu"),
+            width=torch.full((len(mosaic),), 1.0 / cols, dtype=torch.float32, device="cpu"),
             separator=separator,
         )
         if views > 1:
-            whole = self.pack(patches, size, None)
+            whole = self._packed(patches, size, None)
             _place(geometry, tiled > 0, (down, right), whole[whole[:, 0] > 0])
         return geometry
+
+    def _packed(self, patches: Tensor, size: tuple[int, int], call: VisionCall | None) -> Tensor:
+        # What transformers makes on the way must not land on the process's default device.
+        with torch.device("cpu"):
+            return self.pack(patches, size, call)
 
     def _tiles_across(self, size: tuple[int, int]) -> int:
         from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
@@ -157,7 +162,9 @@ def pooling_matrix(rows: int, cols: int, mode: str, out: tuple[int, int]) -> Ten
         mode: ``bilinear``, or ``average`` over blocks without overlap.
         out: Rows and columns of the pooled grid.
     """
-    one_hot = torch.eye(rows * cols).view(rows * cols, 1, rows, cols)
+    one_hot = torch.eye(rows * cols, dtype=torch.float32, device="cpu").view(
+        rows * cols, 1, rows, cols
+    )
     if mode == "bilinear":
         pooled = nn.functional.interpolate(one_hot, size=out, mode="bilinear")
     else:
@@ -168,8 +175,10 @@ def pooling_matrix(rows: int, cols: int, mode: str, out: tuple[int, int]) -> Ten
 @cache
 def _coordinates(views: int, rows: int, cols: int, across: int) -> Tensor:
     """Return (0 thumbnail or 1 tile, row, column in the mosaic), ``[views, patches, 3]``."""
-    row, col = torch.meshgrid(torch.arange(rows), torch.arange(cols), indexing="ij")
-    view = torch.arange(views)[:, None]
+    row, col = torch.meshgrid(
+        torch.arange(rows, device="cpu"), torch.arange(cols, device="cpu"), indexing="ij"
+    )
+    view = torch.arange(views, device="cpu")[:, None]
     mosaic = (view - 1).clamp_min(0)
     # float64 holds every coordinate exactly; -1, the marker, can't collide with one.
     return torch.stack(
@@ -184,12 +193,12 @@ def _coordinates(views: int, rows: int, cols: int, across: int) -> Tensor:
 
 def marker(like: Tensor) -> Tensor:
     """Return a newline that ``pack_image_features`` puts among coordinates."""
-    return torch.full((like.shape[-1],), -1.0, dtype=like.dtype)
+    return torch.full((like.shape[-1],), -1.0, dtype=like.dtype, device=like.device)
 
 
 def _token_before(separator: Tensor) -> Tensor:
     """Return for each token its own position, for a separator that of the patch before it."""
-    position = torch.arange(len(separator))
+    position = torch.arange(len(separator), device=separator.device)
     last = torch.where(separator, torch.full_like(position, -1), position).cummax(0).values
     return last.clamp_min(int((~separator).nonzero()[0]))
 

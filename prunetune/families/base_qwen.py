@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from prunetune.families.base import Family, TappedAttention, VisionCall
 from prunetune.families.base_configs import CLIP_PIXELS
+from prunetune.numerics import fitting
 from prunetune.tokens import ImageGeometry, frames_geometry
 
 
@@ -95,7 +96,9 @@ class QwenVL(Family):
         cos, sin = (torch.split(part, sizes) for part in tapped.arguments["position_embeddings"])
         parts = zip(grids, torch.split(tapped.states, sizes), cos, sin, strict=True)
         for grid, states, c, s in parts:
-            fused = module.qkv(states).reshape(len(states), 3, module.num_heads, -1)
+            fused = module.qkv(fitting(states, module.qkv)).reshape(
+                len(states), 3, module.num_heads, -1
+            )
             query, key, _ = fused.unbind(1)
             query, key = (self._in_order(part, grid) for part in rotate(query, key, c, s))
             shape = (grid[0], grid[1] * grid[2], *query.shape[1:])

@@ -77,5 +77,7 @@ class FixedViews(Family):
 
 def merged_order(rows: int, cols: int, merge: int) -> Tensor:
     """Return the raster positions of a grid's patches, block by block, ``[rows * cols]`` int64."""
-    blocks = torch.arange(rows * cols).view(rows // merge, merge, cols // merge, merge)
+    blocks = torch.arange(rows * cols, device="cpu").view(
+        rows // merge, merge, cols // merge, merge
+    )
     return blocks.transpose(1, 2).flatten()

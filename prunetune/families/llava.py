@@ -33,9 +33,7 @@ class Llava(Family):
         if length == len(grid):
             return grid
         if length == len(grid) + 1:
-            padded = grid.select(
-                torch.cat([torch.zeros(1, dtype=torch.long), torch.arange(len(grid))])
-            )
+            padded = grid.select(torch.arange(-1, len(grid), device="cpu").clamp_min(0))
             padded.separator[0] = True
             return padded
         raise refuse(

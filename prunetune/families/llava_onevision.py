@@ -35,7 +35,7 @@ class LlavaOnevision(AnyResolution):
         base: Any = self.base
         packed, _ = base.pack_image_features(
             [coordinates],
-            torch.tensor([size]),
+            torch.tensor([size], device="cpu"),
             image_newline=marker(coordinates),
             vision_aspect_ratio=limit,
         )
@@ -64,8 +64,9 @@ class LlavaOnevision(AnyResolution):
         """All frames' tokens and one newline."""
         result = []
         for frames in super().video_geometries(call):
-            source = torch.arange(len(frames) + 1).clamp_max(len(frames) - 1)
-            result.append(with_separators(frames, source, torch.arange(len(source)) == len(frames)))
+            number = torch.arange(len(frames) + 1, device="cpu")
+            source = number.clamp_max(len(frames) - 1)
+            result.append(with_separators(frames, source, number == len(frames)))
         return result
 
     def video_grid(self) -> tuple[int, int]:

@@ -29,11 +29,13 @@ class Qwen25VL(QwenVL):
         from transformers.vision_utils import get_vision_window_index
 
         vision = self.config.vision_config
-        index, _ = get_vision_window_index(
-            torch.tensor([grid]),
-            spatial_merge_size=vision.spatial_merge_size,
-            window_size=vision.window_size,
-            patch_size=vision.patch_size,
-        )
+        # It makes the index on the process's default device.
+        with torch.device("cpu"):
+            index, _ = get_vision_window_index(
+                torch.tensor([grid], device="cpu"),
+                spatial_merge_size=vision.spatial_merge_size,
+                window_size=vision.window_size,
+                patch_size=vision.patch_size,
+            )
         blocks = patches.reshape(-1, self.patches_per_token, *patches.shape[1:])
         return blocks[torch.argsort(index).to(patches.device)].flatten(0, 1)

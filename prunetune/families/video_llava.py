@@ -37,7 +37,7 @@ class VideoLlava(Family):
             if call.modality == "image":
                 patches = grid_geometry(rows, cols)
             if length != len(patches):
-                number = torch.arange(frames * (rows * cols + 1))
+                number = torch.arange(frames * (rows * cols + 1), device="cpu")
                 frame, inside = number // (rows * cols + 1), number % (rows * cols + 1)
                 source = frame * rows * cols + (inside - 1).clamp_min(0)
                 patches = with_separators(patches, source, inside == 0)

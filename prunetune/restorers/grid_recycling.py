@@ -6,6 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from prunetune.numerics import exactly
 from prunetune.registry import Tunable
 from prunetune.restorers.base import Restorer
 from prunetune.tokens import ImageGeometry, top_indices
@@ -53,6 +54,7 @@ class GridRecycling(Restorer):
         heads = order[:m][_first_seen(cell[:m].flip(0)).flip(0)]
         return torch.cat([heads, order[m:]]).sort().values
 
+    @exactly()
     def blend(
         self, states: Tensor, scores: Tensor, keep: Tensor, geometry: ImageGeometry, mass: Tensor
     ) -> Tensor | None:

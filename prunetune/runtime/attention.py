@@ -5,11 +5,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from prunetune.numerics import exactly
+
 LIMIT = 1 << 24
 """Elements of the weights that exist at once: 64 MiB of float32."""
 
 
-@torch.no_grad()
+@exactly()
 def attention_row(query: Tensor, key: Tensor, *, cls: bool, group: int = 1) -> Tensor:
     """Return one attention value a visual token, head mean, softmax over the view's own patches.
 
@@ -35,7 +37,7 @@ def attention_row(query: Tensor, key: Tensor, *, cls: bool, group: int = 1) -> T
     return torch.stack(rows)
 
 
-@torch.no_grad()
+@exactly()
 def attention_map(query: Tensor, key: Tensor, *, cls: bool, group: int = 1) -> Tensor:
     """Return the head-mean attention of every visual token to every token of its view.
 

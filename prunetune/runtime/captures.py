@@ -158,6 +158,6 @@ def placeholder_mask(family: Family, bound: dict[str, Any], modality: str) -> Te
         mask: Tensor = ids.eq(placeholder)
         return mask
     embeds: Tensor = bound["inputs_embeds"]
-    token = torch.tensor(placeholder, device=embeds.device)
+    token = torch.tensor(placeholder, dtype=torch.long, device=embeds.device)
     same: Tensor = embeds.eq(family.text_model.get_input_embeddings()(token)).all(-1)
     return same

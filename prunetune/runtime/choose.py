@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from prunetune.config import Stage
+from prunetune.numerics import exactly
 from prunetune.runtime.images import ImageTokens
 from prunetune.runtime.plan import Plan
 from prunetune.runtime.taps import LayerTap
@@ -36,7 +37,7 @@ class Decisions:
             self.made[key] = alive
 
 
-@torch.no_grad()
+@exactly()
 def choose(
     plan: Plan,
     number: int,
@@ -171,7 +172,7 @@ def _context(
     )
 
 
-@torch.no_grad()
+@exactly()
 def _mass(plan: Plan, stage: Stage, scores: Tensor, ctx: ScoreContext) -> Tensor:
     scorers = plan.scorers_of(stage)
     if len(scorers) == 1 and scorers[0].weight > 0:

@@ -87,7 +87,9 @@ def stage_trace(
 ) -> StageTrace:
     """Return what a stage at ``layer`` did, from the state it left the images in."""
     kept = [
-        torch.cat([i.slots[i.alive] for i in row]) if row else torch.empty(0, dtype=torch.long)
+        torch.cat([i.slots[i.alive] for i in row])
+        if row
+        else torch.zeros(0, dtype=torch.long, device="cpu")
         for row in rows
     ]
     return StageTrace(layer, before, after, kept, [[i.stage_scores for i in row] for row in rows])

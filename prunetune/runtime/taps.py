@@ -10,6 +10,7 @@ from torch import Tensor
 
 from prunetune.devices import brought, execution_device
 from prunetune.errors import UnsupportedModelError
+from prunetune.numerics import exactly, fitting
 from prunetune.runtime.cache import physical_length
 
 
@@ -92,11 +93,11 @@ def _readable(layer: Any) -> bool:
     )
 
 
-@torch.no_grad()
+@exactly()
 def last_query_row(
     layer: Any,
     states: Tensor,
-    position_embeddings: tuple[Tensor, Tensor],
+    position_embeddings: tuple[Tensor, ...],
     valid: Tensor,
     past: tuple[Tensor, Tensor | None] | None = None,
     at: Tensor | None = None,
@@ -123,12 +124,12 @@ def last_query_row(
     last = length - 1 - valid.flip(1).int().argmax(1) if at is None else at
     valid = valid & (torch.arange(length, device=states.device) <= last[:, None])
     rows = torch.arange(batch, device=states.device)
-    normed = layer.input_layernorm(states)
+    normed = fitting(layer.input_layernorm(states), attention.q_proj)
     query = attention.q_proj(normed[rows, last]).view(batch, 1, -1, head_dim)
     key = attention.k_proj(normed).view(batch, length, -1, head_dim)
     if hasattr(attention, "q_norm"):
         query, key = attention.q_norm(query), attention.k_norm(key)
-    cos, sin = (part.expand(batch, -1, -1) for part in position_embeddings)
+    cos, sin = (part.expand(batch, -1, -1).to(key.dtype) for part in position_embeddings)
     rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb
     key = key.transpose(1, 2)
     _, key = rotate(key, key, cos, sin)

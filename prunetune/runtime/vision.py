@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from prunetune.devices import brought
 from prunetune.families import Family, VisionCall
 from prunetune.families.base import TappedAttention, refuse
+from prunetune.numerics import exactly
 from prunetune.runtime.attention import attention_map, attention_row
 from prunetune.runtime.compiled import never_compiled
 from prunetune.tokens import ImageGeometry
@@ -127,6 +128,7 @@ class VisionTap:
             self._local.encoding = inner
 
     @never_compiled
+    @exactly()
     def capture(
         self, arguments: Mapping[str, Any], features: Any, modality: str = "image"
     ) -> VisionCapture:
@@ -188,7 +190,7 @@ def _pooled(received: Tensor, pool: Tensor | None) -> Tensor:
     return received @ pool.to(received).T * (pool.shape[1] / pool.shape[0])
 
 
-@torch.no_grad()
+@exactly()
 def patch_entropy(
     pixels: Tensor, rows: int, cols: int, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Tensor:
@@ -209,16 +211,17 @@ def patch_entropy(
     """
     device = pixels.device
     shape = (1, -1, 1, 1)
-    raw = pixels.float() * torch.tensor(std, device=device).view(shape)
-    raw = raw + torch.tensor(mean, device=device).view(shape)
+    raw = pixels.float() * torch.tensor(std, dtype=torch.float32, device=device).view(shape)
+    raw = raw + torch.tensor(mean, dtype=torch.float32, device=device).view(shape)
     grey = (raw.clamp(0, 1).mean(1) * 255).round().long()
     views, height, width = grey.shape
     ph, pw = height // rows, width // cols
     grey = grey[:, : ph * rows, : pw * cols].reshape(views, rows, ph, cols, pw)
     grey = grey.transpose(2, 3).reshape(views, rows * cols, ph * pw)
-    counts = torch.zeros(views, rows * cols, 256, device=device)
-    counts.scatter_add_(2, grey, torch.ones(grey.shape, device=device))
-    share = counts / (ph * pw)
+    # Whole numbers: adding up floats in any order is refused by deterministic mode on CUDA.
+    patch = torch.arange(views * rows * cols, device=device).view(views, -1, 1)
+    counts = torch.bincount((patch * 256 + grey).flatten(), minlength=256 * patch.numel())
+    share = counts.view(views, -1, 256).float() / (ph * pw)
     return -(share * share.clamp_min(1e-12).log2()).sum(-1)
 
 

@@ -7,6 +7,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from prunetune.numerics import exactly
 from prunetune.registry import Tunable
 from prunetune.tokens import ImageGeometry
 
@@ -120,6 +121,7 @@ class Scorer(BaseModel):
         """Tell whether a stage at ``layer`` can give this scorer its inputs."""
         return layer > 0 or not (self.needs & LAYER_NEEDS)
 
+    @exactly()
     def importance(self, ctx: ScoreContext) -> Tensor:
         """Return the standardised score, ``[visual]`` float32, mean 0 and variance 1 (or all 0)."""
         score = self.score(ctx).float()
@@ -151,11 +153,11 @@ def crop_quantile(score: Tensor, tile: Tensor) -> Tensor:
 
     Keeping the highest quantiles keeps the same share of every crop.
     """
-    out = torch.empty_like(score)
+    out = torch.zeros_like(score)
     for t in torch.unique(tile).tolist():
         member = (tile == t).nonzero().flatten()
         order = torch.argsort(score[member], descending=True, stable=True)
-        rank = torch.empty_like(order)
+        rank = torch.zeros_like(order)
         rank[order] = torch.arange(len(member), device=score.device)
         out[member] = 1.0 - (rank.float() + 0.5) / len(member)
     return out

@@ -1,12 +1,12 @@
 """Attention received from the tokens that matter, and patch entropy (VFlowOpt)."""
 
-from contextlib import nullcontext
 from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from prunetune.numerics import exactly
 from prunetune.registry import Tunable
 from prunetune.scorers.base import Need, ScoreContext, Scorer
 
@@ -46,7 +46,7 @@ class ContextEntropy(Scorer):
         float, Field(ge=-10.0, le=10.0), Tunable(-1.0, 1.0, shown="weight of the patch entropy")
     ] = 0.0
 
-    @torch.no_grad()
+    @exactly()
     def score(self, ctx: ScoreContext) -> Tensor:
         """Return the importance, ``[visual]`` float32."""
         attention = ctx.given("vision_map").float()
@@ -54,15 +54,8 @@ class ContextEntropy(Scorer):
         received = attention.mean(1)
         query = received > self.threshold / received.shape[1]
         query = query | ~query.any(1, keepdim=True)
-        share = query / query.sum(1, keepdim=True)
-        with _full_precision(attention.device):
-            context = torch.bmm(share[:, None], attention)[:, 0]
+        share = query.float() / query.sum(1, keepdim=True)
+        context = torch.bmm(share[:, None], attention)[:, 0]
         importance = context + self.alpha * entropy.softmax(1)
         place = ctx.geometry
         return importance.to(ctx.device)[place.tile, place.inside]
-
-
-def _full_precision(device: torch.device) -> "torch.autocast | nullcontext[None]":
-    if torch.is_autocast_enabled(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return nullcontext()

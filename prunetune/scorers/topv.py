@@ -1,7 +1,6 @@
 """TopV's optimal transport between the states around one decoder layer."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -9,6 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from prunetune.numerics import exactly
 from prunetune.registry import Tunable
 from prunetune.scorers.base import Need, ScoreContext, Scorer
 
@@ -69,19 +69,18 @@ class TopV(Scorer):
     solver: Literal["semi_relaxed", "end_on_v", "literal"] = "semi_relaxed"
     iterations: int = Field(default=3, ge=1, le=1000)
 
-    @torch.no_grad()
+    @exactly()
     def score(self, ctx: ScoreContext) -> Tensor:
         """Return the importance, ``[visual]`` float32, mean 1 in every tile."""
         source, target = ctx.given("source_states"), ctx.given("target_states")
         tile = ctx.geometry.tile
-        out = torch.empty(len(ctx), dtype=torch.float32, device=ctx.device)
-        with _full_precision(ctx.device):
-            for index, valid in self._groups(tile, source.shape[-1]):
-                mass = self._solve(_problem(ctx, source, target, index, valid))
-                if valid is None:
-                    out[index.flatten()] = mass.flatten()
-                else:
-                    out[index[valid]] = mass[valid]
+        out = torch.zeros(len(ctx), dtype=torch.float32, device=ctx.device)
+        for index, valid in self._groups(tile, source.shape[-1]):
+            mass = self._solve(_problem(ctx, source, target, index, valid))
+            if valid is None:
+                out[index.flatten()] = mass.flatten()
+            else:
+                out[index[valid]] = mass[valid]
         return out
 
     def _groups(self, tile: Tensor, width: int) -> list[tuple[Tensor, Tensor | None]]:
@@ -243,9 +242,3 @@ def _slices(like: Tensor, per_position: int) -> list[slice]:
     """Split the positions of ``like`` (``[T, m]``) so that a slice holds at most the limit."""
     step = max(1, _LIMIT // (like.shape[0] * per_position))
     return [slice(start, start + step) for start in range(0, like.shape[1], step)]
-
-
-def _full_precision(device: torch.device) -> "torch.autocast | nullcontext[None]":
-    if torch.is_autocast_enabled(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return nullcontext()

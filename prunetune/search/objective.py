@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from prunetune.budget import ModelFacts
 from prunetune.calibration import CalibrationSet, Sample, end_ids, exact_answer
 from prunetune.calibration.collate import batches_by_length
 from prunetune.config import PruningConfig
 from prunetune.devices import device_of
 from prunetune.errors import DataError
+from prunetune.numerics import exactly
 from prunetune.runtime.apply import Handle, check_fits, family_of
 from prunetune.runtime.suffix import run_suffix, run_whole
 from prunetune.search.facts import model_facts
@@ -173,7 +172,7 @@ class Evaluator:
 
     def _record(self, index: int) -> Reference:
         sample = self.samples[index]
-        with torch.no_grad():
+        with exactly():
             prompts = self._prompts([sample], answers=True)
             if not bool((prompts.input_ids == self.family.image_token_id).any()):
                 raise DataError(
@@ -205,7 +204,7 @@ class Evaluator:
             # Before the config is applied: what is no longer kept is computed on the bare model.
             references = {index: self._reference(index) for index in window}
             found: dict[int, SampleResult] = {}
-            with torch.no_grad(), Handle(self.family, config) as handle:
+            with exactly(), Handle(self.family, config) as handle:
                 for part in self._parts(config, window):
                     some = [references[index] for index in part]
                     found.update(zip(part, self._measure(handle, part, some, answers)))

@@ -126,7 +126,7 @@ def collate(
         for name in ("target", "row"):
             parts = [getattr(t, name) for t in taps]
             setattr(tap, name, None if parts[0] is None else together(parts))
-    lengths = torch.tensor(ends)
+    lengths = torch.tensor(ends, device="cpu")
     prefix = Prefix(
         layer=layer,
         hidden=together([r.states[layer] for r in references]),
@@ -138,10 +138,10 @@ def collate(
             for kind in references[0].embeddings
         },
         position_ids=together([r.position_ids for r in references]),
-        valid=(torch.arange(width) >= width - lengths[:, None]).to(device),
+        valid=(torch.arange(width, device="cpu") >= width - lengths[:, None]).to(device),
         image_mask=together([r.image_mask for r in references]),
         capture=VisionCapture([i.to(device) for r in references for i in r.images], joined=True),
-        query=torch.tensor([width - e + r.query for r, e in zip(references, ends)]).to(device),
+        query=torch.tensor([width - e + r.query for r, e in zip(references, ends)], device=device),
         tap=tap,
         injected=[torch.cat(parts).to(device) for parts in zip(*(r.injected for r in references))],
         blocks=_blocks(references, ends, width, device),

@@ -70,9 +70,9 @@ def prepare(
     kinds = {name: inputs.pop(name) for name in TOKEN_KINDS if name in inputs}
     expected = [answer_ids(processor, sample) if answers else None for sample in samples]
     rows = [row[m] for row, m in zip(ids, mask, strict=True)]
-    full = [torch.cat([r, torch.tensor(a or [], dtype=r.dtype)]) for r, a in zip(rows, expected)]
+    full = [torch.cat([r, r.new_tensor(a or [])]) for r, a in zip(rows, expected)]
     padded, valid = left_pad(full)
-    behind = torch.tensor([len(a or []) for a in expected])
+    behind = torch.tensor([len(a or []) for a in expected], device=padded.device)
     for name, kind in kinds.items():
         parts = [
             F.pad(row[m], (0, len(a or [])), value=answer_kind)
@@ -113,7 +113,9 @@ class Reference:
     image_mask: Tensor
     images: list[ImageCapture]
     tail: Tensor
-    log_probs: Tensor = field(default_factory=lambda: torch.empty(0))
+    log_probs: Tensor = field(
+        default_factory=lambda: torch.zeros(0, dtype=torch.float32, device="cpu")
+    )
     correct: bool | None = None
     injected: list[Tensor] = field(default_factory=list)
     blocks: Tensor | None = None

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from prunetune.calibration import exact_answer
+from prunetune.numerics import exactly
 from prunetune.search.reference import Reference
 
 
@@ -28,6 +29,7 @@ class SampleResult:
     correct: bool | None
 
 
+@exactly()
 def compare(
     tail: Tensor,
     logits: Tensor,
