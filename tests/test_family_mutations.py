@@ -1,5 +1,7 @@
 """The checks of bidirectional blocks, kinds of layers and joined views can fail: planted bugs."""
 
+from dataclasses import replace
+
 import pytest
 import test_families
 import test_family_views
@@ -18,9 +20,7 @@ from prunetune.families.base import Family
 from prunetune.families.base_idefics import IdeficsLike
 from prunetune.families.gemma3 import Gemma3
 from prunetune.families.internvl import InternVL
-from prunetune.families.paligemma import PaliGemma
-from prunetune.runtime import cache, frame, taps, views
-from prunetune.runtime.handle import Handle
+from prunetune.runtime import cache, masks, taps, views
 from prunetune.tokens import Mosaic
 
 # -- checks: each raises when something is wrong -------------------------------------------------
@@ -127,42 +127,35 @@ def wrap(patch, owner, name, change):
     patch.setattr(owner, name, change(getattr(owner, name)))
 
 
-def causal_images(patch):
-    patch.setattr(Gemma3, "blocks", Family.blocks)
+def blocks_made_causal(patch):
+    """What attends in both directions is carried over as if it attended backwards only."""
 
+    def causal(original):
+        def carried(mask, segment, seen, width):
+            part = original(mask, segment, seen, width)
+            later = segment.keys(seen, width)[:, None] > segment.tokens(seen)[..., None]
+            least = False if part.dtype == torch.bool else torch.finfo(part.dtype).min
+            return part.masked_fill(later[:, None], least)
 
-def causal_prompt(patch):
-    patch.setattr(PaliGemma, "blocks", Family.blocks)
+        return carried
+
+    wrap(patch, masks, "carried_over", causal)
 
 
 def blocks_of_other_slots(patch):
-    """Survivors are told the blocks of the slots that stand where they stand now."""
+    """Survivors see what the slots see that stand where they stand now."""
 
-    def mask(original):
-        def made(config, hidden, segment, *rest):
-            *rest, blocks = rest
-            if blocks is not None and segment.index is not None:
-                moved = torch.full_like(blocks, -1)
-                moved.scatter_(1, segment.index, blocks[:, : segment.index.shape[1]])
-                blocks = moved
-            return original(config, hidden, segment, *rest, blocks)
+    def moved(original):
+        def carried(mask, segment, seen, width):
+            if segment.index is None:
+                return original(mask, segment, seen, width)
+            here = torch.arange(segment.index.shape[1], device=segment.index.device)
+            other = replace(segment, index=here.expand_as(segment.index))
+            return original(mask, other, seen, width)
 
-        return made
+        return carried
 
-    wrap(patch, frame, "segment_mask", mask)
-
-
-def blocks_from_the_start(patch):
-    """A later turn's token types are read from the conversation's start."""
-
-    def blocks(original):
-        def read(self, arguments):
-            kinds = arguments["token_type_ids"]
-            return original(self, arguments | {"token_type_ids": kinds.roll(5, 1)})
-
-        return read
-
-    wrap(patch, Gemma3, "blocks", blocks)
+    wrap(patch, masks, "carried_over", moved)
 
 
 def one_kind_of_layer(patch):
@@ -171,13 +164,6 @@ def one_kind_of_layer(patch):
 
 def rotary_of_layer_0(patch):
     wrap(patch, Gemma3, "rotary", lambda of: lambda self, layer, *a: of(self, 2, *a))
-
-
-def mask_of_full_attention(patch):
-    patch.setattr(
-        Handle, "_mask_of_layer_0",
-        lambda self, mask: mask["full_attention"] if isinstance(mask, dict) else mask,
-    )  # fmt: skip
 
 
 def sliding_length_forgotten(patch):
@@ -268,13 +254,10 @@ def padding_taken_for_views(patch):
 
 
 MUTANTS = {
-    causal_images: (gemma3, gemma3_late),
-    causal_prompt: (paligemma, paligemma2),
+    blocks_made_causal: (gemma3, gemma3_late, gemma3_images, paligemma, paligemma2),
     blocks_of_other_slots: (gemma3, gemma3_late),
-    blocks_from_the_start: (gemma3, gemma3_images),
     one_kind_of_layer: (gemma3, gemma3_turns),
     rotary_of_layer_0: (gemma3_packed,),
-    mask_of_full_attention: (gemma3_turns,),
     sliding_length_forgotten: (gemma3_turns,),
     norm_before_the_residual: (gemma3_taps, paligemma2_taps),
     softcap: (paligemma2_taps,),

@@ -40,6 +40,10 @@ def turns():
     test_runtime_turns.test_text_after_images("llava", "0+1+3", "original", "dynamic")
 
 
+def later_images():
+    test_runtime_turns.test_a_new_image_in_a_later_turn("llava", "0+1+3", "original", "dynamic")
+
+
 def counts():
     test_runtime.test_trace_counts("llava_next", "0+1+3", "keep")
 
@@ -65,7 +69,19 @@ def removal():
     test_runtime_removal.test_leaves_the_model_as_found("llava", "with")
 
 
-CHECKS = (greedy, packed, late, turns, counts, rows, no_cache, blending, identity, removal)
+CHECKS = (
+    greedy,
+    packed,
+    late,
+    turns,
+    later_images,
+    counts,
+    rows,
+    no_cache,
+    blending,
+    identity,
+    removal,
+)
 
 
 # -- mutants: each plants one bug ----------------------------------------------------------------
@@ -111,7 +127,15 @@ def a_layer_late(patch):
 def unmasked_ragged_pads(patch):
     """No row and no column of a mask is hidden because a shorter row has nothing there."""
     patch.setattr(Segment, "real_keys", lambda self: None)
-    wrap(patch, Segment, "tokens", lambda of: lambda *a: of(*a).clamp_min(0))
+
+    def seen(original):
+        def tokens(self, past):
+            found = original(self, past)
+            return torch.where(found < 0, found.amax(1, keepdim=True), found)
+
+        return tokens
+
+    wrap(patch, Segment, "tokens", seen)
 
 
 def pads_forgotten_when_decoding(patch):
@@ -138,8 +162,8 @@ def neighbours_gathered(patch):
     wrap(patch, frame, "places", lambda places: lambda *a, **k: places(*a, **k).roll(1, 1))
 
 
-def stale_cache_validity(patch):
-    """A second turn over a pruned cache leaves the first turn's validity in place."""
+def stale_cache_slots(patch):
+    """A second turn over a pruned cache leaves what is known of the first turn in place."""
 
     def finish(original):
         return lambda self: None if self.state is not None else original(self)
@@ -147,7 +171,7 @@ def stale_cache_validity(patch):
     wrap(patch, Frame, "finish", finish)
 
 
-def validity_of_another_stage(patch):
+def slots_of_another_stage(patch):
     def rows(original):
         return lambda self, stage, batch: original(self, 0, batch)
 
@@ -235,14 +259,14 @@ MUTANTS = {
     decode_mask_of_layer_0: (greedy, late),
     wrong_rows_gathered: (greedy, late),
     neighbours_gathered: (greedy, late),
-    stale_cache_validity: (turns,),
-    validity_of_another_stage: (greedy, late),
+    stale_cache_slots: (later_images,),
+    slots_of_another_stage: (greedy, late),
     logical_length_forgotten: (turns,),
     shift_forgotten: (packed,),
     one_token_too_many: (counts, greedy),
     rounded_down: (counts,),
     images_of_other_rows: (rows,),
-    output_scattered_one_off: (greedy, identity),
+    output_scattered_one_off: (greedy, late),
     chosen_anew_without_a_cache: (no_cache,),
     blend_lost: (blending,),
     a_hook_left_behind: (removal,),

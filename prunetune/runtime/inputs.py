@@ -70,10 +70,11 @@ class Inputs:
         if self._find_images(forward, bound, wanted):
             dropped = {"input_ids", "kwargs"}
             return forward, ((), {k: v for k, v in bound.items() if k not in dropped})
-        if forward.past and self._plan.stages[0].layer == 0 and "token_type_ids" in kwargs:
-            # Before transformers 5.18 the model looks for them by the place in the sequence, which
-            # lies behind the end of a cache that holds less. Text behind a prompt has no blocks.
-            return forward, (args, kwargs | {"token_type_ids": None})
+        kinds, past = kwargs.get("token_type_ids"), forward.past
+        if past and kinds is not None and ids is not None and kinds.shape == ids.shape:
+            # Before transformers 5.18 they are cut to the new tokens, and read from the start on.
+            whole = torch.nn.functional.pad(kinds, (past, 0))
+            return forward, (args, kwargs | {"token_type_ids": whole})
         return forward, None
 
     def _find_images(self, forward: Forward, bound: dict[str, Any], wanted: int) -> bool:
