@@ -58,6 +58,8 @@ def verify(
     at_least("--batch-size", batch_size, 1)
     at_least("--samples", samples, 1)
     at_least("--self-test", self_test, 0)
+    if self_test > 32:
+        raise ConfigError(f"--self-test: received {self_test}, allowed 0 to 32")
     name = model_named(config, pruning.model, model, loading)
     from prunetune.cli._environment import set_threads
     from prunetune.deploy import load_splits

@@ -1,6 +1,6 @@
 """Runs of one or more prompts for the self-test: with and without cache, pruned or not."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +21,11 @@ from prunetune.runtime.trace import ForwardTrace
 
 STEPS = 3
 """One-token steps over the cache."""
+
+
+def worst(one: Tensor, two: Tensor) -> float:
+    """Return the largest absolute difference; not a number where either holds one."""
+    return float(torch.where(one == two, 0.0, one - two).abs().amax())
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ class Kept:
             if not torch.equal(one, two):
                 # Up to here both kept the same, so that these are scores of the same patches.
                 scale = ours.abs().amax().clamp_min(1e-3)
-                return float((ours - theirs).abs().amax() / scale)
+                return worst(ours, theirs) / float(scale)
         return None
 
 
@@ -82,7 +87,7 @@ class Runner:
         special: Ids that are not to be fed as answers.
     """
 
-    def __init__(self, family: Family, config: PruningConfig, special: list[int]) -> None:
+    def __init__(self, family: Family, config: PruningConfig, special: Sequence[int]) -> None:
         self.family, self.config = family, config
         self.model: Any = family.model
         self.suppressed = sorted({*special, *family.placeholders.values(), *end_ids(family.model)})
@@ -125,11 +130,10 @@ class Runner:
 
         def run() -> Run:
             output = self.model(**inputs, use_cache=True, logits_to_keep=1)
-            logits, mask = [output.logits], inputs["attention_mask"]
+            logits = [output.logits]
             for step in torch.split(tokens, 1, dim=1):
-                mask = torch.cat([mask, torch.ones_like(step, dtype=mask.dtype)], 1)
                 given = cache_argument(self.model, cache_of(output))
-                output = self.model(input_ids=step, attention_mask=mask, use_cache=True, **given)
+                output = self.model(input_ids=step, use_cache=True, **given)
                 logits.append(output.logits)
             return Run(torch.cat(logits, 1).float(), tokens)
 

@@ -6,7 +6,7 @@ in which dropped tokens are hidden. How far the *unpruned* model differs from it
 two is the yardstick: so much is rounding.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from prunetune.calibration import CalibrationSet, Sample, encode
 from prunetune.config import PruningConfig
 from prunetune.deploy.masked import why_not
-from prunetune.deploy.runs import Run, Runner
+from prunetune.deploy.runs import Run, Runner, worst
 from prunetune.devices import device_of
 from prunetune.runtime.apply import family_of
 
@@ -24,6 +24,8 @@ MOST = 32
 """Samples at most: they go through the model in one batch."""
 EXACT, SCORES_EXACT, SCORES_HALF = 1e-3, 1e-2, 0.25
 """Tolerances of logits in single precision, and of scores in single and in half precision."""
+HALF = 1e-5
+"""Number formats with a larger epsilon are half precision."""
 NOISE = 4.0
 """Tolerance in units of what the unpruned model differs from itself."""
 TOO_NOISY = 1 / 16
@@ -74,7 +76,6 @@ class SelfTest:
     passed: bool
 
 
-@torch.no_grad()
 def self_test(
     config: PruningConfig,
     loaded: Any,
@@ -96,13 +97,46 @@ def self_test(
         UnsupportedModelError: The model runs unpruned, but not pruned.
     """
     chosen = _unlike(loaded.processor, split.samples[: min(samples, MOST)])
-    tester = _Tester(config, loaded)
-    for done, sample in enumerate(chosen, start=1):
-        tester.alone([sample])
+    return compared(
+        config,
+        loaded.model,
+        [encode(loaded.processor, [sample]) for sample in chosen],
+        encode(loaded.processor, chosen),
+        special=getattr(loaded.processor.tokenizer, "all_special_ids", ()),
+        progress=progress,
+    )
+
+
+@torch.no_grad()
+def compared(
+    config: PruningConfig,
+    model: Any,
+    prompts: Sequence[Mapping[str, Any]],
+    batch: Mapping[str, Any],
+    *,
+    special: Sequence[int] = (),
+    progress: Callable[[int], None] | None = None,
+) -> SelfTest:
+    """Compare as ``self_test`` does, on model inputs.
+
+    Args:
+        config: The config.
+        model: The Hugging Face model.
+        prompts: Inputs of each prompt alone, without padding.
+        batch: Inputs of all of them, padded on the left.
+        special: Ids that are not to be fed as answers.
+        progress: Called with the number of prompts done so far.
+
+    Raises:
+        UnsupportedModelError: The model runs unpruned, but not pruned.
+    """
+    tester = _Tester(config, model, special)
+    for done, inputs in enumerate(prompts, start=1):
+        tester.alone(inputs)
         if progress is not None:
             progress(done)
-    tester.together(chosen)
-    return tester.found(len(chosen))
+    tester.together(batch)
+    return tester.found()
 
 
 def _unlike(processor: Any, samples: Sequence[Sample]) -> list[Sample]:
@@ -117,13 +151,12 @@ def _unlike(processor: Any, samples: Sequence[Sample]) -> list[Sample]:
 class _Tester:
     """Collects differences; each list has one entry a comparison."""
 
-    def __init__(self, config: PruningConfig, loaded: Any) -> None:
-        self.processor, self.device = loaded.processor, device_of(loaded.model)
-        family = family_of(loaded.model)
-        special = list(getattr(loaded.processor.tokenizer, "all_special_ids", ()))
+    def __init__(self, config: PruningConfig, model: Any, special: Sequence[int]) -> None:
+        family = family_of(model)
         self.runner = Runner(family, config, special)
         self.reason = why_not(family)
-        self.dtype = next(loaded.model.parameters()).dtype
+        self.device = device_of(family.model)
+        self.eps = torch.finfo(next(model.parameters()).dtype).eps
         self.inputs: list[Any] = []
         self.plain: list[Run] = []
         self.pruned: list[Run] = []
@@ -132,9 +165,9 @@ class _Tester:
         }
         self.unknown: set[str] = set()
 
-    def alone(self, sample: list[Sample]) -> None:
+    def alone(self, inputs: Mapping[str, Any]) -> None:
         """Run one prompt in all ways."""
-        inputs, runner = encode(self.processor, sample).to(self.device), self.runner
+        inputs, runner = self._here(inputs), self.runner
         plain = runner.generated(inputs, pruned=False)
         tokens = plain.tokens
         at = len(self.plain)
@@ -150,15 +183,21 @@ class _Tester:
         self.pruned.append(runner.generated(inputs, tokens, pruned=True))
         self._compare("cache", self.pruned[at], whole, at)
 
-    def together(self, samples: list[Sample]) -> None:
+    def together(self, inputs: Mapping[str, Any]) -> None:
         """Run all prompts in one batch."""
-        inputs = encode(self.processor, samples).to(self.device)
+        inputs = self._here(inputs)
         tokens = torch.cat([run.tokens for run in self.plain])
         plain = self.runner.generated(inputs, tokens, pruned=False)
         batch = self.runner.generated(inputs, tokens, pruned=True)
         for at, alone in enumerate(self.plain):
             self._note("own batch", plain.row(at), alone, at)
             self._compare("batch", batch.row(at), self.pruned[at], at)
+
+    def _here(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            name: value.to(self.device) if isinstance(value, Tensor) else value
+            for name, value in inputs.items()
+        }
 
     def _compare(self, name: str, one: Run, two: Run, at: int) -> None:
         """Compare two pruned runs of prompt ``at``; if they keep other tokens, under ``one``'s."""
@@ -176,7 +215,7 @@ class _Tester:
         centred = logits - logits.mean(-1, keepdim=True)
         self.apart[name].append(worst(one.logits, two.logits) / float(centred.abs().amax()))
 
-    def found(self, samples: int) -> SelfTest:
+    def found(self) -> SelfTest:
         """Return the figures."""
         own = {name: _most(self.apart[f"own {name}"]) for name in ("cache", "batch")}
         cache, batch = (
@@ -190,7 +229,7 @@ class _Tester:
         masked = self._figure("masked", max(own.values()), self.reason)
         kept = self._kept()
         return SelfTest(
-            samples=samples,
+            samples=len(self.plain),
             cache=cache,
             batch=batch,
             masked=masked,
@@ -200,8 +239,7 @@ class _Tester:
         )
 
     def _figure(self, name: str, own: float, reason: str) -> Figure:
-        eps = torch.finfo(self.dtype).eps
-        floor = EXACT if eps < 1e-5 else 2 * eps
+        floor = EXACT if self.eps < HALF else 2 * self.eps
         tolerance, found = max(floor, NOISE * own), self.apart[name]
         difference = _most(found) if found else None
         if not own <= TOO_NOISY:
@@ -212,15 +250,9 @@ class _Tester:
         )
 
     def _kept(self) -> Figure:
-        half = torch.finfo(self.dtype).eps > 1e-5
-        tolerance = SCORES_HALF if half else SCORES_EXACT
+        tolerance = SCORES_EXACT if self.eps < HALF else SCORES_HALF
         difference = _most([0.0, *self.apart["kept"]])
         return Figure(difference, None, tolerance, difference <= tolerance)
-
-
-def worst(one: Tensor, two: Tensor) -> float:
-    """Return the largest absolute difference; not a number where either holds one."""
-    return float(torch.where(one == two, 0.0, one - two).abs().amax())
 
 
 def _most(values: list[float]) -> float:
