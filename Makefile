@@ -18,6 +18,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 OLDEST_BIN := .venv-oldest/bin
+UPPER_BIN := .venv-upper/bin
+NEWEST_BIN := .venv-newest/bin
 # Errors show, progress and notes do not; modules compile when they are first imported. Where the
 # caller forbids Python to keep that, every process would compile torch anew, for 6 s.
 unexport PYTHONDONTWRITEBYTECODE
@@ -25,13 +27,14 @@ PIP := -m pip --disable-pip-version-check install -qq --no-compile
 PINS := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 # Each process runs its part in order, so that what a file's tests share is made once; idle ones steal.
 PYTEST := -m pytest -n $(WORKERS) --dist worksteal
-# What every family has to hold, at both ends of the supported range of transformers.
-CONTRACT := $(wildcard tests/test_runtime*.py tests/test_famil*.py) tests/test_tower_attention.py tests/test_several_devices.py
-VERSION := 'import transformers; print(transformers.__version__)'
+# What every family has to hold: on the oldest supported transformers, on the locked one (test runs
+# it with all others), and on the newest of the declared range.
+CONTRACT := $(wildcard tests/test_runtime*.py tests/test_famil*.py) tests/test_tower_attention.py tests/test_several_devices.py tests/test_selftest.py
+VERSION := -c 'from importlib.metadata import version; print(version("transformers"))'
 DEMO := demo/tiny-keep$(KEEP)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-oldest support lint format schema screenshots wheel lock clean
+.PHONY: help demo test test-oldest test-upper test-newest support lint format schema screenshots wheel lock clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -60,17 +63,32 @@ test: $(DEV_STAMP)  ## Run all tests on two processes
 test-oldest: .venv-oldest/.installed  ## Run the contract tests on the oldest supported transformers
 	@OMP_NUM_THREADS=1 $(OLDEST_BIN)/python $(PYTEST) $(CONTRACT)
 
-support: $(DEV_STAMP) .venv-oldest/.installed  ## Write the support matrix from the contract tests' results
-	@mkdir -p build
-	-@OMP_NUM_THREADS=1 $(OLDEST_BIN)/python $(PYTEST) --junitxml=build/oldest.xml $(CONTRACT)
-	-@OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) --junitxml=build/newest.xml $(CONTRACT)
-	@$(BIN)/python tools/support_matrix.py $$($(OLDEST_BIN)/python -c $(VERSION))=build/oldest.xml \
-	  $$($(BIN)/python -c $(VERSION))=build/newest.xml
+test-upper: $(DEV_STAMP)  ## Run the contract tests on the newest transformers of the declared range
+	@$(BIN)/python tools/overlay.py .venv-upper within
+	@found=$$($(UPPER_BIN)/python $(VERSION)); \
+	if [ "$$found" = "$$($(BIN)/python $(VERSION))" ]; then \
+	  echo "transformers $$found is the newest of the declared range, and the locked one: make test runs on it"; \
+	else \
+	  echo "transformers $$found"; OMP_NUM_THREADS=1 $(UPPER_BIN)/python $(PYTEST) $(CONTRACT); \
+	fi
 
-.venv-oldest/.installed: pyproject.toml Makefile
-	@$(PYTHON) tools/make_venv.py .venv-oldest
-	@$(OLDEST_BIN)/python $(PIP) $(TORCH)
-	@$(OLDEST_BIN)/python $(PIP) '$(OLDEST)' -e '.[search,devices]' pytest pytest-xdist pytest-timeout hypothesis
+test-newest: $(DEV_STAMP)  ## Run them on the newest transformers of all, and say whether to raise the bound
+	@$(BIN)/python tools/overlay.py .venv-newest beyond
+	@OMP_NUM_THREADS=1 $(NEWEST_BIN)/python tools/beyond.py $(wordlist 3,9,$(PYTEST)) $(CONTRACT)
+
+support: $(DEV_STAMP) .venv-oldest/.installed  ## Write the support matrix from the contract tests' results
+	@$(BIN)/python tools/overlay.py .venv-upper within
+	@mkdir -p build
+	@rm -f build/results-*.xml
+	-@for bin in $(OLDEST_BIN) $(BIN) $(UPPER_BIN); do \
+	  results=build/results-$$($$bin/python $(VERSION)).xml; \
+	  [ -e $$results ] || OMP_NUM_THREADS=1 $$bin/python $(PYTEST) --junitxml=$$results $(CONTRACT); \
+	done
+	@$(BIN)/python tools/support_matrix.py \
+	  $$(for file in build/results-*.xml; do v=$${file#build/results-}; echo "$${v%.xml}=$$file"; done)
+
+.venv-oldest/.installed: $(DEV_STAMP) tools/overlay.py Makefile
+	@$(BIN)/python tools/overlay.py .venv-oldest '$(OLDEST)'
 	@touch $@
 
 lint: $(DEV_STAMP)  ## Check style, format and types
@@ -97,4 +115,4 @@ lock:  ## Write tools/constraints.txt from .venv
 	@mv tools/constraints.txt.new tools/constraints.txt
 
 clean:  ## Remove everything that make made
-	rm -rf .venv .venv-oldest demo dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-oldest .venv-upper .venv-newest demo dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -55,6 +55,21 @@ def test_a_failure_shows(results, beams, shown):
     assert "none" in rows["`gemma3`"]
 
 
+@pytest.mark.parametrize(
+    ("versions", "head"),
+    [
+        (("5.3.0",), "transformers 5.3.0 ("),
+        (("5.23.0", "5.9.0"), "transformers 5.9.0 and 5.23.0 ("),
+        (("5.23.0", "5.9.0", "5.24.0"), "transformers 5.9.0, 5.23.0 and 5.24.0 (`✓ a+b+c`"),
+    ],
+)
+def test_as_many_versions_as_differ(results, versions, head):
+    record = tool.recorded(dict.fromkeys(versions, results()))
+    lines = tool.table(record, ["llava"])
+    assert head in lines[0]
+    assert "+".join("2" * len(versions)) in lines[-1]
+
+
 def test_a_page_keeps_what_stands_around(tmp_path):
     page = tmp_path / "p.md"
     page.write_text(f"before\n{tool.BEGIN}\nold\n{tool.END}\nafter\n")

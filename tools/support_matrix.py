@@ -1,6 +1,6 @@
 """Write the support matrix from results of the contract tests; nothing in it is typed by hand.
 
-    python tools/support_matrix.py 5.17.0=build/oldest.xml 5.23.0=build/newest.xml
+    python tools/support_matrix.py 5.17.0=build/results-5.17.0.xml 5.23.0=...
     python tools/support_matrix.py            # render again what was recorded
 
 Reads pytest's JUnit XML, one file a version of transformers; `make support` makes them. Records the
@@ -17,6 +17,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
+
+from packaging.version import Version
 
 from prunetune.aliases import ALIASES, RECORD
 from prunetune.families import FAMILIES
@@ -82,7 +84,7 @@ def recorded(results: Mapping[str, Mapping[str, Counts]]) -> dict[str, Any]:
     """Return what is kept of the results by version and family."""
     names = sorted({name for by_family in results.values() for name in by_family})
     return {
-        "versions": sorted(results),
+        "versions": sorted(results, key=Version),
         "families": {
             name: {
                 version: {**total(by_family[name]), "parts": by_family[name]}
@@ -108,9 +110,12 @@ def cell(results: Mapping[str, Any], part: str, versions: Iterable[str]) -> str:
 def table(record: Mapping[str, Any], names: Iterable[str]) -> list[str]:
     """Return the Markdown lines of the matrix: a row a family, passed tests a version."""
     versions = record["versions"]
-    shown = " and ".join(versions)
+    shown = " and ".join([", ".join(versions[:-1]), versions[-1]] if versions[1:] else versions)
+    sums = "`✓ a+b`: a on the first, b on the second"
+    if len(versions) > 2:
+        sums = "`✓ a+b+c`: a on the first, b on the second, c on the third"
     lines = [
-        f"Passed contract tests on transformers {shown} (`✓ a+b`: a on the first, b on the second) "
+        f"Passed contract tests on transformers {shown} ({sums}) "
         "on random models of each family's real class; trained weights of these sizes were not "
         "run. `-`: the family has no such test, or no video.",
         "",

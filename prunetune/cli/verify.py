@@ -1,5 +1,6 @@
 """``verify``: re-measure a config through the deployment path."""
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -9,7 +10,7 @@ from prunetune.cli._loading import Loading, model_named
 from prunetune.cli._output import Output, number, percent, progress
 
 if TYPE_CHECKING:
-    from prunetune.deploy import SplitScores, Verification
+    from prunetune.deploy import Figure, SelfTest, SplitScores, Verification
 
 
 @verb(
@@ -34,6 +35,9 @@ def verify(
         float | None, typer.Option(metavar="X", help="Exit 1 if the gap measured is above X.")
     ] = None,
     batch_size: Annotated[int, typer.Option(metavar="N", help="Samples a batch.")] = 16,
+    self_test: Annotated[
+        int, typer.Option(metavar="N", help="Samples of the self-test, 32 at most; 0: none.")
+    ] = 4,
     skip_bad: SkipBad = False,
     threads: Threads = None,
     as_json: AsJson = False,
@@ -43,7 +47,8 @@ def verify(
     """Re-measure a config as a deployment runs it: gap, agreement, accuracy, token counts.
 
     The model is the config's own unless --model names another, e.g. a fine-tune. The gap that
-    --max-gap bounds is the mean over the calibration split.
+    --max-gap bounds is the mean over the calibration split. A self-test compares decoding with the
+    cache and without, a batch and each prompt alone, pruned and masked: exit 1 where they part.
     """
     from prunetune.config import PruningConfig
     from prunetune.errors import ConfigError
@@ -52,9 +57,13 @@ def verify(
     at_least("--max-gap", max_gap, 0)
     at_least("--batch-size", batch_size, 1)
     at_least("--samples", samples, 1)
+    at_least("--self-test", self_test, 0)
+    if self_test > 32:
+        raise ConfigError(f"--self-test: received {self_test}, allowed 0 to 32")
     name = model_named(config, pruning.model, model, loading)
     from prunetune.cli._environment import set_threads
     from prunetune.deploy import load_splits
+    from prunetune.deploy import self_test as compare
     from prunetune.deploy import verify as measure
     from prunetune.models import load_model
 
@@ -69,7 +78,15 @@ def verify(
         )
     loaded = load_model(name, **loading)
     total = len(splits.calibration) + len(splits.held_out or ())
+    count = min(self_test, len(splits.calibration))
     with progress() as show:
+        same = count and compare(
+            pruning,
+            loaded,
+            splits.calibration,
+            samples=count,
+            progress=lambda done: show("self-test", done, count),
+        )
         result = measure(
             pruning,
             loaded,
@@ -78,10 +95,12 @@ def verify(
             progress=lambda done: show("samples", done, total),
         )
     within = None if max_gap is None else result.calibration.gap <= max_gap
-    passed = result.counts_hold and within is not False
+    passed = result.counts_hold and within is not False and (not same or same.passed)
     skipped = splits.calibration.skipped + (splits.held_out.skipped if splits.held_out else 0)
     out = Output(as_json)
     _print(out, result, max_gap, within)
+    if same:
+        _print_self_test(out, same)
     out.finish(
         {
             "config": config,
@@ -98,6 +117,7 @@ def verify(
             "mean_retention": result.calibration.mean_retention,
             "promised_mean_retention": pruning.provenance.mean_retention,
             "counts_hold": result.counts_hold,
+            "self_test": asdict(same) if same else None,
             "calibration": vars(result.calibration),
             "held_out": result.held_out and vars(result.held_out),
             "layers": [vars(layer) for layer in result.layers],
@@ -132,6 +152,31 @@ def _print(out: Output, result: "Verification", max_gap: float | None, within: b
     if within is not None:
         sign = "at most" if within else "ABOVE"
         out.line(f"gap {result.calibration.gap:.6f} is {sign} --max-gap {max_gap:g}")
+
+
+def _print_self_test(out: Output, found: "SelfTest") -> None:
+    rows = [
+        _figure("decoding with the cache against without", found.cache),
+        _figure("a batch against each prompt alone", found.batch),
+        _figure("pruned against masked", found.masked),
+        _figure(f"scores where kept tokens differ: {found.parted} runs", found.kept),
+    ]
+    out.line()
+    out.table(
+        (f"self-test, {found.samples} prompts", ">apart", ">unpruned", ">tolerance", "outcome"),
+        rows,
+    )
+
+
+def _figure(name: str, figure: "Figure") -> tuple[str, ...]:
+    apart, unpruned = (
+        "-" if value is None else f"{value:.1e}" for value in (figure.difference, figure.unpruned)
+    )
+    outcome = "the same" if figure.passed else "DIFFER"
+    if figure.reason:
+        outcome = f"{'not compared' if figure.passed else 'DIFFER; in part not compared'}: "
+        outcome += figure.reason
+    return name, apart, unpruned, f"{figure.tolerance:.1e}", outcome
 
 
 def _row(name: str, scores: "SplitScores") -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from prunetune.calibration import (
     exact_answer,
 )
 from prunetune.config import PruningConfig
+from prunetune.deploy.caches import cache_of
 from prunetune.devices import device_of
 from prunetune.errors import DataError
 from prunetune.numerics import exactly
@@ -183,7 +184,7 @@ def _generate(model: Any, inputs: Any, new: int) -> _Run:
     finally:
         for hook in hooks:
             hook.remove()
-    cached = [int(layer.keys.shape[-2]) for layer in output.past_key_values.layers]
+    cached = [int(layer.keys.shape[-2]) for layer in cache_of(output).layers]
     return _Run(states[0], logits[0], output.sequences[:, inputs["input_ids"].shape[1] :], cached)
 
 

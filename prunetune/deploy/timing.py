@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from prunetune.config import PruningConfig
+from prunetune.deploy.caches import cache_of
 from prunetune.deploy.memory import Peak
 from prunetune.devices import device_of
 from prunetune.families import Family
@@ -106,7 +107,7 @@ class Stopwatch:
         def leave(module: Any, args: Any, output: Any) -> None:
             if not cache:
                 span[2] = self.now() - span[0] - (spent[0] - span[1])
-                cache.append(layers_of(output.past_key_values))
+                cache.append(layers_of(cache_of(output)))
 
         hooks = [model.register_forward_pre_hook(enter), model.register_forward_hook(leave)]
         base[method] = timed

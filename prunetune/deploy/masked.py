@@ -1,0 +1,92 @@
+"""The unpruned model over the full length, with dropped tokens hidden as keys.
+
+What a pruned run has to equal. Of the runtime it uses nothing: hooks of its own change the masks
+that the model made, so that families which attend in both directions need no word here.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prunetune.families import Family
+
+KERNELS = ("sdpa", "eager")
+"""Attention implementations that take a mask of every query and key."""
+
+
+def why_not(family: Family) -> str:
+    """Return why tokens cannot be hidden in this model; empty where they can."""
+    name = getattr(family.text_model.config, "_attn_implementation", None)
+    if name in KERNELS:
+        return ""
+    return f"attention implementation {name} takes no mask of every query and key"
+
+
+@contextmanager
+def hidden(
+    family: Family,
+    alive: Tensor,
+    *,
+    packed: bool,
+    rewrites: Mapping[int, tuple[Tensor, Tensor]],
+) -> Iterator[None]:
+    """Hide dropped tokens in forwards of one prompt without a cache.
+
+    Args:
+        family: View of the model, to which no config is applied.
+        alive: ``[layers, S]`` bool, the keys of every decoder layer.
+        packed: Whether positions are numbered over what is alive at layer 0.
+        rewrites: By layer (slots ``[k]`` int64, states ``[k, d]``): what a restorer made of the
+            states entering it.
+    """
+
+    def number(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        numbers = (alive[0].cumsum(0) - 1).clamp_min(0) + family.first_position
+        return args, kwargs | {"position_ids": numbers[None]}
+
+    def enter(layer: int, args: Any, kwargs: dict[str, Any]) -> Any:
+        states = args[0] if args else kwargs["hidden_states"]
+        if layer in rewrites:
+            slots, new = (part.to(states.device) for part in rewrites[layer])
+            states = states.clone()
+            states[0, slots] = new.to(states.dtype)
+        mask = _without(kwargs.get("attention_mask"), states, alive[layer].to(states.device))
+        if args:
+            return (states, *args[1:]), kwargs | {"attention_mask": mask}
+        return args, kwargs | {"hidden_states": states, "attention_mask": mask}
+
+    with ExitStack() as stack:
+        if packed:
+            hook = family.text_model.register_forward_pre_hook(number, with_kwargs=True)
+            stack.callback(hook.remove)
+        for k, layer in enumerate(family.layers):
+            hook = layer.register_forward_pre_hook(
+                lambda _, args, kwargs, k=k: enter(k, args, kwargs), with_kwargs=True
+            )
+            stack.callback(hook.remove)
+        yield
+
+
+def _without(mask: Tensor | None, states: Tensor, keys: Tensor) -> Tensor:
+    """Return the model's mask of a layer, without the keys that are not alive.
+
+    Args:
+        mask: None (causal) or ``[1, heads, S, S]``, bool or additive.
+        states: ``[1, S, d]``.
+        keys: ``[S]`` bool.
+
+    Returns:
+        ``[1, heads, S, S]``, additive.
+    """
+    length = states.shape[1]
+    square = torch.ones(length, length, dtype=torch.bool, device=states.device)
+    allowed = square.tril()[None, None] if mask is None else mask
+    if allowed.dtype != torch.bool:
+        allowed = allowed.eq(0)
+    # A dropped query sees itself: nobody looks at it, and a row that sees nothing is no number.
+    allowed = (allowed & keys) | torch.eye(length, dtype=torch.bool, device=states.device)
+    additive = torch.zeros(allowed.shape, dtype=states.dtype, device=states.device)
+    return additive.masked_fill(~allowed, torch.finfo(states.dtype).min)
