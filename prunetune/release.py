@@ -6,11 +6,11 @@ Nothing else in this package names any of it, so that a release that renames one
 import inspect
 import logging
 import re
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import transformers
 from torch import Tensor, nn
 from transformers.cache_utils import (
     Cache,
@@ -56,27 +56,33 @@ LAYER_NAMES = ("attention_mask", "position_ids", "position_embeddings")
 _warned: set[str] = set()
 
 
+def version() -> str:
+    """Return the version of the transformers that is loaded."""
+    # Not the module bound above: transformers replaces itself in ``sys.modules`` while it loads.
+    return str(sys.modules["transformers"].__version__)
+
+
 def tested_range() -> str:
     """Return the tested releases in words."""
     return f"{OLDEST[0]}.{OLDEST[1]} to {NEWEST[0]}.{NEWEST[1]}"
 
 
-def is_tested(version: str) -> bool:
+def is_tested(release: str) -> bool:
     """Tell whether a version of transformers lies in the tested range."""
-    numbers = re.match(r"(\d+)\.(\d+)", version)
+    numbers = re.match(r"(\d+)\.(\d+)", release)
     return numbers is not None and OLDEST <= (int(numbers[1]), int(numbers[2])) <= NEWEST
 
 
 def warn_of_version() -> None:
     """Say, once a process, that the installed transformers was not tested."""
-    version = transformers.__version__
-    if is_tested(version) or version in _warned:
+    loaded = version()
+    if is_tested(loaded) or loaded in _warned:
         return
-    _warned.add(version)
+    _warned.add(loaded)
     logger.warning(
         "transformers %s is outside the tested range, %s: what can be checked while a config is "
         "applied is checked; run `prunetune verify` on your config before you rely on it",
-        version,
+        loaded,
         tested_range(),
     )
 
@@ -88,7 +94,7 @@ def unsupported(what: str) -> UnsupportedModelError:
         what: What was found, as the second half of a sentence.
     """
     return UnsupportedModelError(
-        f"transformers {transformers.__version__} (tested: {tested_range()}) does not do what "
+        f"transformers {version()} (tested: {tested_range()}) does not do what "
         f"pruning builds on: {what}; nothing was answered; install a tested release"
     )
 

@@ -17,10 +17,10 @@ from prunetune.calibration import (
     exact_answer,
 )
 from prunetune.config import PruningConfig
-from prunetune.deploy.caches import cache_of
 from prunetune.devices import device_of
 from prunetune.errors import DataError
 from prunetune.numerics import exactly
+from prunetune.release import cache_of
 from prunetune.runtime.apply import Handle, family_of
 from prunetune.runtime.trace import ForwardTrace
 

@@ -11,10 +11,10 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from prunetune.calibration import end_ids
 from prunetune.config import PruningConfig
-from prunetune.deploy.caches import cache_argument, cache_of
 from prunetune.deploy.masked import hidden
 from prunetune.errors import PrunetuneError, UnsupportedModelError
 from prunetune.families import Family
+from prunetune.release import cache_argument, cache_of
 from prunetune.restorers import Restorer
 from prunetune.runtime.apply import Handle
 from prunetune.runtime.trace import ForwardTrace

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from prunetune.config import PruningConfig
-from prunetune.deploy.caches import cache_of
 from prunetune.deploy.memory import Peak
 from prunetune.devices import device_of
 from prunetune.families import Family
+from prunetune.release import cache_of
 from prunetune.runtime.apply import apply
 
 
