@@ -139,7 +139,19 @@ def unmasked_ragged_pads(patch):
 
 
 def pads_forgotten_when_decoding(patch):
-    patch.setattr(CacheState, "rows", lambda self, stage, batch: Held())
+    """What shorter rows have in place of tokens is taken for the last token."""
+
+    def rows(original):
+        def held(self, stage, batch):
+            right = original(self, stage, batch)
+            if right.slots is None:
+                return right
+            last = right.slots.amax(1, keepdim=True)
+            return Held(torch.where(right.slots < 0, last, right.slots), right.behind)
+
+        return held
+
+    wrap(patch, CacheState, "rows", rows)
 
 
 def mask_columns_shifted(patch):

@@ -16,7 +16,7 @@ from prunetune.deploy import masked, self_test, selftest
 from prunetune.deploy.selftest import MOST, compared
 from prunetune.errors import UnsupportedModelError
 from prunetune.models import load_model
-from prunetune.runtime import choose
+from prunetune.runtime import choose, frame
 
 FIGURES = ("cache", "batch", "masked", "kept")
 GRID = {"name": "grid_recycling", "size": 3.0}
@@ -154,11 +154,18 @@ def test_a_mask_off_by_one_is_seen(monkeypatch):
 
 def test_other_kept_tokens_are_compared_as_they_are(monkeypatch):
     """Equal scores fall either way by rounding; what is kept then is compared, not which."""
-    right, scale = choose._scores, [0.0]
+    right, scale, together = choose._scores, [0.0], [False]
+    choosing = frame.choose
 
-    def tied(frame, *args):
-        scores = right(frame, *args)
-        way = 1 if len(frame.rows) > 1 else -1
+    def noting(plan, number, images, *args, **options):
+        together[0] = len(images) > 1
+        return choosing(plan, number, images, *args, **options)
+
+    monkeypatch.setattr(frame, "choose", noting)
+
+    def tied(plan, stage, image, *args):
+        scores = right(plan, stage, image, *args)
+        way = 1 if together[0] else -1
         noise = torch.arange(len(scores)) / len(scores) * way
         return scores.round(decimals=0) + scale[0] * noise
 
@@ -181,7 +188,7 @@ def test_a_bug_that_breaks_the_run_is_a_refusal(monkeypatch, bug):
 
 
 def test_a_model_that_fails_pruned_is_refused_by_its_version(monkeypatch):
-    def failing_choice(*args):
+    def failing_choice(*args, **options):
         raise RuntimeError("sizes\nmust match")
 
     monkeypatch.setattr("prunetune.runtime.frame.choose", failing_choice)
