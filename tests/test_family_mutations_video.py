@@ -11,7 +11,7 @@ from mutants import RED, pairs_of
 from prunetune.families import base_anyres, video_llava
 from prunetune.families.llava_next_video import LlavaNextVideo
 from prunetune.families.llava_onevision import LlavaOnevision
-from prunetune.runtime import captures, frame, handle
+from prunetune.runtime import captures, handle, views
 from prunetune.tokens import frames_geometry
 
 
@@ -48,13 +48,13 @@ CHECKS = (mixture, beside, text, attention, image, video)
 
 def videos_before_images(patch):
     """Items stand in the order of their encoders, not of their slots."""
-    assign = frame.assign_images
+    assign = views.assign_images
 
     def assigned(mask, videos, found):
         rows = assign(mask, videos, found)
         return rows if videos is None else [row[::-1] for row in rows]
 
-    patch.setattr(frame, "assign_images", assigned)
+    patch.setattr(views, "assign_images", assigned)
 
 
 def a_capture_lost(patch):

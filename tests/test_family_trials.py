@@ -33,10 +33,10 @@ def prompts_of(batch):
 
 
 @torch.no_grad()
-def trial(name, first):
+def trial(name, first, rows=None):
     """Return how far a trial is from the pruned model, and a reference from the unpruned one."""
     model = tiny(name)
-    view, rows = family_of(model), family(name).rows
+    view, rows = family_of(model), rows or family(name).rows
     batches = [make_batch(model, [row], seed=k) for k, row in enumerate(rows)]
     recorder = Recorder(view, deepest=3)
     references = [unpack(*pack(recorder.record(prompts_of(batch)))) for batch in batches]
@@ -64,6 +64,14 @@ def trial(name, first):
 def test_a_trial_gives_what_the_pruned_model_gives(name, first):
     """From stored states on, through the disk's format, against a whole pruned forward."""
     assert trial(name, first) < TOLERANCE
+
+
+@pytest.mark.parametrize("first", [0, 2])
+@pytest.mark.parametrize("name", each("llava", "llava_next", "paligemma"))
+def test_a_trial_of_prompts_that_end_with_their_picture(name, first):
+    """The gap is taken where an answer would begin: at the last survivor."""
+    image = family(name).image
+    assert trial(name, first, ((4, image), (2, image, 3, image))) < TOLERANCE
 
 
 def blocks_forgotten(patch):

@@ -11,7 +11,7 @@ from mutants import RED, pairs_of
 from reference import measure
 from reference_models import make_batch, make_config, tiny
 
-from prunetune.runtime import choose, frame, images
+from prunetune.runtime import choose, frame, images, leave
 from prunetune.runtime.apply import Handle
 from prunetune.runtime.cache import CacheState, CacheView
 from prunetune.runtime.frame import Frame
@@ -191,7 +191,7 @@ def slots_of_another_stage(patch):
 
 
 def logical_length_forgotten(patch):
-    patch.setattr(frame, "count_dropped", lambda *args, **options: None)
+    patch.setattr(leave, "count_dropped", lambda *args, **options: None)
     # Else it would be seen: masks as long as the cache, positions that count it.
     patch.setattr(frame, "check_position", lambda *args, **options: None)
     # Else it would be taken for a cropped cache, and refused.

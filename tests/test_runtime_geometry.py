@@ -7,16 +7,16 @@ from PIL import Image
 from reference_models import PINPOINTS, THOROUGH, TILE, make_batch, make_config, tiny
 
 import prunetune
-from prunetune.runtime import frame
+from prunetune.runtime import views
 
 SIZES = [(20, 32), (20, 60), (30, 34), (33, 12), (32, 20), (16, 32), (90, 31), (13, 64), (200, 201)]
 
 
 def token_geometries(model, batch):
     """Return what the family says about every image of a batch, by row."""
-    seen, assign = [], frame.assign_images
+    seen, assign = [], views.assign_images
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-        patch.setattr(frame, "assign_images", lambda *a: seen.append(assign(*a)) or seen[-1])
+        patch.setattr(views, "assign_images", lambda *a: seen.append(assign(*a)) or seen[-1])
         with prunetune.apply(model, make_config(model, [(0, 1.0, ("random",))])):
             model(**batch.inputs)
     return [[image.capture.geometry for image in row] for row in seen[0]]

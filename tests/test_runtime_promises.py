@@ -17,7 +17,7 @@ import prunetune
 from prunetune import release
 from prunetune.errors import UnsupportedModelError
 from prunetune.release import cache_argument, cache_of
-from prunetune.runtime import frame, handle
+from prunetune.runtime import frame, handle, leave
 from prunetune.runtime.promises import Suspicion, check_position
 
 REFUSED = rf"\A[^\n]*transformers {transformers.__version__} \(tested: [^\n]*{{}}[^\n]*\Z"
@@ -94,7 +94,7 @@ def test_unchecked_it_would_answer_wrongly(schedule, alone, monkeypatch):
     right = stepped(model, batch, config)
     hide_from_layers(model, monkeypatch)
     monkeypatch.setattr(handle, "check_cache", lambda *given: None)
-    monkeypatch.setattr(frame, "check_lengths", lambda *given: None)
+    monkeypatch.setattr(leave, "check_lengths", lambda *given: None)
     assert worst(stepped(model, batch, config), right) > 0.1
 
 
@@ -151,15 +151,15 @@ def test_a_cache_of_the_wrong_length(schedule, alone, monkeypatch):
 
 def test_a_wrong_length_unchecked_would_pass(alone, monkeypatch):
     model, batch = alone
-    monkeypatch.setattr(frame, "check_lengths", lambda *given: None)
+    monkeypatch.setattr(leave, "check_lengths", lambda *given: None)
     output = with_broken_layer(model, batch, make_config(model, "2+4"), monkeypatch)
     assert cache_of(output).layers[3].keys.shape[2] != cache_of(output).layers[2].keys.shape[2]
 
 
 def counts_what_is_cached(patch):
     """Positions of decoding steps count what layer 0 holds."""
-    patch.setattr(frame, "count_dropped", lambda cache, layers, total: None)
-    patch.setattr(frame.CacheState, "floor", property(lambda s: 0, lambda s, value: None))
+    patch.setattr(leave, "count_dropped", lambda cache, layers, total: None)
+    patch.setattr(leave.CacheState, "floor", property(lambda s: 0, lambda s, value: None))
     # A release would read the length elsewhere; here the handle must still know the right one.
     original = handle.Inputs.read
 
@@ -205,7 +205,7 @@ def test_a_mask_as_long_as_what_is_cached(alone, monkeypatch):
     batch, config = make_batch(model), make_config(model, "0")
     answer(model, batch, config)
     monkeypatch.setattr(
-        "prunetune.runtime.cache._Counted.get_mask_sizes",
+        "prunetune.runtime.counted.Counted.get_mask_sizes",
         lambda self, length: self.physical_sizes(length),
     )
     with pytest.raises(UnsupportedModelError, match=REFUSED.format("keys of a sequence")):

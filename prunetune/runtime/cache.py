@@ -7,12 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from prunetune.errors import ConfigError, UnsupportedModelError
-from prunetune.release import (
-    DynamicLayer,
-    DynamicSlidingWindowLayer,
-    StaticLayer,
-    StaticSlidingWindowLayer,
-)
+from prunetune.release import StaticLayer
+from prunetune.runtime.counted import Counted, counted_layer
 from prunetune.runtime.segment import Held
 
 STATE = "_prunetune_state"
@@ -108,7 +104,7 @@ def state_of(cache: Any, digest: str, past: int) -> CacheState | None:
     if not past:
         delattr(cache, STATE)
         for entry in cache.layers:
-            if isinstance(entry, _Counted):
+            if isinstance(entry, Counted):
                 entry.dropped = 0
                 entry.state = None
         return None
@@ -145,7 +141,7 @@ def physical_length(cache: Any, layer: int) -> int:
     if cache is None or layer >= len(cache.layers):
         return 0
     entry = cache.layers[layer]
-    length = entry.physical_length() if isinstance(entry, _Counted) else entry.get_seq_length()
+    length = entry.physical_length() if isinstance(entry, Counted) else entry.get_seq_length()
     return int(length)
 
 
@@ -170,88 +166,9 @@ class CacheView:
         if layer_idx >= len(self._cache.layers):
             return query_length, 0
         entry = self._cache.layers[layer_idx]
-        sizes = entry.physical_sizes if isinstance(entry, _Counted) else entry.get_mask_sizes
+        sizes = entry.physical_sizes if isinstance(entry, Counted) else entry.get_mask_sizes
         given: tuple[int, int] = sizes(query_length)
         return given
-
-
-class _Counted:
-    """A cache layer that reports the sequence's length while it holds fewer slots.
-
-    A model asks the first layer of each kind how long the sequence is, for positions and for its
-    masks; after a stage that layer is shorter than the sequence. What is done to the rows of the
-    cache is done to its layers; the first one does it to the cache's state too.
-    """
-
-    dropped: int = 0
-    state: CacheState | None = None
-
-    def get_seq_length(self) -> Any:
-        length = super().get_seq_length()  # type: ignore[misc]
-        if isinstance(length, int) and length == 0:
-            return 0
-        return length + self.dropped
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Return (keys, offset) as if nothing had been dropped."""
-        keys, offset = self.physical_sizes(query_length)
-        return keys + self.dropped, offset
-
-    def physical_length(self) -> int:
-        return int(super().get_seq_length())  # type: ignore[misc]
-
-    def physical_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.physical_length() + query_length, 0
-
-    def reset(self) -> None:
-        super().reset()  # type: ignore[misc]
-        self.dropped = 0
-        self.state = None
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        self._move_rows(lambda rows: rows[beam_idx.to(rows.device)])
-        super().reorder_cache(beam_idx)  # type: ignore[misc]
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        self._move_rows(lambda rows: rows[indices.to(rows.device)])
-        super().batch_select_indices(indices)  # type: ignore[misc]
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        self._move_rows(lambda rows: rows.repeat_interleave(repeats, dim=0))
-        super().batch_repeat_interleave(repeats)  # type: ignore[misc]
-
-    def _move_rows(self, move: Callable[[Tensor], Tensor]) -> None:
-        if self.state is not None and self.physical_length():
-            self.state.move_rows(move, self.keys.shape[0])  # type: ignore[attr-defined]
-
-
-class CountedDynamicLayer(_Counted, DynamicLayer):  # type: ignore[misc]
-    """``DynamicLayer`` with a logical length."""
-
-
-class CountedSlidingLayer(_Counted, DynamicSlidingWindowLayer):  # type: ignore[misc]
-    """``DynamicSlidingWindowLayer`` with a logical length (the window never binds)."""
-
-    def physical_sizes(self, query_length: int) -> tuple[int, int]:
-        """Return (keys, offset) of what it holds."""
-        sizes: tuple[int, int] = DynamicSlidingWindowLayer.get_mask_sizes(self, query_length)
-        return sizes
-
-
-class _CountedStatic(_Counted):
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.physical_sizes(query_length)
-
-    def physical_sizes(self, query_length: int) -> tuple[int, int]:
-        return int(self.max_cache_len), 0  # type: ignore[attr-defined]
-
-
-class CountedStaticLayer(_CountedStatic, StaticLayer):  # type: ignore[misc]
-    """``StaticLayer`` with a logical length."""
-
-
-class CountedStaticSlidingLayer(_CountedStatic, StaticSlidingWindowLayer):  # type: ignore[misc]
-    """``StaticSlidingWindowLayer`` with a logical length (the window never binds)."""
 
 
 def count_dropped(cache: Any, layers: list[int], total: int) -> None:
@@ -266,7 +183,7 @@ def count_dropped(cache: Any, layers: list[int], total: int) -> None:
         dropped = total - physical_length(cache, layer)
         if not dropped:
             continue
-        entry = _counted_layer(cache, layer)
+        entry = counted_layer(cache, layer)
         if entry is not None:
             entry.dropped = dropped
         elif layer == 0:
@@ -280,31 +197,12 @@ def count_dropped(cache: Any, layers: list[int], total: int) -> None:
 def uncounted(cache: Any) -> int:
     """Return how many tokens layer 0 of a cache reports and does not hold."""
     entry = cache.layers[0]
-    return entry.dropped if isinstance(entry, _Counted) else 0
+    return entry.dropped if isinstance(entry, Counted) else 0
 
 
 def follow_rows(cache: Any, state: CacheState) -> None:
     """Make ``state`` follow what is done to the rows of a dynamic or static ``cache``."""
     if state.differs_by_row:
-        entry = _counted_layer(cache, 0)
+        entry = counted_layer(cache, 0)
         if entry is not None:
             entry.state = state
-
-
-def _counted_layer(cache: Any, layer: int) -> Any:
-    """Return a layer of ``cache``, made a ``_Counted`` one; None where its kind has none."""
-    entry = cache.layers[layer]
-    if not isinstance(entry, _Counted):
-        kinds = {
-            DynamicLayer: CountedDynamicLayer,
-            DynamicSlidingWindowLayer: CountedSlidingLayer,
-            StaticLayer: CountedStaticLayer,
-            StaticSlidingWindowLayer: CountedStaticSlidingLayer,
-        }
-        kind = kinds.get(type(entry))
-        if kind is None:
-            return None
-        counted = kind.__new__(kind)
-        counted.__dict__.update(entry.__dict__)
-        cache.layers[layer] = entry = counted
-    return entry

@@ -10,10 +10,7 @@ from prunetune.devices import brought
 from prunetune.release import LayerCall, Told
 from prunetune.runtime.asked import asked_row
 from prunetune.runtime.cache import (
-    STATE,
     CacheState,
-    count_dropped,
-    follow_rows,
     physical_length,
     state_of,
     uncounted,
@@ -21,14 +18,14 @@ from prunetune.runtime.cache import (
 from prunetune.runtime.choose import Decisions, choose
 from prunetune.runtime.compiled import never_compiled
 from prunetune.runtime.forward import Forward
-from prunetune.runtime.images import ImageTokens, assign_images, stage_trace
+from prunetune.runtime.images import ImageTokens, stage_trace
+from prunetune.runtime.leave import leave
 from prunetune.runtime.masks import check_window, segment_mask
 from prunetune.runtime.plan import Plan
 from prunetune.runtime.positions import packed_ids, prompt_end, rows_of
-from prunetune.runtime.promises import check_lengths, check_position, last_position
+from prunetune.runtime.promises import check_position
 from prunetune.runtime.segment import (
     NOWHERE,
-    Held,
     Move,
     Segment,
     of_last_survivors,
@@ -37,7 +34,7 @@ from prunetune.runtime.segment import (
 from prunetune.runtime.sight import Sight, look, new_slots, renumbered
 from prunetune.runtime.taps import LayerTap
 from prunetune.runtime.trace import ForwardTrace
-from prunetune.runtime.views import join_views
+from prunetune.runtime.views import find_images
 from prunetune.tokens import left_pad
 
 
@@ -103,10 +100,8 @@ class Frame:
         if not self.started:
             self._start(call)
         hidden, told = call.hidden, call.told
-        if (
-            self.stage + 1 < len(self.plan.stages)
-            and self.plan.stages[self.stage + 1].layer == index
-        ):
+        due = self.stage + 1
+        if due < len(self.plan.stages) and self.plan.stages[due].layer == index:
             hidden = self._begin_stage(index, hidden)
         if self.segment is not None:
             told = self._told(index, hidden, call.told)
@@ -188,7 +183,8 @@ class Frame:
     def _prune(self, index: int, hidden: Tensor) -> Tensor:
         assert self.alive is not None
         if not self.rows:
-            self._assign_images()
+            hidden_by_caller = ~self.valid if self.padded else None
+            self.rows, self.trace = find_images(self.plan.family, self.call, hidden_by_caller)
         stage = self.plan.stages[self.stage]
         place = places(self.segment, self.alive, self.sight)
         before = [sum(len(image.alive) for image in row) for row in self.rows]
@@ -222,23 +218,6 @@ class Frame:
         assert self.trace is not None
         self.trace.stages.append(stage_trace(stage.layer, before, after, self.rows))
         return move(hidden)
-
-    def _assign_images(self) -> None:
-        mask = self.call.image_mask
-        assert mask is not None
-        slots = [row.nonzero().flatten() for row in mask]
-        if self.plan.family.joins_views and "image" in self.call.captures:
-            join_views(self.plan.family, self.call.captures["image"], slots, self.call.labels)
-        self.rows = assign_images(mask, self.call.video_mask, self.call.captures)
-        if self.padded:
-            for valid, row in zip(self.valid, self.rows):
-                for image in row:
-                    image.hide(valid)
-        self.trace = ForwardTrace(
-            slots,
-            [[len(i.slots) for i in row] for row in self.rows],
-            [[i.capture.geometry for i in row] for row in self.rows],
-        )
 
     # -- what later layers are told --------------------------------------------------------
 
@@ -301,27 +280,13 @@ class Frame:
         """Leave on the cache what later forwards over it need."""
         if self.cache is None or self.segment is None:
             return
-        if self.state is None:
-            self.state = CacheState(self.plan.digest, [Held() for _ in self.plan.stages])
-            setattr(self.cache, STATE, self.state)
-        if not self.prunes and self.length == 1:
-            return
-        total = self.call.past + self.length
-        self.state.held = [part.after(self.call.past, self.length) for part in self.segments]
-        self.state.position = last_position(self.call.positions, self.valid)
-        self.state.reached = total
-        if self.prunes:
+        if self.prunes or self.state is None or self.length > 1:
             assert self.alive is not None
-            check_lengths(self.cache, self.plan.lengths(self.segments, total))
-            gone = (self.valid & ~self.alive).any(0).nonzero()
-            if len(gone):
-                self.state.floor = self.call.past + int(gone[-1]) + 1
-            if self.shift is not None:
-                own = self.shift[:, -1]
-                old = self.state.shifts(len(own))
-                self.state.shift = own if old is None else old.to(own.device) + own
-            count_dropped(self.cache, self.plan.first_of_kinds, total)
-        follow_rows(self.cache, self.state)
+            leave(
+                self.plan, self.cache, self.state, self.segments, self.valid,
+                self.alive if self.prunes else None, self.call.positions, self.shift,
+                self.call.past,
+            )  # fmt: skip
 
     def restore_length(self, hidden: Tensor) -> Tensor:
         """Return final states of this forward's slots, ``[B, S, d]``.

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from prunetune.families import Family
-from prunetune.runtime.images import spread_images
+from prunetune.runtime.forward import Forward
+from prunetune.runtime.images import ImageTokens, assign_images, spread_images
+from prunetune.runtime.trace import ForwardTrace
 from prunetune.runtime.vision import ImageCapture, VisionCapture
 from prunetune.tokens import Mosaic
 
@@ -15,6 +17,34 @@ def token_labels(embeddings: Tensor) -> Tensor:
     """Return ``[B, S]`` int64 that is equal where ``[B, S, d]`` embeddings are."""
     labels: Tensor = torch.unique(embeddings.flatten(0, 1), dim=0, return_inverse=True)[1]
     return labels.view(embeddings.shape[:2])
+
+
+def find_images(
+    family: Family, call: Forward, gone: Tensor | None
+) -> tuple[list[list[ImageTokens]], ForwardTrace]:
+    """Return the images of each batch row of a forward, and the trace that stages will fill.
+
+    Args:
+        family: Of the model.
+        call: What the forward was given, with images.
+        gone: ``[B, S]`` bool, slots that the caller hides; None: none.
+    """
+    mask = call.image_mask
+    assert mask is not None
+    slots = [row.nonzero().flatten() for row in mask]
+    if family.joins_views and "image" in call.captures:
+        join_views(family, call.captures["image"], slots, call.labels)
+    rows = assign_images(mask, call.video_mask, call.captures)
+    if gone is not None:
+        for hidden, row in zip(gone, rows):
+            for image in row:
+                image.hide(~hidden)
+    trace = ForwardTrace(
+        slots,
+        [[len(image.slots) for image in row] for row in rows],
+        [[image.capture.geometry for image in row] for row in rows],
+    )
+    return rows, trace
 
 
 def join_views(
