@@ -167,7 +167,7 @@ def rotary_of_layer_0(patch):
 
 
 def sliding_length_forgotten(patch):
-    patch.setattr(cache.CountedStaticSlidingLayer, "get_seq_length",
+    patch.setattr(counted.CountedStaticSlidingLayer, "get_seq_length",
                   StaticSlidingWindowLayer.get_seq_length)  # fmt: skip
     # Else it would be taken for a cropped cache, and refused.
     patch.setattr(cache.CacheState, "floor", property(lambda self: 0, lambda self, value: None))

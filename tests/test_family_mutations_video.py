@@ -11,7 +11,7 @@ from mutants import RED, pairs_of
 from prunetune.families import base_anyres, video_llava
 from prunetune.families.llava_next_video import LlavaNextVideo
 from prunetune.families.llava_onevision import LlavaOnevision
-from prunetune.runtime import captures, handle, views
+from prunetune.runtime import captures, handle, inputs, views
 from prunetune.tokens import frames_geometry
 
 
@@ -66,7 +66,7 @@ def a_capture_lost(patch):
 
         def noted(capture, output):
             if self.frames:
-                self.frames[-1].captures.clear()
+                self.frames[-1].call.captures.clear()
             inner(capture, output)
 
         return noted
@@ -81,7 +81,7 @@ def placeholders_always_prunable(patch):
         encoded, pixels = given(family, bound)
         return encoded, {"image": None, "video": None} if pixels or encoded else pixels
 
-    patch.setattr(handle, "given_to", always)
+    patch.setattr(inputs, "given_to", always)
 
 
 def attention_of_unpooled_patches(patch):
