@@ -74,9 +74,10 @@ def growth(name, tiles, side, count, **settings):
     selector.order(ctx, count)
     return memory("VmHWM") - before
 found = []
-for name in SELECTORS:
+for name in ("dpp", "maxmin", "distinct"):
     growth(name, 2, 4, 3)
-    found.append(growth(name, 2, 64, 8170 if name == "distinct" else 60))
+    found.append(growth(name, 2, 64, 8170 if name == "distinct" else 40))
+growth("cover", 2, 4, 3)
 found.append(growth("cover", 2, 64, 9, text=0.3, kernel="softmax"))
 base.LARGEST = 1 << 20
 print(max(found), growth("maxmin", 2, 64, 3))

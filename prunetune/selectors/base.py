@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from prunetune.registry import Tunable
-from prunetune.selectors.similarity import finite_rows, mean_row
+from prunetune.selectors.base_similarity import finite_rows, mean_row
 from prunetune.tokens import ImageGeometry
 
 SelectNeed = Literal["question"]

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from prunetune.registry import Tunable
 from prunetune.selectors.base import SelectContext, SelectNeed, Selector
-from prunetune.selectors.lazy_greedy import most_covering
-from prunetune.selectors.similarity import cosines, cross_cosines
+from prunetune.selectors.base_covering import most_covering
+from prunetune.selectors.base_similarity import cosines, cross_cosines
 
 # Rows of a block of distances.
 _ROWS = 256

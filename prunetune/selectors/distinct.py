@@ -7,8 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from prunetune.selectors.base import SelectContext, Selector
-from prunetune.selectors.similarity import cosines
-from prunetune.selectors.top import falling
+from prunetune.selectors.base_similarity import cosines, falling
 
 
 class Distinct(Selector):

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from prunetune.registry import Tunable
 from prunetune.selectors.base import SelectContext, Selector
-from prunetune.selectors.similarity import cosines, minmax
-from prunetune.selectors.top import falling
+from prunetune.selectors.base_similarity import cosines, falling, minmax
 
 # Share of a patch's own variance; less is rounding.
 _LEAST = 1e-6

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from prunetune.registry import Tunable
 from prunetune.selectors.base import SelectContext, Selector
-from prunetune.selectors.similarity import cosines, farthest_first, minmax
+from prunetune.selectors.base_similarity import cosines, farthest_first, minmax
 
 
 class Mmr(Selector):

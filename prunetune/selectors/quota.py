@@ -1,81 +1,23 @@
 """Shares of the count, each filled by its own scores and selector."""
 
-import json
 from dataclasses import replace
 from itertools import pairwise
-from typing import Annotated, Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    SerializeAsAny,
-    field_validator,
-)
+from pydantic import Field, field_validator
 from torch import Tensor
 
-from prunetune.selectors import SELECTORS
 from prunetune.selectors.base import SelectContext, SelectNeed, Selector
-from prunetune.selectors.spread import Spread
-from prunetune.selectors.top import Top
+from prunetune.selectors.base_parts import Part
 
 # Shares are written by hand: three of 0.333 are meant to be the whole.
 _ROUNDED = 2e-3
 
 
-def _selector(value: Any) -> Any:
-    if not isinstance(value, dict):
-        return value
-    name = value.get("name")
-    if not isinstance(name, str):
-        raise ValueError(f"a selector needs a 'name', one of: {', '.join(SELECTORS)}")
-    if name not in SELECTORS:
-        raise ValueError(SELECTORS.unknown(name))
-    try:
-        text = json.dumps(value)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"selector {name!r} is not plain data: {error}") from None
-    # As JSON, like a stage's own parts: a bool is no number, and a list is a tuple.
-    return SELECTORS.get(name).model_validate_json(text, strict=True)
-
-
-class PartScorer(BaseModel):
-    """One of the stage's scorers, with another weight than it has in the stage's sum.
-
-    Attributes:
-        name: Of a scorer that the stage lists; its hyperparameters stand there.
-        weight: Signed score weight in this part, in [-1, 1].
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    name: str
-    weight: float = Field(default=1.0, ge=-1.0, le=1.0)
-
-
-class Part(BaseModel):
-    """One share of a quota.
-
-    Attributes:
-        share: Of the count, above 0.
-        scorers: What its scores are the weighted sum of; empty is the stage's own sum.
-        selector: Chooses among what the parts before it left; any but a quota.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    share: float = Field(gt=0.0, le=1.0)
-    scorers: tuple[PartScorer, ...] = ()
-    selector: Annotated[SerializeAsAny[Selector], BeforeValidator(_selector)] = Top()
-
-    @field_validator("selector")
-    @classmethod
-    def _flat(cls, value: Selector) -> Selector:
-        if value.name == "quota":
-            raise ValueError("received 'quota', allowed any other selector in a part of a quota")
-        return value
+def _visionzip() -> tuple[Part, ...]:
+    spread = {"name": "spread"}
+    return Part(share=54 / 64), Part.model_validate({"share": 10 / 64, "selector": spread})
 
 
 class Quota(Selector):
@@ -96,7 +38,7 @@ class Quota(Selector):
 
     name: Literal["quota"] = "quota"
     parts: tuple[Part, ...] = Field(
-        default=(Part(share=54 / 64), Part(share=10 / 64, selector=Spread())),
+        default_factory=_visionzip,
         min_length=1,
         max_length=8,
     )

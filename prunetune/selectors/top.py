@@ -2,10 +2,10 @@
 
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from prunetune.selectors.base import Scope, SelectContext, Selector
+from prunetune.selectors.base_similarity import falling
 
 
 class Top(Selector):
@@ -25,9 +25,3 @@ class Top(Selector):
     def choose(self, ctx: SelectContext, count: int) -> Tensor:
         """Return the positions by falling score, ``[count]`` int64."""
         return falling(ctx.scores)[:count]
-
-
-def falling(scores: Tensor) -> Tensor:
-    """Return the positions of ``scores`` (``[n]``) by falling score, ``[n]`` int64; NaN last."""
-    clean = torch.where(torch.isnan(scores), torch.full_like(scores, -torch.inf), scores)
-    return torch.argsort(clean, descending=True, stable=True)

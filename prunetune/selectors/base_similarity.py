@@ -68,6 +68,12 @@ def minmax(scores: Tensor) -> Tensor:
     return (scores - least) / torch.where(most > least, most - least, 1.0)
 
 
+def falling(scores: Tensor) -> Tensor:
+    """Return the positions of ``scores`` (``[n]``) by falling score, ``[n]`` int64; NaN last."""
+    clean = torch.where(torch.isnan(scores), torch.full_like(scores, -torch.inf), scores)
+    return torch.argsort(clean, descending=True, stable=True)
+
+
 def farthest_first(similarity: Tensor, bonus: Tensor, first: Tensor, count: int) -> Tensor:
     """Take ``first``, then again and again the highest ``bonus`` minus nearest similarity.
 

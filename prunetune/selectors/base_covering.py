@@ -30,7 +30,7 @@ def most_covering(rows: Tensor, factor: Tensor, count: int) -> Tensor:
 def lazily(rows: Tensor, factor: Tensor, count: int) -> Tensor:
     """Take rows as ``most_covering`` does, looking at the leading candidates only."""
     covered = torch.zeros_like(rows[0])
-    bound = _gains(rows, covered, factor)
+    bound = rows.sum(1) * factor
     fresh = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
     order: list[int] = []
     for left in range(len(rows), len(rows) - count, -1):
