@@ -65,6 +65,7 @@ def pairs(ctx: SelectContext, count: int) -> dict[str, tuple[Callable[[], Tensor
     """Return, by selector, its loop and the naive one, on the same matrix."""
     similarity = cosines(ctx.features, ctx.features.float().mean(0))
     kernel = SELECTORS.get("cover")()._kernel(ctx) / len(ctx)
+    rank = min(count, ctx.features.shape[1] - 1)
     flat, first = torch.ones(len(ctx)), ctx.scores.argmax()
     return {
         "cover": (
@@ -72,8 +73,8 @@ def pairs(ctx: SelectContext, count: int) -> dict[str, tuple[Callable[[], Tensor
             lambda: densely(kernel, flat, count),
         ),
         "dpp": (
-            lambda: _greedy(similarity, flat, count),
-            lambda: naive_dpp(similarity, flat, count),
+            lambda: _greedy(similarity, flat, rank),
+            lambda: naive_dpp(similarity, flat, rank),
         ),
         "maxmin": (
             lambda: farthest_first(similarity, 0 * flat, first, count),

@@ -259,3 +259,12 @@ def test_round_trips():
     assert Quota.model_validate_json(made.model_dump_json()) == made
     assert isinstance(made.parts[0].selector, Selector)
     hash(made)
+
+
+def test_cosines_are_symmetric_to_the_bit():
+    """Of more rows than one block of the product has."""
+    rows = image(30, 40).features
+    found = cosines(rows, rows.mean(0))
+    assert torch.equal(found, found.t())
+    expected = torch.nn.functional.normalize(rows.double() - rows.double().mean(0))
+    torch.testing.assert_close(found.double(), expected @ expected.t(), atol=2e-6, rtol=0.0)

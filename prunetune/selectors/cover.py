@@ -78,20 +78,22 @@ class Cover(Selector):
 
     def choose(self, ctx: SelectContext, count: int) -> Tensor:
         """Return the positions in the order in which they are taken, ``[count]`` int64."""
-        rows = self._kernel(ctx)
-        demand = self.delta * ctx.scores
-        demand = torch.softmax(demand, dim=0)
+        n = len(ctx)
+        text = ctx.text if self.text and ctx.text is not None else ctx.features[:0]
+        rows = torch.empty(n, n + len(text), dtype=torch.float32, device=ctx.device)
+        patches = self._kernel(ctx, rows[:, :n])
+        demand = torch.softmax(self.delta * ctx.scores, dim=0)
         if self.kernel == "softmax":
-            demand = demand / rows.sum(0)
-        rows.mul_(demand)
-        if self.text and ctx.text is not None and len(ctx.text):
-            rows = torch.cat([rows, self._question(ctx, ctx.text)], dim=1)
+            demand = demand / patches.sum(0)
+        patches.mul_(demand)
+        if len(text):
+            rows[:, n:] = self._question(ctx, text)
         factor = self.beta * ctx.scores
         return most_covering(rows, (factor - factor.max()).exp(), count)
 
-    def _kernel(self, ctx: SelectContext) -> Tensor:
+    def _kernel(self, ctx: SelectContext, out: Tensor | None = None) -> Tensor:
         """Return how well each patch (row) stands for each, ``[n, n]`` float32, at least 0."""
-        out = cosines(ctx.features, ctx.mean if self.centred else None)
+        out = cosines(ctx.features, ctx.mean if self.centred else None, out)
         if self.kernel == "cosine":
             return out.clamp_min_(0.0).pow_(self.power)
         out.sub_(1.0)
