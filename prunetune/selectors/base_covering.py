@@ -5,6 +5,8 @@ from torch import Tensor
 
 # Candidates looked at together. Fewer are not faster: a call costs as much as their sums.
 _TOGETHER = 16
+# Where many have to be looked at: 4 MiB of float32 at 4,096 columns.
+_MOST = 256
 
 
 def most_covering(rows: Tensor, factor: Tensor, count: int) -> Tensor:
@@ -43,7 +45,7 @@ def lazily(rows: Tensor, factor: Tensor, count: int) -> Tensor:
             leading[-1] = j
             bound[leading] = _gains(rows[leading], covered, factor[leading])
             fresh[leading] = True
-            together *= 2
+            together = min(2 * together, _MOST)
             j = int(bound.argmax())
         order.append(j)
         torch.maximum(covered, rows[j], out=covered)

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-# Elements of a converted block of states: 32 MiB of float32.
-_BLOCK = 1 << 23
+# Elements of a converted block of states: 16 MiB of float32, two of which live at once.
+_BLOCK = 1 << 22
 # Rows of a block of the product; halves the work, and is still wide enough for the processor.
 _SIDE = 512
 # Cosines nearer to 1 than rounding can tell are 1, so that twins are ties.
@@ -51,6 +51,8 @@ def cosines(features: Tensor, mean: Tensor | None = None, out: Tensor | None = N
     gram.mul_(inverse[:, None]).mul_(inverse).clamp_(-1.0, 1.0)
     gram.masked_fill_(gram > 1.0 - _TWIN, 1.0)
     for at in _sides(n):
+        corner = gram[at, at]
+        corner.copy_(corner.triu() + corner.triu(1).t())
         gram[at.stop :, at] = gram[at, at.stop :].t()
     gram.diagonal().copy_((inverse > 0).float())
     return gram
