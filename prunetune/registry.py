@@ -40,7 +40,8 @@ class Tunable:
             return self.choices[min(int(unit * len(self.choices)), len(self.choices) - 1)]
         if self.levels:
             level = min(int(unit * self.levels), self.levels - 1)
-            return float(f"{self._at(level / (self.levels - 1)):.4g}")
+            value = float(f"{self._at(level / (self.levels - 1)):.4g}")
+            return min(max(value, self.low), self.high)
         return self._at(unit)
 
     def values(self) -> tuple[Any, ...]:

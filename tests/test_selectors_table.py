@@ -15,6 +15,7 @@ from test_selectors import EVERY, PAIRWISE, is_a_choice, ranges
 import prunetune
 from prunetune.errors import ConfigError
 from prunetune.registry import Tunable
+from prunetune.search.units import decode_field, encode_field
 from prunetune.selectors import SELECTORS, SelectContext, Selector, base
 from prunetune.tokens import ImageGeometry, grid_geometry
 
@@ -127,7 +128,7 @@ def test_tunables_lie_on_few_levels_that_are_allowed(name):
 
 
 def test_a_level_holds_an_equal_part_of_the_unit():
-    mark = Tunable(0.05, 1.9027, log=True, levels=8)
+    mark = Tunable(0.05, 1.903, log=True, levels=8)
     assert mark.values() == (0.05, 0.08409, 0.1414, 0.2378, 0.4, 0.6727, 1.131, 1.903)
     assert [mark.decode(u) for u in (0.0, 0.1249, 0.1251, 1.0)] == [0.05, 0.05, 0.08409, 1.903]
     assert Tunable(0.0, 1.0).values() == ()
@@ -160,3 +161,11 @@ def test_a_gpu_takes_the_same(name):
         ctx.features.cuda(), ctx.scores.cuda(), ctx.geometry.to("cuda"), text=ctx.text.cuda()
     )
     assert torch.equal(selector.keep(there, 40).cpu(), selector.keep(ctx, 40))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_search_finds_every_level_again(name):
+    for mark in ranges(SELECTORS.get(name)).values():
+        for value in mark.values():
+            unit = encode_field(mark, value)
+            assert decode_field(mark, unit, whole=False) == value

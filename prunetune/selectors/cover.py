@@ -54,7 +54,7 @@ class Cover(Selector):
     tau: Annotated[
         float,
         Field(gt=0.0, le=100.0),
-        Tunable(0.05, 1.9027, log=True, shown="reach of the kernel", levels=8),
+        Tunable(0.05, 1.903, log=True, shown="reach of the kernel", levels=8),
     ] = 0.4
     power: float = Field(default=1.0, gt=0.0, le=16.0)
     beta: Annotated[
