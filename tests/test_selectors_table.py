@@ -129,7 +129,7 @@ def test_tunables_lie_on_few_levels_that_are_allowed(name):
 
 def test_a_level_holds_an_equal_part_of_the_unit():
     mark = Tunable(0.05, 1.903, log=True, levels=8)
-    assert mark.values() == (0.05, 0.08409, 0.1414, 0.2378, 0.4, 0.6727, 1.131, 1.903)
+    assert mark.values() == (0.05, 0.08409, 0.1414, 0.2379, 0.4, 0.6728, 1.132, 1.903)
     assert [mark.decode(u) for u in (0.0, 0.1249, 0.1251, 1.0)] == [0.05, 0.05, 0.08409, 1.903]
     assert Tunable(0.0, 1.0).values() == ()
     assert Tunable(choices=("a", "b")).values() == ("a", "b")
