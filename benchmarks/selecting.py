@@ -67,14 +67,16 @@ def pairs(ctx: SelectContext, count: int) -> dict[str, tuple[Callable[[], Tensor
     kernel = SELECTORS.get("cover")()._kernel(ctx) / len(ctx)
     rank = min(count, ctx.features.shape[1] - 1)
     flat, first = torch.ones(len(ctx)), ctx.scores.argmax()
+    # Without weights the second choice is a tie of all that are nearly orthogonal to the first.
+    weight = (0.5 * ctx.scores).exp()
     return {
         "cover": (
             lambda: most_covering(kernel, flat, count),
             lambda: densely(kernel, flat, count),
         ),
         "dpp": (
-            lambda: _greedy(similarity, flat, rank),
-            lambda: naive_dpp(similarity, flat, rank),
+            lambda: _greedy(similarity, weight, rank),
+            lambda: naive_dpp(similarity, weight, rank),
         ),
         "maxmin": (
             lambda: farthest_first(similarity, 0 * flat, first, count),

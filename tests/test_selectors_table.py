@@ -11,12 +11,13 @@ from pydantic import ValidationError
 from selector_naive import image
 from test_devices import named_devices
 from test_selectors import EVERY, PAIRWISE, is_a_choice, ranges
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import prunetune
 from prunetune.errors import ConfigError
 from prunetune.registry import Tunable
 from prunetune.search.units import decode_field, encode_field
-from prunetune.selectors import SELECTORS, SelectContext, Selector, base
+from prunetune.selectors import SELECTORS, SelectContext, Selector, base, base_covering, cover
 from prunetune.tokens import ImageGeometry, grid_geometry
 
 torch.set_num_threads(1)
@@ -99,6 +100,32 @@ def test_scratch_memory_is_bounded():
     packed, whole = map(int, done.stdout.split())
     assert packed < 256
     assert whole > 256
+
+
+class Waits(TorchDispatchMode):
+    """Counts how often the host asks for a value, which on a GPU is a wait."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def waits(selector: Selector, count: int) -> int:
+    ctx = image()
+    with Waits() as mode:
+        selector.order(ctx, count)
+    return mode.count
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_no_step_waits_for_the_device(name, monkeypatch):
+    """But for coverage on the host, which shows that the measure can fail."""
+    selector = SELECTORS.get(name)()
+    assert (waits(selector, 30) == waits(selector, 5)) is (name != "cover")
+    monkeypatch.setattr(cover, "most_covering", base_covering.densely)
+    assert waits(selector, 30) == waits(selector, 5)
 
 
 # -- the table ------------------------------------------------------------------------------------
