@@ -163,7 +163,7 @@ class Selector(BaseModel):
             return torch.cat([first, bad[: count - some]])
 
     def _shared_out(self, ctx: SelectContext, count: int) -> Tensor:
-        """Select in each group by itself; the largest remainder decides who is next."""
+        """Select in each group by itself; groups take turns in proportion to their sizes."""
         if self.centring and ctx.mean is None:
             whole = ctx.features
             if not self.pairwise:
