@@ -21,6 +21,9 @@ class Tunable:
         high: Highest value.
         log: Whether the range is searched on a logarithmic scale; of 1 + value where low is 0.
         choices: Allowed values instead of a range.
+        levels: Number of values the range is cut into, its ends among them, at least 2; 0 is a
+            continuous range. Few levels make trials meet again, and what was computed for one
+            value be found again. Every level has four significant digits.
         shown: What the range is for, in a few words, for listings.
     """
 
@@ -29,11 +32,25 @@ class Tunable:
     log: bool = False
     choices: tuple[Any, ...] = ()
     shown: str = ""
+    levels: int = 0
 
     def decode(self, unit: float) -> Any:
         """Map ``unit`` in [0, 1] onto the range (or the choices)."""
         if self.choices:
             return self.choices[min(int(unit * len(self.choices)), len(self.choices) - 1)]
+        if self.levels:
+            level = min(int(unit * self.levels), self.levels - 1)
+            value = float(f"{self._at(level / (self.levels - 1)):.4g}")
+            return min(max(value, self.low), self.high)
+        return self._at(unit)
+
+    def values(self) -> tuple[Any, ...]:
+        """Return all values in order; empty for a continuous range."""
+        if self.choices:
+            return self.choices
+        return tuple(self.decode((level + 0.5) / self.levels) for level in range(self.levels))
+
+    def _at(self, unit: float) -> float:
         if self.log and not self.low:
             return float((1.0 + self.high) ** unit - 1.0)
         if self.log:
@@ -45,7 +62,7 @@ class Registry(Generic[T]):
     """Maps names to classes of one kind, importing a class only when it is asked for.
 
     A third-party package adds an entry through the entry-point group ``prunetune.scorers``,
-    ``prunetune.restorers`` or ``prunetune.families``.
+    ``prunetune.selectors``, ``prunetune.restorers`` or ``prunetune.families``.
 
     Args:
         kind: What the entries are, for messages and the entry-point group, e.g. ``"scorer"``.

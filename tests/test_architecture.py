@@ -13,13 +13,13 @@ import prunetune
 
 PACKAGE = Path(prunetune.__file__).parent
 # Imports only run down this list. Files of one line may import each other, but not in circles;
-# scorers, restorers and families not at all.
+# scorers, selectors, restorers and families not at all.
 ORDER = (
     ("cli",),
     ("search", "review", "deploy"),
     ("calibration", "models", "aliases", "runtime"),
     ("config", "budget", "presets"),
-    ("scorers", "restorers", "families"),
+    ("scorers", "selectors", "restorers", "families"),
     (
         "tokens",
         "registry",

@@ -18,10 +18,13 @@ Need = Literal[
     "layer_states",
     "last_query",
     "image_seed",
+    "states",
+    "question",
+    "keys",
 ]
 """What a scorer can ask the runtime to tap."""
 
-LAYER_NEEDS: frozenset[str] = frozenset({"layer_states", "last_query"})
+LAYER_NEEDS: frozenset[str] = frozenset({"layer_states", "last_query", "keys"})
 """Needs that no stage at layer 0 can meet: nothing of the language model has run there."""
 
 
@@ -48,6 +51,10 @@ class ScoreContext:
             (patches alive or not; CLS dropped). A token's place in it is ``geometry.inside``.
         patch_entropy: ``[views, patches]`` float32; entropy in bits of the grey values of each
             patch of the image's whole views, on pixels as they were before normalising.
+        states: ``[visual, d]``; residual stream entering decoder layer ``layer``, at layer 0 the
+            projected features.
+        text: ``[t, d]``; input embeddings of the question's tokens (none of the chat template's).
+        keys: ``[visual, heads, d]``; keys of decoder layer ``layer - 1``.
     """
 
     geometry: ImageGeometry
@@ -59,6 +66,9 @@ class ScoreContext:
     image_seed: int = 0
     vision_map: Tensor | None = None
     patch_entropy: Tensor | None = None
+    states: Tensor | None = None
+    text: Tensor | None = None
+    keys: Tensor | None = None
 
     @property
     def device(self) -> torch.device:
