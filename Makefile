@@ -26,7 +26,7 @@ PINS := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 # Each process runs its part in order, so that what a file's tests share is made once; idle ones steal.
 PYTEST := -m pytest -n $(WORKERS) --dist worksteal
 # What every family has to hold, at both ends of the supported range of transformers.
-CONTRACT := $(wildcard tests/test_runtime*.py tests/test_famil*.py) tests/test_tower_attention.py tests/test_several_devices.py
+CONTRACT := $(wildcard tests/runtime/test_runtime*.py tests/families/test_famil*.py) $(addprefix tests/runtime/,test_tower_attention.py test_several_devices.py)
 VERSION := 'import transformers; print(transformers.__version__)'
 DEMO := demo/tiny-keep$(KEEP)
 
@@ -86,7 +86,7 @@ schema: $(DEV_STAMP)  ## Write docs/config.schema.json again
 	@$(BIN)/python tools/export_schema.py
 
 screenshots: $(DEV_STAMP)  ## Take the pictures of docs/ again (PRUNETUNE_REPORT=FILE: of that report)
-	@$(BIN)/python -m pytest tests/test_*browser.py
+	@$(BIN)/python -m pytest tests/review/test_*browser.py
 	@$(BIN)/python tools/screenshots.py
 
 wheel: $(DEV_STAMP)  ## Build dist/prunetune-*.whl

@@ -31,8 +31,8 @@ def grow(folder: Path, trials: int) -> int:
     """Add made trials to a study until it has ``trials``; return how many it has."""
     from made_studies import made_study
 
-    from prunetune.search.find import find_study
-    from prunetune.search.storage import quiet
+    from prunetune.study.database.storage import quiet
+    from prunetune.study.find import find_study
 
     study = find_study(str(folder)).study
     have = len(study.trials)

@@ -22,13 +22,13 @@ from mid import load_mid, mid_samples
 
 from prunetune.budget import ModelFacts
 from prunetune.config import PruningConfig
-from prunetune.search.joining import Cache, Workers, crew
-from prunetune.search.objective import Evaluator
-from prunetune.search.prepare import prepare
-from prunetune.search.run import BATCH_SIZE
-from prunetune.search.spec import StudySpec
-from prunetune.search.study import run_trials
-from prunetune.search.trials import config_of
+from prunetune.measure.evaluator import Evaluator
+from prunetune.spec import StudySpec
+from prunetune.study.prepare import prepare
+from prunetune.study.run import BATCH_SIZE
+from prunetune.study.study import run_trials
+from prunetune.study.trials.trials import config_of
+from prunetune.study.workers.crew import Cache, Workers, crew
 
 
 def write_model_and_data(folder: Path, samples: int) -> None:

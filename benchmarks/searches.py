@@ -27,15 +27,15 @@ from common import finish
 
 from prunetune.budget import latest_first_layer, mean_retention
 from prunetune.calibration import load_calibration
+from prunetune.measure.evaluator import Evaluator
+from prunetune.measure.scores import Scores, accuracy
 from prunetune.models import load_model
 from prunetune.presets import preset_names
-from prunetune.search.objective import Evaluator
-from prunetune.search.scores import Scores, accuracy
-from prunetune.search.selection import choose, measure
-from prunetune.search.space import Space
-from prunetune.search.spec import StudySpec
-from prunetune.search.study import run_trials
-from prunetune.search.trials import presets_at
+from prunetune.space.space import Space
+from prunetune.spec import StudySpec
+from prunetune.study.outcome.selection import choose, measure
+from prunetune.study.study import run_trials
+from prunetune.study.trials.trials import presets_at
 
 
 def evaluators(keep: float, samples: int | None = None) -> tuple[Evaluator, Evaluator]:

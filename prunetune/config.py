@@ -127,7 +127,7 @@ class Provenance(_Frozen):
         kv_ratio: Visual KV-cache share, pruned over unpruned.
         budget: What it was searched for: ``keep``, ``flops`` or ``kv_mib``, and its value.
         calibration_digest: Digest over the calibration pixels and texts.
-        weights_digest: sha256 over samples of the model's weights, see ``prunetune.fingerprint``;
+        weights_digest: sha256 over samples of the weights, see ``prunetune.models.fingerprint``;
             with others ``apply`` warns.
         seed: Seed of the study.
         versions: Versions of the libraries it was made with.

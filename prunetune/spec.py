@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from prunetune.budget import KINDS, Budget, Kind, ModelFacts, check_keep, make_budget
 from prunetune.errors import ConfigError
 from prunetune.files import write_atomically
-from prunetune.search.narrowed import SpaceSpec
+from prunetune.space.narrowed import SpaceSpec
 
 __all__ = ["FREE_FIELDS", "SpaceSpec", "StudySpec", "difference"]
 

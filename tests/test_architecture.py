@@ -122,7 +122,7 @@ def test_no_room_imports_itself_through_others():
         ("prunetune.scorers.x", "import prunetune.families.llava", ("scorers", "families")),
         ("prunetune.scorers.x", "from prunetune import restorers", ("scorers", "restorers")),
         ("prunetune.config", "def f():\n    from prunetune.search import x", ("config", "search")),
-        ("prunetune.runtime.x", "from prunetune.search.spec import S", ("runtime", "search")),
+        ("prunetune.runtime.x", "from prunetune.spec import S", ("runtime", "search")),
         ("prunetune.deploy.x", "import prunetune.cli", ("deploy", "cli")),
     ],
 )
@@ -181,7 +181,7 @@ def test_what_is_loaded_by_and_by():
         "import prunetune",
         "prunetune.apply",
         DEPLOYMENT,
-        "prunetune.search\nimport prunetune.search.study",
+        "prunetune.search\nimport prunetune.study.study",
     )
     assert bare & {"torch", "transformers", "pydantic", "numpy"} == set()
     assert "torch" in named
@@ -192,7 +192,7 @@ def test_what_is_loaded_by_and_by():
 def test_the_public_names_work_in_any_order():
     # What is heavy is loaded once; each order then has a process of its own.
     code = "import os, sys, traceback, optuna, pydantic, transformers.masking_utils\n"
-    for first in ("", "import prunetune.search.spec\n", "import prunetune.runtime.apply\n"):
+    for first in ("", "import prunetune.spec\n", "import prunetune.runtime.apply\n"):
         order = f"{first}import prunetune\n"
         order += "".join(f"assert callable(prunetune.{name})\n" for name in LAZY)
         code += f"""

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from prunetune.aliases import ALIASES, RECORD
 from prunetune.families import FAMILIES
 from prunetune.files import write_atomically
+from prunetune.models.aliases import ALIASES, RECORD
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- support:begin -->", "<!-- support:end -->"

@@ -160,7 +160,7 @@ def _where(family: "Family") -> dict[str, Any]:
     import torch
     import transformers
 
-    from prunetune.devices import device_of
+    from prunetune.models.devices import device_of
 
     device = device_of(family.model)
     cuda = device.type == "cuda"

@@ -51,7 +51,7 @@ def export(
     yet, is measured on both splits first.
     """
     from prunetune.cli._environment import quieten_optuna, set_threads
-    from prunetune.search.find import chosen_trial, find_study, measured_config, stored_config
+    from prunetune.study.find import chosen_trial, find_study, measured_config, stored_config
 
     at_least("--trial", trial, 0)
     quieten_optuna()

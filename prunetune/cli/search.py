@@ -23,11 +23,11 @@ from prunetune.cli._output import Output, note, progress
 from prunetune.errors import ConfigError
 
 if TYPE_CHECKING:
-    from prunetune.search.joining import Workers
-    from prunetune.search.pareto import FrontResult
-    from prunetune.search.prepare import Prepared
-    from prunetune.search.spec import StudySpec
-    from prunetune.search.summary import SearchResult
+    from prunetune.spec import StudySpec
+    from prunetune.study.outcome.pareto import FrontResult
+    from prunetune.study.outcome.summary import SearchResult
+    from prunetune.study.prepare import Prepared
+    from prunetune.study.workers.crew import Workers
 
 
 logger = logging.getLogger(__name__)
@@ -163,9 +163,9 @@ def search(
     command resumes a study that was interrupted or is given more trials; on other machines, with
     one --storage postgresql://..., it joins the study.
     """
-    from prunetune.search.interrupts import heeded
-    from prunetune.search.joining import Cache, Workers
-    from prunetune.search.spec import StudySpec
+    from prunetune.interrupts import heeded
+    from prunetune.spec import StudySpec
+    from prunetune.study.workers.crew import Cache, Workers
 
     at_least("--batch-size", batch_size, 1)
     at_least("--workers", workers, 1)
@@ -208,7 +208,7 @@ def search(
         with heeded(signal.SIGINT, signal.SIGTERM):
             result, prepared = _run(wanted, out, where, options, how, not no_report)
     except KeyboardInterrupt:
-        from prunetune.search.storage import redact
+        from prunetune.study.database.storage import redact
 
         if storage is None or redact(storage) == storage:
             raise
@@ -229,8 +229,8 @@ def _run(
     report: bool,
 ) -> "tuple[SearchResult | FrontResult, Prepared]":
     from prunetune.cli._environment import quieten_optuna, set_threads
-    from prunetune.search.prepare import prepare
-    from prunetune.search.run import run
+    from prunetune.study.prepare import prepare
+    from prunetune.study.run import run
 
     quieten_optuna()
     how["workers"] = share_threads(how["workers"])
@@ -259,7 +259,7 @@ def _run(
 def _write_page(prepared: "Prepared", names: dict[str, Any], show: Any) -> str | None:
     """Write the study's page; whatever is wrong with it, the search and its config stand."""
     try:
-        from prunetune.review.report_file import report_search
+        from prunetune.review.report.report_file import report_search
 
         return str(report_search(prepared, **names, progress=show).path)
     except Exception as error:

@@ -13,7 +13,7 @@ from prunetune.cli._output import Output, number
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
-    from prunetune.search.find import Found
+    from prunetune.study.find import Found
 
 
 @verb("status", "prunetune status studies/tiny-keep0.25")
@@ -28,8 +28,8 @@ def status(
 ) -> None:
     """Show a study's trials by state, its best trial, and how to resume it."""
     from prunetune.cli._environment import quieten_optuna
-    from prunetune.search.find import find_study
-    from prunetune.search.front import (
+    from prunetune.study.find import find_study
+    from prunetune.study.trials.best import (
         COST_NAMES,
         FINISHED,
         best_complete,
@@ -97,7 +97,7 @@ def status(
 
 def _counted(trials: "Sequence[FrozenTrial]", wanted: int) -> str:
     """Return the trials by state; those that wait or run are none of the finished ones."""
-    from prunetune.search.front import FINISHED
+    from prunetune.study.trials.best import FINISHED
 
     parts = []
     for done in (True, False):

@@ -5,10 +5,10 @@ from typing import Any
 from prunetune.budget import ModelFacts, facts_of
 from prunetune.calibration import CalibrationSet, encode
 from prunetune.families import Family
-from prunetune.fingerprint import weights_digest
+from prunetune.models.fingerprint import weights_digest
 from prunetune.runtime.apply import family_of
 from prunetune.runtime.taps import row_readable
-from prunetune.search.spec import StudySpec
+from prunetune.spec import StudySpec
 
 _BATCH = 16
 

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prunetune.measure.reference import Reference
 from prunetune.runtime.suffix import Prefix
 from prunetune.runtime.taps import LayerTap
 from prunetune.runtime.vision import ImageCapture, VisionCapture
-from prunetune.search.reference import Reference
 from prunetune.tokens import ImageGeometry
 
 _PLAIN = ("position_ids", "image_mask", "tail", "log_probs")

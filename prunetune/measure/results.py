@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from prunetune.calibration import exact_answer
-from prunetune.search.reference import Reference
+from prunetune.measure.reference import Reference
 
 
 @dataclass(frozen=True)

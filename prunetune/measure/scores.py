@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class SampleScore(Protocol):
-    """What a config did to one sample: ``prunetune.search.results.SampleResult``."""
+    """What a config did to one sample: ``prunetune.measure.results.SampleResult``."""
 
     @property
     def gap(self) -> float: ...  # noqa: D102
@@ -23,7 +23,7 @@ class SampleScore(Protocol):
 
 
 class Measures(Protocol):
-    """What measures configs on one split: ``prunetune.search.objective.Evaluator``."""
+    """What measures configs on one split: ``prunetune.measure.evaluator.Evaluator``."""
 
     @property
     def samples(self) -> Sequence[Any]:

@@ -18,10 +18,10 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from prunetune.files import write_atomically
-from prunetune.fingerprint import weights_digest
-from prunetune.search.packing import pack, unpack
-from prunetune.search.reference import Reference
-from prunetune.search.room import make_room, remove_leftovers, taken_by_others
+from prunetune.measure.cache_room import make_room, remove_leftovers, taken_by_others
+from prunetune.measure.packing import pack, unpack
+from prunetune.measure.reference import Reference
+from prunetune.models.fingerprint import weights_digest
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ _GIB = 1 << 30
 _MARK_SECONDS = 60.0
 _MOST_IN_MEMORY = 4 * _GIB
 # What computes references, in the package; of any other code they do not depend.
-_COMPUTES = ("families", "runtime", "tokens.py", "search/reference.py", "search/packing.py")
+_COMPUTES = ("families", "runtime", "tokens.py", "measure/reference.py", "measure/packing.py")
 
 
 class Store(Protocol):
@@ -256,7 +256,7 @@ def _code_digest() -> str:
     found = hashlib.sha256()
     for name in _COMPUTES:
         path = package / name
-        for file in [path] if path.is_file() else sorted(path.rglob("*.py")):
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
             found.update(file.read_bytes())
     return found.hexdigest()
 

@@ -9,16 +9,14 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from prunetune.aliases import ALIASES, Alias
-from prunetune.devices import attn_named, device_map_named, device_named, dtype_named
 from prunetune.errors import ConfigError, PrunetuneError, UnsupportedModelError
-from prunetune.fingerprint import fingerprint
-from prunetune.processors import load_processor
-from prunetune.weights import check_folder, existing, fetch, is_hub_id
+from prunetune.models.aliases import ALIASES
+from prunetune.models.devices import attn_named, device_map_named, device_named, dtype_named
+from prunetune.models.fingerprint import fingerprint
+from prunetune.models.processors import load_processor
+from prunetune.models.weights import check_folder, existing, fetch, is_hub_id
 
-__all__ = ["ALIASES", "Alias", "LoadedModel", "fingerprint", "load_model"]
-
-EMBEDDED = Path(__file__).resolve().parent / "embedded" / "tiny"
+EMBEDDED = Path(__file__).resolve().parents[1] / "embedded" / "tiny"
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from prunetune.devices import brought, execution_device
 from prunetune.errors import UnsupportedModelError
+from prunetune.models.devices import brought, execution_device
 from prunetune.runtime.cache import extend_prefix, physical_length
 from prunetune.runtime.masks import cached_slots
 from prunetune.runtime.segment import places

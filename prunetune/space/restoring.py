@@ -49,7 +49,7 @@ class RestorerCodec:
 
     def decode(self, units: Mapping[str, float], share: float) -> "Restorer | None":
         """Return the restorer of a stage that leaves ``share`` of the tokens."""
-        from prunetune.search.units import decode_field
+        from prunetune.space.units import decode_field
 
         unit, names = units.get("restorer", 0.0), self.allowed
         index = min(int(unit * len(names)), len(names) - 1)
@@ -71,7 +71,7 @@ class RestorerCodec:
 
     def encode(self, stage: "Stage") -> dict[str, float]:
         """Return the parameters that decode to a stage's restorer, or to the nearest one."""
-        from prunetune.search.units import encode_field
+        from prunetune.space.units import encode_field
 
         names, restorer = self.allowed, stage.restorer
         name = restorer.name if restorer else "none"
@@ -89,6 +89,6 @@ class RestorerCodec:
 
 
 def _tunables(kind: "type[Restorer]") -> "dict[str, Tunable]":
-    from prunetune.search.weighting import tunables
+    from prunetune.space.weighting import tunables
 
     return tunables(kind)

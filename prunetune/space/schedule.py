@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from prunetune.budget import Budget
 from prunetune.budget.moving import last_retention
-from prunetune.search.units import Units, between, fraction, pick, place
+from prunetune.space.units import Units, between, fraction, pick, place
 
 
 class ScheduleCodec:

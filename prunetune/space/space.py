@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 
 from prunetune.budget import Budget, ModelFacts, as_budget
 from prunetune.errors import ConfigError
-from prunetune.search.restoring import RestorerCodec
-from prunetune.search.spec import SpaceSpec, StudySpec
+from prunetune.space.restoring import RestorerCodec
+from prunetune.spec import SpaceSpec, StudySpec
 
 if TYPE_CHECKING:
     from optuna.trial import BaseTrial
 
     from prunetune.config import ModelRef, PruningConfig
-    from prunetune.search.schedule import ScheduleCodec
-    from prunetune.search.weighting import WeightCodec
+    from prunetune.space.schedule import ScheduleCodec
+    from prunetune.space.weighting import WeightCodec
 
 # Digits of a searched budget's share.
 _DIGITS = 4
@@ -76,8 +76,8 @@ class Space:
         return cls(spec.space, least, facts, most)
 
     def _codecs(self) -> "tuple[WeightCodec, ScheduleCodec]":
-        from prunetune.search.schedule import ScheduleCodec
-        from prunetune.search.weighting import WeightCodec
+        from prunetune.space.schedule import ScheduleCodec
+        from prunetune.space.weighting import WeightCodec
 
         spec, depth = self.spec, self.facts.num_layers
         fixed = spec.stage_layers
@@ -200,7 +200,7 @@ class Space:
     def decode(self, units: Mapping[str, float]) -> "PruningConfig":
         """Return the config of a point; its cost is the budget to 1e-9, and never above it."""
         from prunetune.config import PruningConfig, Stage
-        from prunetune.search.units import pick
+        from prunetune.space.units import pick
 
         layers, retentions = self._schedule.decode(units, self.budget_at(units.get("budget", 0.5)))
         scorers = self._weights.decode(units, layers)
@@ -221,7 +221,7 @@ class Space:
 
         Parameters that ``config`` leaves open are 0.5.
         """
-        from prunetune.search.units import place
+        from prunetune.space.units import place
 
         stages, unit = config.stages, self._unit_of(config)
         budget = self.budget_at(unit)

@@ -5,8 +5,8 @@ embedded model an even spread with a little saliency is where good configs lie (
 saliency wins look-ups, an even spread wins counting).
 """
 
-from prunetune.search.space import Space
-from prunetune.search.units import Units
+from prunetune.space.space import Space
+from prunetune.space.units import Units
 
 _SALIENT = {"coverage": 1.0, "last_query": 0.5, "cls_attention": 0.3}
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel
 
 from prunetune.scorers import Scorer, Tunable
-from prunetune.search.units import Units, clip, decode_field, encode_field
+from prunetune.space.units import Units, clip, decode_field, encode_field
 
 if TYPE_CHECKING:
     from prunetune.config import Stage

@@ -11,17 +11,17 @@ import optuna
 from prunetune.config import PruningConfig
 from prunetune.errors import StudyError
 from prunetune.files import is_database, looked_at
-from prunetune.search.front import FINISHED
-from prunetune.search.pareto import FOLDER, choose_point, front_file
-from prunetune.search.spec import StudySpec
-from prunetune.search.storage import DATABASE, file_url, open_storage, redact, storage_url
-from prunetune.search.study import CONFIG_FILE, SPEC_FILE
-from prunetune.search.trials import config_of
+from prunetune.spec import StudySpec
+from prunetune.study.database.storage import DATABASE, file_url, open_storage, redact, storage_url
+from prunetune.study.outcome.pareto import FOLDER, choose_point, front_file
+from prunetune.study.study import CONFIG_FILE, SPEC_FILE
+from prunetune.study.trials.best import FINISHED
+from prunetune.study.trials.trials import config_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from prunetune.search.run import Step
+    from prunetune.study.run import Step
 
 
 @dataclass(frozen=True)
@@ -210,11 +210,11 @@ def measured_config(
         StudyError: There is no such trial, or it has not finished.
     """
     from prunetune.models import load_model
-    from prunetune.search.opening import warn_other_weights
-    from prunetune.search.prepare import Prepared, deepest_first_stage, load_data
-    from prunetune.search.run import Watched, evaluators
-    from prunetune.search.selection import Winner, choose, measure, with_provenance
-    from prunetune.search.space import Space
+    from prunetune.space.space import Space
+    from prunetune.study.opening import warn_other_weights
+    from prunetune.study.outcome.selection import Winner, choose, measure, with_provenance
+    from prunetune.study.prepare import Prepared, deepest_first_stage, load_data
+    from prunetune.study.run import Watched, evaluators
 
     config = None if trial is None else config_of(_trial(found, trial))
     if trial is None and not found.study.get_trials(deepcopy=False, states=FINISHED):

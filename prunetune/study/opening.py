@@ -14,15 +14,15 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from prunetune.errors import ConfigError, StudyError
-from prunetune.search.front import COST_NAMES
-from prunetune.search.leases import identity
-from prunetune.search.samplers import make_sampler, sampler_seed
-from prunetune.search.space import Space
-from prunetune.search.spec import FIRST_LOOK, StudySpec, difference
-from prunetune.search.starts import starts
-from prunetune.search.stopping import MeanWilcoxonPruner
-from prunetune.search.storage import BatchedStorage, quiet
-from prunetune.search.trials import presets_at
+from prunetune.space.space import Space
+from prunetune.space.starts import starts
+from prunetune.spec import FIRST_LOOK, StudySpec, difference
+from prunetune.study.database.leases import identity
+from prunetune.study.database.storage import BatchedStorage, quiet
+from prunetune.study.trials.best import COST_NAMES
+from prunetune.study.trials.samplers import make_sampler, sampler_seed
+from prunetune.study.trials.stopping import MeanWilcoxonPruner
+from prunetune.study.trials.trials import presets_at
 
 logger = logging.getLogger(__name__)
 

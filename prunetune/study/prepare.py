@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunetune.errors import ConfigError, StudyError
-from prunetune.search.spec import StudySpec, difference
+from prunetune.spec import StudySpec, difference
 
 if TYPE_CHECKING:
     from prunetune.calibration import CalibrationSet
@@ -54,7 +54,7 @@ def prepare(
 ) -> Prepared:
     """Load and check everything that can be wrong, before anything is computed."""
     from prunetune.models import load_model
-    from prunetune.search.storage import check_folder, open_storage, storage_url
+    from prunetune.study.database.storage import check_folder, open_storage, storage_url
 
     if study_name == "":
         raise ConfigError("--study: received '', allowed a name; leave it out for the spec's own")
@@ -117,9 +117,9 @@ def deepest_first_stage(spec: StudySpec, loaded: Any, calibration: "CalibrationS
         ConfigError: The space's layers are not the model's, or its budget cannot be attained.
     """
     from prunetune.budget import FLOOR
+    from prunetune.measure.facts import early_facts
     from prunetune.scorers import SCORERS
-    from prunetune.search.facts import early_facts
-    from prunetune.search.space import Space
+    from prunetune.space.space import Space
 
     facts = early_facts(spec, loaded, calibration)
     first, depth = (spec.space.layers or (0, 0))[0], facts.num_layers
@@ -140,8 +140,8 @@ def deepest_first_stage(spec: StudySpec, loaded: Any, calibration: "CalibrationS
 
 def _refuse_other_spec(folder: Path, spec: StudySpec) -> None:
     """Refuse before minutes are spent what resuming would refuse, or would overwrite."""
-    from prunetune.search.storage import DATABASE
-    from prunetune.search.study import SPEC_FILE
+    from prunetune.study.database.storage import DATABASE
+    from prunetune.study.study import SPEC_FILE
 
     if not ((folder / DATABASE).exists() and (folder / SPEC_FILE).exists()):
         return

@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunetune.errors import ConfigError
-from prunetune.search.interrupts import check, heeded
-from prunetune.search.joining import Cache, Workers, crew
-from prunetune.search.prepare import Prepared, prepare
-from prunetune.search.spec import StudySpec
+from prunetune.interrupts import check, heeded
+from prunetune.spec import StudySpec
+from prunetune.study.prepare import Prepared, prepare
+from prunetune.study.workers.crew import Cache, Workers, crew
 
 if TYPE_CHECKING:
     from prunetune.config import PruningConfig
-    from prunetune.search.objective import Evaluator
-    from prunetune.search.pareto import FrontResult
-    from prunetune.search.summary import SearchResult
+    from prunetune.measure.evaluator import Evaluator
+    from prunetune.study.outcome.pareto import FrontResult
+    from prunetune.study.outcome.summary import SearchResult
 
 BATCH_SIZE = 8
 _CACHE, _ALONE = Cache(), Workers()
@@ -114,7 +114,7 @@ def run(
     Args:
         options: What else ``prepare`` was given, for further workers.
     """
-    from prunetune.search.study import Progress, run_search
+    from prunetune.study.study import Progress, run_search
 
     begun = time.monotonic()
 
@@ -158,7 +158,7 @@ def evaluators(
     progress: Callable[[Step], None] = lambda step: None,
 ) -> "tuple[Evaluator, Evaluator]":
     """Compute the unpruned references of both splits, or read them from the cache."""
-    from prunetune.search.objective import Evaluator
+    from prunetune.measure.evaluator import Evaluator
 
     if batch_size < 1:
         raise ConfigError(f"batch size: received {batch_size}, allowed 1 or more")

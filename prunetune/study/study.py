@@ -12,23 +12,18 @@ from optuna import Study
 from optuna.trial import FrozenTrial
 
 from prunetune.errors import StudyError
-from prunetune.search import selection
-from prunetune.search.front import best_complete, metric_of, on_plateau
-from prunetune.search.loop import Loop, finished
-from prunetune.search.opening import Seat, open_study
-from prunetune.search.pareto import FrontResult, conclude_front
-from prunetune.search.scores import Measures
-from prunetune.search.space import Space
-from prunetune.search.spec import StudySpec
-from prunetune.search.storage import (
-    check_folder,
-    open_storage,
-    redact,
-    storage_url,
-)
-from prunetune.search.summary import SearchResult
-from prunetune.search.trial_log import TrialLog
-from prunetune.search.trials import Objective
+from prunetune.measure.scores import Measures
+from prunetune.space.space import Space
+from prunetune.spec import StudySpec
+from prunetune.study.database.storage import check_folder, open_storage, redact, storage_url
+from prunetune.study.opening import Seat, open_study
+from prunetune.study.outcome import selection
+from prunetune.study.outcome.pareto import FrontResult, conclude_front
+from prunetune.study.outcome.summary import SearchResult
+from prunetune.study.trials.best import best_complete, metric_of, on_plateau
+from prunetune.study.trials.loop import Loop, finished
+from prunetune.study.trials.trial_log import TrialLog
+from prunetune.study.trials.trials import Objective
 
 logger = logging.getLogger(__name__)
 

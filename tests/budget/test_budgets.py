@@ -19,8 +19,8 @@ from prunetune.config import PruningConfig
 from prunetune.errors import ConfigError
 from prunetune.presets import load_preset, preset_names
 from prunetune.scorers import SCORERS
-from prunetune.search.space import Space
-from prunetune.search.spec import SpaceSpec, StudySpec, difference
+from prunetune.space.space import Space
+from prunetune.spec import SpaceSpec, StudySpec, difference
 
 
 def facts(num_layers=16, image=336.0, text=20.0, kv_heads=2, width=128, value_bytes=2):
@@ -270,7 +270,7 @@ def test_a_search_on_a_flops_budget_from_end_to_end(searched):
 def test_a_budget_that_the_scorers_cannot_meet_is_refused_at_once(searched, monkeypatch):
     from cli_runner import refused
 
-    from prunetune.search import objective
+    from prunetune.measure import evaluator as objective
 
     monkeypatch.delattr(objective, "Evaluator")  # nothing may be computed before
     out, words, _ = searched

@@ -11,8 +11,8 @@ import prunetune
 from prunetune import models
 from prunetune.cli._loading import FLAGS
 from prunetune.presets import load_preset
-from prunetune.search.spec import StudySpec
-from prunetune.search.storage import open_storage, quiet, storage_url
+from prunetune.spec import StudySpec
+from prunetune.study.database.storage import open_storage, quiet, storage_url
 
 VERBS = ("export", "verify", "bench", "serve", "show", "search", "report", "diff", "dashboard")
 

@@ -316,7 +316,7 @@ def test_words_that_are_wrong(small, tmp_path):
 
 
 def test_the_gpu_benchmark_needs_no_more_than_a_deployment():
-    folder = Path(__file__).resolve().parents[1] / "benchmarks"
+    folder = Path(__file__).resolve().parents[2] / "benchmarks"
     code = f"import sys; sys.path.insert(0, {str(folder)!r}); import gpu"
     loaded, more = loaded_by_step(code, "import typer")
     assert loaded & (SEARCH_ONLY | {"rich", "scipy"}) == set()

@@ -9,10 +9,10 @@ from cli_runner import call, plain_set, refused, write_set
 from prunetune.calibration import load_calibration, load_sides
 from prunetune.config import ModelRef, Provenance, PruningConfig
 from prunetune.deploy import load_splits, meter, verify
-from prunetune.fingerprint import weights_digest
+from prunetune.measure.evaluator import Evaluator
 from prunetune.models import EMBEDDED, load_model
+from prunetune.models.fingerprint import weights_digest
 from prunetune.runtime import choose
-from prunetune.search.objective import Evaluator
 
 FAST = ("--threads", "1")
 STAGES = (

@@ -16,12 +16,12 @@ import prunetune
 from prunetune.errors import ConfigError, UnsupportedModelError
 from prunetune.families import FAMILIES as TABLE
 from prunetune.families.qwen3_vl import METHOD
+from prunetune.measure.packing import collate, pack, unpack
+from prunetune.measure.reference import Prompts, Recorder
 from prunetune.runtime import frame
 from prunetune.runtime.handle import Handle
 from prunetune.runtime.suffix import run_suffix
 from prunetune.runtime.vision import VisionTap
-from prunetune.search.packing import collate, pack, unpack
-from prunetune.search.reference import Prompts, Recorder
 
 TOLERANCE = test_runtime.TOLERANCE
 VIDEO = (2, (4, 16, 24), 4)

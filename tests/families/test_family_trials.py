@@ -14,13 +14,13 @@ import prunetune
 from prunetune.deploy import meter
 from prunetune.families.base import Family
 from prunetune.families.paligemma import PaliGemma
+from prunetune.measure import packing
+from prunetune.measure import reference as search_reference
+from prunetune.measure.packing import collate, pack, unpack
+from prunetune.measure.reference import Prompts, Recorder
 from prunetune.runtime.apply import family_of
 from prunetune.runtime.handle import Handle
 from prunetune.runtime.suffix import run_suffix
-from prunetune.search import packing
-from prunetune.search import reference as search_reference
-from prunetune.search.packing import collate, pack, unpack
-from prunetune.search.reference import Prompts, Recorder
 
 TOLERANCE = 1e-5
 NAMES = ("gemma3", "idefics3", "internvl", "llava_next", "paligemma", "smolvlm")

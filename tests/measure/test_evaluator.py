@@ -8,9 +8,9 @@ import torch
 from prunetune.calibration import CalibrationSet, load_calibration
 from prunetune.config import ModelRef, PruningConfig, Stage
 from prunetune.families import Family
+from prunetune.measure.evaluator import Evaluator
 from prunetune.models import load_model
 from prunetune.scorers import SCORERS
-from prunetune.search.objective import Evaluator
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_the_vision_tower_sees_each_picture_once(loaded, samples):
 def test_a_state_that_is_no_number_is_never_a_perfect_one(broken):
     from types import SimpleNamespace
 
-    from prunetune.search.results import compare
+    from prunetune.measure.results import compare
 
     tail, logits = torch.ones(1, 1, 4), torch.zeros(1, 1, 5)
     if broken:  # float16 overflows

@@ -13,11 +13,11 @@ import pytest
 
 from prunetune.calibration import load_calibration
 from prunetune.config import ModelRef, PruningConfig, Stage
+from prunetune.measure import store
+from prunetune.measure.evaluator import Evaluator
+from prunetune.measure.store import Memos, make_room
 from prunetune.models import load_model
 from prunetune.scorers import SCORERS
-from prunetune.search import store
-from prunetune.search.objective import Evaluator
-from prunetune.search.store import Memos, make_room
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,10 @@ import pytest
 import torch
 from huggingface_hub import constants
 
-from prunetune import weights
 from prunetune.calibration import answers_match, encode, load_calibration
 from prunetune.errors import ConfigError, PrunetuneError, UnsupportedModelError
-from prunetune.models import ALIASES, EMBEDDED, fingerprint, load_model
+from prunetune.models import ALIASES, EMBEDDED, load_model, weights
+from prunetune.models.fingerprint import fingerprint
 
 torch.set_num_threads(1)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "prunetune" / "embedded" / "tiny"
 DATA = ROOT / "calibration_data" / "tiny"
 SPLITS = ("calibration", "held_out")

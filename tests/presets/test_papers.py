@@ -16,8 +16,8 @@ from prunetune.budget import mean_retention
 from prunetune.config import PruningConfig
 from prunetune.presets import _placed, load_preset, preset_names, read_preset
 from prunetune.restorers import RESTORERS
-from prunetune.search.space import Space
-from prunetune.search.spec import StudySpec
+from prunetune.space.space import Space
+from prunetune.spec import StudySpec
 from prunetune.tokens import grid_geometry
 
 torch.set_num_threads(1)

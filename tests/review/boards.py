@@ -12,13 +12,13 @@ from optuna.trial import TrialState
 
 from prunetune.config import ModelRef, PruningConfig
 from prunetune.models import load_model
-from prunetune.review.artifacts import ArtifactFolder
-from prunetune.review.dashboard import Dashboard
+from prunetune.review.dashboard.artifacts import ArtifactFolder
+from prunetune.review.dashboard.dashboard import Dashboard
 from prunetune.review.facts import study_facts
-from prunetune.search.prepare import load_data
-from prunetune.search.spec import StudySpec
-from prunetune.search.storage import open_storage, quiet, storage_url
-from prunetune.search.trials import describe_config
+from prunetune.spec import StudySpec
+from prunetune.study.database.storage import open_storage, quiet, storage_url
+from prunetune.study.prepare import load_data
+from prunetune.study.trials.trials import describe_config
 
 SCRIPT = "<script>alert(1)</script>"
 ODD = "a 'quoted\" <b>&amp; *name* |.png"

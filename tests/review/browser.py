@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 CHROMIUM, DRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
-SCREENSHOTS = Path(__file__).parent.parent / "build" / "screenshots"
+SCREENSHOTS = Path(__file__).resolve().parents[2] / "build" / "screenshots"
 """Build artifacts that people look at; `make screenshots` copies some into docs/images."""
 SIZES = {"desktop": (1280, 900), "phone": (390, 844), "print": (718, 1016)}
 _FLAGS = (

@@ -9,10 +9,10 @@ from optuna.trial import TrialState
 from test_study import Fake, Result
 
 from prunetune.calibration import Sample
-from prunetune.search.space import Space
-from prunetune.search.spec import SpaceSpec, StudySpec
-from prunetune.search.storage import quiet
-from prunetune.search.trials import describe_config
+from prunetune.space.space import Space
+from prunetune.spec import SpaceSpec, StudySpec
+from prunetune.study.database.storage import quiet
+from prunetune.study.trials.trials import describe_config
 
 NASTY = "<script>alert(1)</script>"
 NASTY_FILE = "it's/\"a\"/<b>&amp;'file'.png"

@@ -21,14 +21,14 @@ from optuna_dashboard import get_note, save_note
 from test_study import Fake, spec
 
 from prunetune.cli import dashboard
-from prunetune.fingerprint import weights_digest
 from prunetune.models import load_model
-from prunetune.review.artifacts import ArtifactFolder, attach
+from prunetune.models.fingerprint import weights_digest
+from prunetune.review.dashboard.artifacts import ArtifactFolder, attach
+from prunetune.review.dashboard.notes import MARK, kept_below, markdown
+from prunetune.review.dashboard.publish import Publisher
 from prunetune.review.facts import study_facts
-from prunetune.review.notes import MARK, kept_below, markdown
-from prunetune.review.publish import Publisher
-from prunetune.search.find import find_study
-from prunetune.search.study import run_search
+from prunetune.study.find import find_study
+from prunetune.study.study import run_search
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ from boards import NAME, SCRIPT, make_example, make_study, serving
 from browser import browser  # noqa: F401
 
 from prunetune.models import load_model
-from prunetune.review.artifacts import ArtifactFolder
-from prunetune.review.dashboard import Dashboard
+from prunetune.review.dashboard.artifacts import ArtifactFolder
+from prunetune.review.dashboard.dashboard import Dashboard
 from prunetune.review.facts import study_facts
 
 

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from test_study import Fake, spec
 
 from prunetune.config import ModelRef, Provenance, PruningConfig, Stage
-from prunetune.review.diff import aligned, changes
-from prunetune.review.paired import Difference
-from prunetune.search.space import Space
-from prunetune.search.spec import SpaceSpec
-from prunetune.search.study import run_search
+from prunetune.review.compare.diff import aligned, changes
+from prunetune.review.compare.paired import Difference
+from prunetune.space.space import Space
+from prunetune.spec import SpaceSpec
+from prunetune.study.study import run_search
 
 OLD = (
     {

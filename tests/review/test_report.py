@@ -16,15 +16,16 @@ from made_studies import NASTY, NASTY_FILE, SAMPLES, Asked, made_study
 from test_study import Fake, spec
 
 from prunetune import models
-from prunetune.review import plots, report, report_charts, sample_plots, theme
+from prunetune.review import plots, theme
 from prunetune.review.decoded import decoded, importances
 from prunetune.review.facts import study_facts
-from prunetune.review.report import Pictures, render
+from prunetune.review.report import report, report_charts, sample_plots
+from prunetune.review.report.report import Pictures, render
+from prunetune.review.report.worst import Panel, Worst, worst_samples
 from prunetune.review.words import config_sentences, verdict
-from prunetune.review.worst import Panel, Worst, worst_samples
-from prunetune.search.find import find_study
-from prunetune.search.study import run_search
-from prunetune.search.summary import TOO_FEW, bootstrap_ci
+from prunetune.study.find import find_study
+from prunetune.study.outcome.summary import TOO_FEW, bootstrap_ci
+from prunetune.study.study import run_search
 
 FAST = ("--threads", "1")
 SECTIONS = {"config", "held-out", "history-0", "front", "schedules", "importance", "parallel"}
@@ -468,7 +469,7 @@ def test_a_model_that_is_gone_costs_the_pictures_only(tmp_path):
 
 
 def test_a_study_without_a_result_shows_calibration_samples(tmp_path):
-    from prunetune.search.study import run_trials
+    from prunetune.study.study import run_trials
 
     run_trials(spec(trials=3), Fake(count=SAMPLES), out=tmp_path)
     ran = call("report", tmp_path, "--no-pictures", "--json", *FAST)
@@ -496,7 +497,7 @@ def test_a_report_that_fails_does_not_fail_the_search(tmp_path, monkeypatch, rea
     def broken(*args, **kwargs):
         raise RuntimeError("no page")
 
-    monkeypatch.setattr("prunetune.review.report_file.render", broken)
+    monkeypatch.setattr("prunetune.review.report.report_file.render", broken)
     _, data, _ = real
     words = ("search", "--data", data, "--trials", "1", "--preset", "none", "--out", tmp_path / "r")
     ran = call(*words, "--no-cache", "--json", *FAST)

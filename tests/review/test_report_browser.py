@@ -16,10 +16,10 @@ from test_study import spec
 
 from prunetune.calibration.sources import tiny_folder
 from prunetune.review.facts import study_facts
-from prunetune.review.report import Pictures, render
-from prunetune.review.worst import worst_samples
-from prunetune.search.find import find_study
-from prunetune.search.study import run_search
+from prunetune.review.report.report import Pictures, render
+from prunetune.review.report.worst import worst_samples
+from prunetune.study.find import find_study
+from prunetune.study.study import run_search
 
 PICTURES = 4
 DRAWN = """

@@ -5,8 +5,8 @@ from browser import browser  # noqa: F401
 from made_studies import made_study
 
 from prunetune.review.facts import study_facts
-from prunetune.review.report import Pictures, render
-from prunetune.review.worst import worst_samples
+from prunetune.review.report.report import Pictures, render
+from prunetune.review.report.worst import worst_samples
 
 UNDRAWN = """
 return [...document.querySelectorAll('.plot')].filter(x => !x.querySelector('svg.main-svg .trace,'

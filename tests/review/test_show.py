@@ -10,10 +10,17 @@ from rich.console import Console
 
 from prunetune.config import ModelRef, PruningConfig
 from prunetune.models import load_model
-from prunetune.review.heatmap import ONLY_A, ONLY_B, colour, difference_panel, heat_panel, scaled
-from prunetune.review.overlay import BOX, cell, kept_panel, kept_tokens
-from prunetune.review.sheet import Row, contact_sheet, sheet
-from prunetune.review.terminal import print_kept
+from prunetune.review.pictures.heatmap import (
+    ONLY_A,
+    ONLY_B,
+    colour,
+    difference_panel,
+    heat_panel,
+    scaled,
+)
+from prunetune.review.pictures.overlay import BOX, cell, kept_panel, kept_tokens
+from prunetune.review.pictures.sheet import Row, contact_sheet, sheet
+from prunetune.review.pictures.terminal import print_kept
 from prunetune.tokens import keep_count
 
 FAST = ("--threads", "1")

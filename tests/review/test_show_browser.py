@@ -10,9 +10,9 @@ from rich.console import Console
 from prunetune.calibration.sources import tiny_folder
 from prunetune.config import ModelRef, PruningConfig
 from prunetune.models import load_model
-from prunetune.review.overlay import kept_tokens
-from prunetune.review.sheet import Row, sheet
-from prunetune.review.terminal import print_kept
+from prunetune.review.pictures.overlay import kept_tokens
+from prunetune.review.pictures.sheet import Row, sheet
+from prunetune.review.pictures.terminal import print_kept
 
 QUESTION = "what color is the circle ?"
 STAGES = (

@@ -135,7 +135,7 @@ def test_what_is_not_a_config():
 
 
 def test_fingerprint(caplog):
-    from prunetune.models import fingerprint
+    from prunetune.models.fingerprint import fingerprint
 
     model = tiny("llava")
     same = with_model(make_config(model), fingerprint=fingerprint(model.config))
@@ -152,7 +152,7 @@ def test_fingerprint(caplog):
 
 def test_other_weights_are_warned_of_once_a_model(caplog):
     from prunetune.config import Provenance
-    from prunetune.fingerprint import weights_digest
+    from prunetune.models.fingerprint import weights_digest
 
     model, tuned = tiny("llava"), tiny("llava")
     tuned.lm_head.weight.data *= 1.01

@@ -9,9 +9,9 @@ from test_families import schedule
 from two_devices import AWAY, Away, numbers, spread
 
 import prunetune
-from prunetune.devices import device_of
 from prunetune.errors import UnsupportedModelError
-from prunetune.fingerprint import weights_digest
+from prunetune.models.devices import device_of
+from prunetune.models.fingerprint import weights_digest
 from prunetune.runtime import frame
 
 every = pytest.mark.parametrize("family", each())

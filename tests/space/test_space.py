@@ -11,8 +11,8 @@ from prunetune.config import PruningConfig
 from prunetune.errors import ConfigError
 from prunetune.presets import load_preset
 from prunetune.scorers import SCORERS
-from prunetune.search.space import Space
-from prunetune.search.spec import SpaceSpec, StudySpec, difference
+from prunetune.space.space import Space
+from prunetune.spec import SpaceSpec, StudySpec, difference
 
 ALL = tuple(SCORERS)
 
@@ -256,6 +256,6 @@ def _loads(modules, forbidden):
 
 
 def test_importing_the_space_loads_neither_torch_nor_optuna():
-    ours = "prunetune.search.spec, prunetune.search.space, prunetune.budget, prunetune.presets"
+    ours = "prunetune.spec, prunetune.space.space, prunetune.budget, prunetune.presets"
     assert _loads(ours, ("torch", "optuna")) == 0
     assert _loads("prunetune.config", ("torch", "optuna")) == 1

@@ -4,9 +4,9 @@ import pytest
 
 from prunetune.budget import ModelFacts, mean_retention
 from prunetune.scorers import SCORERS
-from prunetune.search.space import Space
-from prunetune.search.spec import SpaceSpec
-from prunetune.search.starts import starts
+from prunetune.space.space import Space
+from prunetune.space.starts import starts
+from prunetune.spec import SpaceSpec
 
 
 def space(keep=0.25, **spec):

@@ -15,8 +15,9 @@ from pathlib import Path
 from optuna.trial import TrialState
 from test_study import Fake, spec
 
-from prunetune.search import leases, loop, storage
-from prunetune.search.study import run_trials
+from prunetune.study.database import leases, storage
+from prunetune.study.study import run_trials
+from prunetune.study.trials import loop
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 # What a search imports when it first needs it: half of what a worker that is soon killed would do.

@@ -7,7 +7,7 @@ import pytest
 import sqlalchemy
 from cluster import FINISHED, Postgres, Team, binaries, check
 
-from prunetune.search.storage import open_storage, storage_url
+from prunetune.study.database.storage import open_storage, storage_url
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

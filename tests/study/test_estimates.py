@@ -7,7 +7,7 @@ import pytest
 from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState, create_trial
 
-from prunetune.search.samplers import make_sampler
+from prunetune.study.trials.samplers import make_sampler
 
 UNIT = FloatDistribution(0.0, 1.0)
 

@@ -14,10 +14,10 @@ from prunetune.budget import mean_retention
 from prunetune.config import PruningConfig
 from prunetune.errors import StudyError
 from prunetune.presets import preset_names
-from prunetune.search.front import cost_of, front, metric_of, since_better, spread
-from prunetune.search.pareto import choose_point
-from prunetune.search.spec import StudySpec
-from prunetune.search.study import run_trials
+from prunetune.spec import StudySpec
+from prunetune.study.outcome.pareto import choose_point
+from prunetune.study.study import run_trials
+from prunetune.study.trials.best import cost_of, front, metric_of, since_better, spread
 
 STARTS = 8
 """Queued first: four presets, four blends."""

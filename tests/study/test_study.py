@@ -16,20 +16,20 @@ from prunetune.budget import ModelFacts, mean_retention
 from prunetune.calibration import load_calibration
 from prunetune.config import PruningConfig
 from prunetune.errors import ConfigError, DataError, StudyError
+from prunetune.measure.scores import Scores, accuracy
 from prunetune.presets import preset_names
 from prunetune.scorers import SCORERS
-from prunetune.search.find import find_study
-from prunetune.search.samplers import make_sampler, sampler_seed
-from prunetune.search.scores import Scores, accuracy
-from prunetune.search.selection import compare_preset, count_evaluations, measure, shortlist
-from prunetune.search.space import Space
-from prunetune.search.spec import SpaceSpec, StudySpec
-from prunetune.search.storage import _unusable as unusable_text
-from prunetune.search.storage import open_storage, redact, storage_url
-from prunetune.search.study import run_search, run_trials
-from prunetune.search.summary import Baseline, bootstrap_ci, render_table, verdict
-from prunetune.search.trial_log import TrialLog
-from prunetune.search.trials import presets_at
+from prunetune.space.space import Space
+from prunetune.spec import SpaceSpec, StudySpec
+from prunetune.study.database.storage import _unusable as unusable_text
+from prunetune.study.database.storage import open_storage, redact, storage_url
+from prunetune.study.find import find_study
+from prunetune.study.outcome.selection import compare_preset, count_evaluations, measure, shortlist
+from prunetune.study.outcome.summary import Baseline, bootstrap_ci, render_table, verdict
+from prunetune.study.study import run_search, run_trials
+from prunetune.study.trials.samplers import make_sampler, sampler_seed
+from prunetune.study.trials.trial_log import TrialLog
+from prunetune.study.trials.trials import presets_at
 
 FILES = {"study.db", "spec.toml", "config.json", "log.jsonl"}
 
@@ -434,7 +434,7 @@ def test_reports_are_written_many_at_a_time_and_never_lost(tmp_path, monkeypatch
     for step in range(10):
         trial.report(step / 7, step)
     assert stored() == 0
-    monkeypatch.setattr("prunetune.search.storage._REPORT_SECONDS", -1)
+    monkeypatch.setattr("prunetune.study.database.storage._REPORT_SECONDS", -1)
     trial.report(0.5, 10)
     assert stored() == 11
     monkeypatch.undo()
@@ -484,7 +484,7 @@ def test_a_gap_that_is_no_number_fails_the_trial(tmp_path):
 
 def test_no_finished_trial_is_nothing_to_export(tmp_path):
     study = optuna.create_study()
-    from prunetune.search.selection import choose
+    from prunetune.study.outcome.selection import choose
 
     with pytest.raises(StudyError, match="no finished trial"):
         choose(study, spec(), Fake())
@@ -568,7 +568,7 @@ def test_a_sampler_without_its_package(monkeypatch):
 
 
 def test_held_out_samples_show_no_picture_that_the_search_sees(caplog):
-    from prunetune.search.prepare import load_data
+    from prunetune.study.prepare import load_data
 
     with pytest.raises(DataError, match="held_out: all 160 samples show pictures of the calibr"):
         load_data(spec(data="tiny", held_out="tiny"))
@@ -777,7 +777,7 @@ def test_accuracy_counts_answered_samples_only(tmp_path):
 def test_a_pruned_trial_is_ranked_by_its_estimated_mean_not_by_one_sample():
     from optuna.trial import TrialState, create_trial
 
-    from prunetune.search.trials import estimated_mean
+    from prunetune.study.trials.trials import estimated_mean
 
     def complete(values):
         mean = sum(values) / len(values)
@@ -795,7 +795,7 @@ def test_a_pruned_trial_is_ranked_by_its_estimated_mean_not_by_one_sample():
 def test_a_trial_is_stopped_only_if_its_mean_is_worse_too():
     from optuna.pruners import WilcoxonPruner
 
-    from prunetune.search.stopping import MeanWilcoxonPruner
+    from prunetune.study.trials.stopping import MeanWilcoxonPruner
 
     def stops(kind, values):
         study = optuna.create_study(pruner=kind(p_threshold=0.1, n_startup_steps=8))

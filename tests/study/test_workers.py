@@ -18,22 +18,24 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import OperationalError
 from test_study import Fake, search, spec, trials_of
 
+from prunetune import interrupts
 from prunetune.errors import StudyError
-from prunetune.search import interrupts, leases, loop
-from prunetune.search.estimates import _Estimated
-from prunetune.search.persistent import PersistentStorage
-from prunetune.search.space import Space
-from prunetune.search.stopping import MeanWilcoxonPruner
-from prunetune.search.storage import (
+from prunetune.space.space import Space
+from prunetune.study.database import leases
+from prunetune.study.database.persistent import PersistentStorage
+from prunetune.study.database.storage import (
     BatchedStorage,
     open_storage,
     quiet,
     redact,
     storage_url,
 )
-from prunetune.search.study import run_trials
-from prunetune.search.trials import Objective
-from prunetune.search.workers import Crew
+from prunetune.study.study import run_trials
+from prunetune.study.trials import loop
+from prunetune.study.trials.estimates import _Estimated
+from prunetune.study.trials.stopping import MeanWilcoxonPruner
+from prunetune.study.trials.trials import Objective
+from prunetune.study.workers.workers import Crew
 
 NAME = "fake/keep0.25/cosine"
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from prunetune import aliases
 from prunetune.families import FAMILIES
+from prunetune.models import aliases
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
 import support_matrix as tool  # noqa: E402
 

@@ -9,7 +9,7 @@ from prunetune.config import PruningConfig
 
 if TYPE_CHECKING:
     from prunetune.calibration import CalibrationSet
-    from prunetune.search.scores import Scores
+    from prunetune.measure.scores import Scores
 
 
 @dataclass(frozen=True)
@@ -82,9 +82,9 @@ def measure_both(
         ConfigError: A config does not fit the model.
         DataError: There are no samples, or one has no picture.
     """
+    from prunetune.measure.evaluator import Evaluator
+    from prunetune.measure.scores import Scores, image_ids
     from prunetune.runtime.apply import check_fits, family_of
-    from prunetune.search.objective import Evaluator
-    from prunetune.search.scores import Scores, image_ids
 
     for config in configs:
         check_fits(family_of(loaded.model), config, strict=False)
@@ -123,7 +123,7 @@ def measure_both(
 
 
 def _difference(values: Sequence[float], images: Sequence[str], seed: int) -> Difference:
-    from prunetune.search.summary import bootstrap_ci
+    from prunetune.study.outcome.summary import bootstrap_ci
 
     interval = bootstrap_ci(values, images, seed)
     return Difference(sum(values) / len(values), interval, len(set(images)))

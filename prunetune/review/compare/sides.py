@@ -14,8 +14,8 @@ from prunetune.files import is_database
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
-    from prunetune.search.find import Found
-    from prunetune.search.spec import StudySpec
+    from prunetune.spec import StudySpec
+    from prunetune.study.find import Found
 
 FIGURES = (
     "gap",
@@ -70,7 +70,7 @@ def read_side(target: str, trial: int | None = None, study: str | None = None) -
             raise ConfigError(f"--trial: {target!r} is a config file, which has no trials")
         config = PruningConfig.load(target)
         return Side(target, config, _of_provenance(config))
-    from prunetune.search.find import find_study
+    from prunetune.study.find import find_study
 
     folder, number = split_trial(target)
     if number is not None and trial is not None:
@@ -114,8 +114,8 @@ def _computed(config: PruningConfig) -> dict[str, float | None]:
 
 
 def _of_study(found: "Found", number: int | None) -> Side:
-    from prunetune.search.find import stored_config
-    from prunetune.search.trials import config_of
+    from prunetune.study.find import stored_config
+    from prunetune.study.trials.trials import config_of
 
     stored = stored_config(found, number)
     if stored is not None and stored.provenance.trial is not None:
@@ -148,7 +148,7 @@ def _best(found: "Found", trials: "Sequence[FrozenTrial]") -> "FrozenTrial":
 
 
 def _such_as(found: "Found") -> str:
-    from prunetune.search.front import front
+    from prunetune.study.trials.best import front
 
     points = front(found.study)
     return f", such as {found.shown}:{points[len(points) // 2].number}" if points else ""

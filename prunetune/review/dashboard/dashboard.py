@@ -15,9 +15,9 @@ from optuna.storages import BaseStorage
 from optuna_dashboard import wsgi
 
 from prunetune.errors import ConfigError, PrunetuneError
-from prunetune.review.artifacts import ArtifactFolder
-from prunetune.review.publish import Publisher
-from prunetune.search.storage import redact
+from prunetune.review.dashboard.artifacts import ArtifactFolder
+from prunetune.review.dashboard.publish import Publisher
+from prunetune.study.database.storage import redact
 
 logger = logging.getLogger(__name__)
 
@@ -216,7 +216,7 @@ def artifact_folder(folder: Path | None, given: Path | None) -> ArtifactFolder:
     Raises:
         ConfigError: Neither is known, or it is no folder.
     """
-    from prunetune.review.artifacts import FOLDER
+    from prunetune.review.dashboard.artifacts import FOLDER
 
     place = given or (folder / FOLDER if folder is not None else None)
     if place is None:
@@ -235,7 +235,7 @@ def newest_run(root: Path) -> Path:
     Raises:
         PrunetuneError: There is none.
     """
-    from prunetune.search.storage import DATABASE
+    from prunetune.study.database.storage import DATABASE
 
     found = sorted(root.glob(f"*/{DATABASE}"), key=lambda path: path.stat().st_mtime)
     if not found:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from optuna_dashboard import get_note, save_note, save_plotly_graph_object
 
-from prunetune.review import notes
-from prunetune.review.artifacts import ArtifactFolder, attach, attached, samples_csv
+from prunetune.review.dashboard import notes
+from prunetune.review.dashboard.artifacts import ArtifactFolder, attach, attached, samples_csv
 from prunetune.review.facts import StudyFacts, TrialFacts, study_facts
-from prunetune.search.storage import redact
+from prunetune.study.database.storage import redact
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -116,8 +116,8 @@ class Publisher:
         """Draw what a trial keeps of a few samples; return the counts."""
         if self.loaded is None or not self.samples:
             return []
-        from prunetune.review.overlay import kept_tokens
-        from prunetune.review.sheet import Row, sheet
+        from prunetune.review.pictures.overlay import kept_tokens
+        from prunetune.review.pictures.sheet import Row, sheet
 
         rows: list[Row] = []
         counts, images = [], set()

@@ -6,7 +6,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from prunetune.review.overlay import FAINT, cell, dropped
+from prunetune.review.pictures.overlay import FAINT, cell, dropped
 from prunetune.tokens import ImageGeometry
 
 INK = (20, 20, 20)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from prunetune.calibration import Sample, encode
 from prunetune.config import PruningConfig
-from prunetune.devices import device_of
+from prunetune.models.devices import device_of
 from prunetune.runtime.apply import apply, family_of
 from prunetune.tokens import ImageGeometry
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from prunetune.review.heatmap import (
+from prunetune.review.pictures.heatmap import (
     INK,
     difference_key,
     difference_panel,
@@ -16,7 +16,7 @@ from prunetune.review.heatmap import (
     heat_panel,
     score_key,
 )
-from prunetune.review.overlay import FAINT, Kept, StageKept, fitted, kept_panel
+from prunetune.review.pictures.overlay import FAINT, Kept, StageKept, fitted, kept_panel
 from prunetune.tokens import ImageGeometry
 
 _LEAST_COLUMN = 250

@@ -7,9 +7,9 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from prunetune.review.heatmap import colour, scaled
-from prunetune.review.overlay import Kept, StageKept, cell
-from prunetune.review.sheet import Row
+from prunetune.review.pictures.heatmap import colour, scaled
+from prunetune.review.pictures.overlay import Kept, StageKept, cell
+from prunetune.review.pictures.sheet import Row
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -4,7 +4,7 @@ import shlex
 from typing import Any
 
 from prunetune.review.facts import StudyFacts
-from prunetune.search.opening import versions
+from prunetune.study.opening import versions
 
 
 def provenance_rows(facts: StudyFacts, shown: str) -> list[tuple[str, str]]:

@@ -10,17 +10,12 @@ from plotly.offline import get_plotlyjs
 
 from prunetune.config import PruningConfig
 from prunetune.review.facts import StudyFacts
-from prunetune.review.provenance import command, provenance_rows
-from prunetune.review.report_charts import charts
-from prunetune.review.tables import (
-    front_table,
-    held_out_table,
-    presets_table,
-    trials_table,
-)
+from prunetune.review.report.provenance import command, provenance_rows
+from prunetune.review.report.report_charts import charts
+from prunetune.review.report.tables import front_table, held_out_table, presets_table, trials_table
+from prunetune.review.report.worst import Worst
 from prunetune.review.theme import number, percent, tenths
 from prunetune.review.words import rest_sentences, stage_words, verdict
-from prunetune.review.worst import Worst
 
 TEMPLATES = Path(__file__).parent / "templates"
 

@@ -7,11 +7,12 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.utils import PlotlyJSONEncoder
 
-from prunetune.review import plots, sample_plots
+from prunetune.review import plots
 from prunetune.review.decoded import LEAST_TRIALS, importances
 from prunetune.review.facts import StudyFacts
-from prunetune.review.parallel import parallel
-from prunetune.review.tables import Table
+from prunetune.review.report import sample_plots
+from prunetune.review.report.parallel import parallel
+from prunetune.review.report.tables import Table
 from prunetune.review.theme import percent, tenths, title_of
 
 _SHORT = {

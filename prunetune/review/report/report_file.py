@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from prunetune.errors import ConfigError, PrunetuneError
 from prunetune.files import write_atomically
-from prunetune.fingerprint import weights_digest
+from prunetune.models.fingerprint import weights_digest
 from prunetune.review.facts import StudyFacts, study_facts
-from prunetune.review.report import Pictures, chosen_config, render
+from prunetune.review.report.report import Pictures, chosen_config, render
+from prunetune.review.report.worst import check_data, with_pictures, worst_samples
 from prunetune.review.words import verdict
-from prunetune.review.worst import check_data, with_pictures, worst_samples
-from prunetune.search.opening import other_weights
+from prunetune.study.opening import other_weights
 
 if TYPE_CHECKING:
     from prunetune.calibration import CalibrationSet
-    from prunetune.search.find import Found
-    from prunetune.search.prepare import Prepared
+    from prunetune.study.find import Found
+    from prunetune.study.prepare import Prepared
 
 REPORT_FILE = "report.html"
 Progress = Callable[[str, int, int], None]
@@ -111,7 +111,7 @@ def load_for(found: "Found", *, skip_bad: bool = False, **options: Any) -> Loade
         PrunetuneError: One of them is not on this machine, or cannot be read.
     """
     from prunetune.models import load_model
-    from prunetune.search.prepare import load_data
+    from prunetune.study.prepare import load_data
 
     calibration, held_out = load_data(found.spec, skip_bad=skip_bad)
     options["revision"] = options.get("revision") or found.spec.revision
@@ -126,7 +126,7 @@ def report_search(
     progress: Progress = lambda name, done, total: None,
 ) -> Written:
     """Write the report of a search that has just ended into its folder; nothing is loaded again."""
-    from prunetune.search.find import find_study
+    from prunetune.study.find import find_study
 
     # The folder's database may hold several studies.
     name = study_name or prepared.spec.study_name

@@ -12,7 +12,7 @@ from prunetune.calibration import CalibrationSet, Sample, greedy_answer
 from prunetune.config import PruningConfig
 from prunetune.errors import DataError
 from prunetune.review.facts import StudyFacts
-from prunetune.review.overlay import fitted, kept_panel, kept_tokens
+from prunetune.review.pictures.overlay import fitted, kept_panel, kept_tokens
 from prunetune.runtime.apply import apply
 
 _NEW_TOKENS = 32

@@ -8,7 +8,7 @@ from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.exceptions import UpdateFinishedTrialError
 from sqlalchemy import text
 
-from prunetune.search.leases import Connection
+from prunetune.study.database.leases import Connection
 
 _STATE = text("SELECT state FROM trials WHERE trial_id = :trial")
 # A trial that is run again has its parameters and attributes already, and any is written in parts.

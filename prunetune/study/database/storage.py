@@ -21,9 +21,9 @@ from sqlalchemy.exc import ArgumentError, IntegrityError, ProgrammingError, SQLA
 from sqlalchemy.orm import Session
 
 from prunetune.errors import StudyError
-from prunetune.search import leases
-from prunetune.search.pending import Pending
-from prunetune.search.persistent import PersistentStorage, check_optuna
+from prunetune.study.database import leases
+from prunetune.study.database.pending import Pending
+from prunetune.study.database.persistent import PersistentStorage, check_optuna
 
 logger = logging.getLogger(__name__)
 

@@ -12,11 +12,12 @@ from optuna.trial import FrozenTrial
 
 from prunetune.budget.bounds import short
 from prunetune.errors import StudyError
+from prunetune.measure.scores import Measures, SampleScore, Scores, accuracy, image_ids
 from prunetune.presets import preset_names
-from prunetune.search.front import COST_NAMES, cost_of, front, metric_of, spread
-from prunetune.search.record import write_front
-from prunetune.search.scores import Measures, SampleScore, Scores, accuracy, image_ids
-from prunetune.search.selection import (
+from prunetune.space.space import Space
+from prunetune.spec import StudySpec
+from prunetune.study.outcome.record import write_front
+from prunetune.study.outcome.selection import (
     Winner,
     compare_preset,
     count_evaluations,
@@ -25,10 +26,9 @@ from prunetune.search.selection import (
     why_stopped,
     with_provenance,
 )
-from prunetune.search.space import Space
-from prunetune.search.spec import StudySpec
-from prunetune.search.summary import Baseline, bootstrap_ci, too_few, unbeaten, within_noise
-from prunetune.search.trials import config_of, presets_at
+from prunetune.study.outcome.summary import Baseline, bootstrap_ci, too_few, unbeaten, within_noise
+from prunetune.study.trials.best import COST_NAMES, cost_of, front, metric_of, spread
+from prunetune.study.trials.trials import config_of, presets_at
 
 if TYPE_CHECKING:
     from prunetune.config import PruningConfig

@@ -11,8 +11,8 @@ from typing import Any
 from optuna import Study
 from optuna.exceptions import OptunaError
 
-from prunetune.search.scores import Measures, SampleScore, image_ids
-from prunetune.search.summary import SearchResult, bootstrap_ci
+from prunetune.measure.scores import Measures, SampleScore, image_ids
+from prunetune.study.outcome.summary import SearchResult, bootstrap_ci
 
 logger = logging.getLogger(__name__)
 

@@ -15,22 +15,22 @@ from optuna.trial import FrozenTrial, TrialState
 from prunetune.budget import ModelFacts, flops_ratio, kv_ratio, mean_retention
 from prunetune.config import Provenance, PruningConfig
 from prunetune.errors import StudyError
+from prunetune.interrupts import check
+from prunetune.measure.scores import Measures, SampleScore, Scores, accuracy, image_ids
 from prunetune.presets import preset_names
-from prunetune.search.front import FINISHED, best_complete, metric_of, on_plateau
-from prunetune.search.interrupts import check
-from prunetune.search.opening import versions
-from prunetune.search.record import write_record
-from prunetune.search.scores import Measures, SampleScore, Scores, accuracy, image_ids
-from prunetune.search.space import Space
-from prunetune.search.spec import StudySpec
-from prunetune.search.summary import (
+from prunetune.space.space import Space
+from prunetune.spec import StudySpec
+from prunetune.study.opening import versions
+from prunetune.study.outcome.record import write_record
+from prunetune.study.outcome.summary import (
     Baseline,
     SearchResult,
     bootstrap_ci,
     group_means,
     verdict,
 )
-from prunetune.search.trials import (
+from prunetune.study.trials.best import FINISHED, best_complete, metric_of, on_plateau
+from prunetune.study.trials.trials import (
     EVALUATIONS,
     Preset,
     config_of,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prunetune.search.scores import Scores
+from prunetune.measure.scores import Scores
 
 if TYPE_CHECKING:
     from prunetune.config import PruningConfig

@@ -10,11 +10,11 @@ from optuna.exceptions import OptunaError, StorageInternalError, UpdateFinishedT
 from optuna.trial import FrozenTrial, TrialState
 
 from prunetune.errors import StudyError
-from prunetune.search.front import FINISHED
-from prunetune.search.interrupts import check
-from prunetune.search.leases import StudyFull
-from prunetune.search.storage import BatchedStorage, quiet
-from prunetune.search.trials import Objective
+from prunetune.interrupts import check
+from prunetune.study.database.leases import StudyFull
+from prunetune.study.database.storage import BatchedStorage, quiet
+from prunetune.study.trials.best import FINISHED
+from prunetune.study.trials.trials import Objective
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from optuna.samplers import BaseSampler
 from optuna.samplers.nsgaii import UniformCrossover
 
 from prunetune.errors import StudyError
-from prunetune.search.estimates import EstimatesSampler
+from prunetune.study.trials.estimates import EstimatesSampler
 
 # Those that model values; CMA-ES takes pruned trials by itself.
 _MODELS = ("tpe", "tpe-uni", "gp")

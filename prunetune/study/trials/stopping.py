@@ -7,7 +7,7 @@ from optuna import Study
 from optuna.pruners import WilcoxonPruner
 from optuna.trial import FrozenTrial
 
-from prunetune.search.front import best_complete
+from prunetune.study.trials.best import best_complete
 
 
 class MeanWilcoxonPruner(WilcoxonPruner):

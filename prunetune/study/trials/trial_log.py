@@ -9,7 +9,7 @@ from typing import IO
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from prunetune.search.front import FINISHED
+from prunetune.study.trials.best import FINISHED
 
 logger = logging.getLogger(__name__)
 

@@ -14,11 +14,11 @@ from optuna.trial import FrozenTrial, TrialState
 from prunetune.budget import Budget, mean_retention
 from prunetune.config import PruningConfig
 from prunetune.errors import ConfigError, StudyError
+from prunetune.interrupts import check
+from prunetune.measure.scores import Measures, SampleScore, Scores
 from prunetune.presets import load_preset
-from prunetune.search.front import FINISHED, best_complete, metric_of
-from prunetune.search.interrupts import check
-from prunetune.search.scores import Measures, SampleScore, Scores
-from prunetune.search.space import Space
+from prunetune.space.space import Space
+from prunetune.study.trials.best import FINISHED, best_complete, metric_of
 
 logger = logging.getLogger(__name__)
 

@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunetune.search.prepare import Prepared, prepare
-from prunetune.search.spec import StudySpec
+from prunetune.spec import StudySpec
+from prunetune.study.prepare import Prepared, prepare
 
 if TYPE_CHECKING:
-    from prunetune.search.workers import Crew
+    from prunetune.study.workers.workers import Crew
 
 CACHE_BYTES = 20 << 30
 _SMALL = 512 << 20
@@ -45,7 +45,7 @@ class Cache:
             return None
         if named:
             return Path(named)
-        from prunetune.search.store import default_cache
+        from prunetune.measure.store import default_cache
 
         return default_cache()
 
@@ -71,7 +71,7 @@ def crew(
     workers: Workers,
 ) -> "Crew":
     """Return the workers beside this process; they start when the study exists."""
-    from prunetune.search.workers import Crew
+    from prunetune.study.workers.workers import Crew
 
     plain = {
         name: str(value).removeprefix("torch.") if name in ("dtype", "device") and value else value
@@ -97,9 +97,9 @@ def join(order: Mapping[str, Any], stopped: Callable[[], bool], ready: Callable[
     """
     import torch
 
-    from prunetune.search.interrupts import check
-    from prunetune.search.objective import Evaluator
-    from prunetune.search.study import run_trials
+    from prunetune.interrupts import check
+    from prunetune.measure.evaluator import Evaluator
+    from prunetune.study.study import run_trials
 
     torch.set_num_threads(order["threads"])
     spec, options = StudySpec.parse(order["spec"]), dict(order["prepare"])

@@ -17,8 +17,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from prunetune.search.interrupts import heeded
-from prunetune.search.storage import redact
+from prunetune.interrupts import heeded
+from prunetune.study.database.storage import redact
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class _Process:
         package = str(Path(__file__).parents[2])
         paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "prunetune.search.workers"],
+            [sys.executable, "-m", "prunetune.study.workers.workers"],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -117,7 +117,7 @@ class Crew:
 
     Args:
         count: How many.
-        order: What ``prunetune.search.joining.join`` needs, as plain data.
+        order: What ``prunetune.study.workers.crew.join`` needs, as plain data.
         threads: CPU threads of each.
     """
 
@@ -193,13 +193,13 @@ def main() -> int:
     """Run one worker; its order is the first line of stdin."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     # The parent has said the same.
-    logging.getLogger("prunetune.search.prepare").setLevel(logging.ERROR)
+    logging.getLogger("prunetune.study.prepare").setLevel(logging.ERROR)
     try:
         # A shell's background jobs inherit that SIGINT is ignored.
         with heeded(signal.SIGINT, signal.SIGTERM, ignored_too=True):
             order = json.loads(sys.stdin.readline())
             stopped = _obey(sys.stdin)
-            from prunetune.search.joining import join
+            from prunetune.study.workers.crew import join
 
             join(order, stopped.is_set, lambda: _tell(_READY))
     except KeyboardInterrupt:
