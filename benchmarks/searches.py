@@ -28,12 +28,12 @@ from common import finish
 from prunetune.budget import latest_first_layer, mean_retention
 from prunetune.calibration import load_calibration
 from prunetune.measure.evaluator import Evaluator
-from prunetune.measure.scores import Scores, accuracy
+from prunetune.measure.scores import Scores, accuracy, measure
 from prunetune.models import load_model
 from prunetune.presets import preset_names
 from prunetune.space.space import Space
 from prunetune.spec import StudySpec
-from prunetune.study.outcome.selection import choose, measure
+from prunetune.study.outcome.selection import choose
 from prunetune.study.study import run_trials
 from prunetune.study.trials.trials import presets_at
 

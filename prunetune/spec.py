@@ -199,7 +199,7 @@ class StudySpec(BaseModel):
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            from prunetune.config import describe
+            from prunetune.messages import describe
 
             raise ConfigError(f"{origin}: {describe(error)}") from None
 

@@ -68,7 +68,8 @@ def dashboard(
         artifact_folder,
         newest_run,
     )
-    from prunetune.study.database.storage import open_storage, redact
+    from prunetune.study.database.connect import open_storage
+    from prunetune.study.database.urls import redact
     from prunetune.study.find import locate
 
     quieten_optuna()

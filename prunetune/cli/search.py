@@ -208,7 +208,7 @@ def search(
         with heeded(signal.SIGINT, signal.SIGTERM):
             result, prepared = _run(wanted, out, where, options, how, not no_report)
     except KeyboardInterrupt:
-        from prunetune.study.database.storage import redact
+        from prunetune.study.database.urls import redact
 
         if storage is None or redact(storage) == storage:
             raise

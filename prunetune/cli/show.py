@@ -120,7 +120,7 @@ def _config(name: str) -> Any:
 def _shown(name: str) -> str:
     """Return what a config is called on a sheet: no folders, no passwords."""
     if "://" in name:
-        from prunetune.study.database.storage import redact
+        from prunetune.study.database.urls import redact
 
         return redact(name)
     return name.rstrip("/").rpartition("/")[2] or name

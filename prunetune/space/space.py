@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from prunetune.budget import Budget, ModelFacts, as_budget
 from prunetune.errors import ConfigError
+from prunetune.space.narrowed import SpaceSpec
 from prunetune.space.restoring import RestorerCodec
-from prunetune.spec import SpaceSpec, StudySpec
 
 if TYPE_CHECKING:
     from optuna.trial import BaseTrial
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from prunetune.config import ModelRef, PruningConfig
     from prunetune.space.schedule import ScheduleCodec
     from prunetune.space.weighting import WeightCodec
+    from prunetune.spec import StudySpec
 
 # Digits of a searched budget's share.
 _DIGITS = 4
@@ -70,7 +71,7 @@ class Space:
         self._dimensions = self._list_dimensions()
 
     @classmethod
-    def of(cls, spec: StudySpec, facts: ModelFacts) -> "Space":
+    def of(cls, spec: "StudySpec", facts: ModelFacts) -> "Space":
         """Return the space of a study."""
         least, most = spec.budgets(facts)
         return cls(spec.space, least, facts, most)

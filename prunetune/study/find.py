@@ -12,7 +12,8 @@ from prunetune.config import PruningConfig
 from prunetune.errors import StudyError
 from prunetune.files import is_database, looked_at
 from prunetune.spec import StudySpec
-from prunetune.study.database.storage import DATABASE, file_url, open_storage, redact, storage_url
+from prunetune.study.database.connect import open_storage
+from prunetune.study.database.urls import DATABASE, file_url, redact, storage_url
 from prunetune.study.outcome.pareto import FOLDER, choose_point, front_file
 from prunetune.study.study import CONFIG_FILE, SPEC_FILE
 from prunetune.study.trials.best import FINISHED
@@ -209,10 +210,11 @@ def measured_config(
     Raises:
         StudyError: There is no such trial, or it has not finished.
     """
+    from prunetune.measure.scores import measure
     from prunetune.models import load_model
     from prunetune.space.space import Space
     from prunetune.study.opening import warn_other_weights
-    from prunetune.study.outcome.selection import Winner, choose, measure, with_provenance
+    from prunetune.study.outcome.selection import Winner, choose, with_provenance
     from prunetune.study.prepare import Prepared, deepest_first_stage, load_data
     from prunetune.study.run import Watched, evaluators
 

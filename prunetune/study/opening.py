@@ -5,7 +5,6 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import optuna
@@ -14,6 +13,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from prunetune.errors import ConfigError, StudyError
+from prunetune.models.versions import versions
 from prunetune.space.space import Space
 from prunetune.space.starts import starts
 from prunetune.spec import FIRST_LOOK, StudySpec, difference
@@ -203,14 +203,3 @@ def _enqueue(study: Study, spec: StudySpec, space: Space) -> None:
         study.enqueue_trial(space.encode(preset.config), user_attrs=attrs, skip_if_exists=True)
     for name, units in starts(space).items():
         study.enqueue_trial(units, user_attrs={"start": name}, skip_if_exists=True)
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of what decides a study's numbers."""
-    found = {}
-    for name in ("prunetune", "torch", "transformers", "optuna"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

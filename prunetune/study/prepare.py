@@ -54,7 +54,8 @@ def prepare(
 ) -> Prepared:
     """Load and check everything that can be wrong, before anything is computed."""
     from prunetune.models import load_model
-    from prunetune.study.database.storage import check_folder, open_storage, storage_url
+    from prunetune.study.database.connect import check_folder, open_storage
+    from prunetune.study.database.urls import storage_url
 
     if study_name == "":
         raise ConfigError("--study: received '', allowed a name; leave it out for the spec's own")
@@ -140,7 +141,7 @@ def deepest_first_stage(spec: StudySpec, loaded: Any, calibration: "CalibrationS
 
 def _refuse_other_spec(folder: Path, spec: StudySpec) -> None:
     """Refuse before minutes are spent what resuming would refuse, or would overwrite."""
-    from prunetune.study.database.storage import DATABASE
+    from prunetune.study.database.urls import DATABASE
     from prunetune.study.study import SPEC_FILE
 
     if not ((folder / DATABASE).exists() and (folder / SPEC_FILE).exists()):

@@ -15,7 +15,8 @@ from prunetune.errors import StudyError
 from prunetune.measure.scores import Measures
 from prunetune.space.space import Space
 from prunetune.spec import StudySpec
-from prunetune.study.database.storage import check_folder, open_storage, redact, storage_url
+from prunetune.study.database.connect import check_folder, open_storage
+from prunetune.study.database.urls import redact, storage_url
 from prunetune.study.opening import Seat, open_study
 from prunetune.study.outcome import selection
 from prunetune.study.outcome.pareto import FrontResult, conclude_front

@@ -12,7 +12,9 @@ from prunetune import models
 from prunetune.cli._loading import FLAGS
 from prunetune.presets import load_preset
 from prunetune.spec import StudySpec
-from prunetune.study.database.storage import open_storage, quiet, storage_url
+from prunetune.study.database.connect import open_storage
+from prunetune.study.database.storage import quiet
+from prunetune.study.database.urls import storage_url
 
 VERBS = ("export", "verify", "bench", "serve", "show", "search", "report", "diff", "dashboard")
 

@@ -16,7 +16,9 @@ from prunetune.review.dashboard.artifacts import ArtifactFolder
 from prunetune.review.dashboard.dashboard import Dashboard
 from prunetune.review.facts import study_facts
 from prunetune.spec import StudySpec
-from prunetune.study.database.storage import open_storage, quiet, storage_url
+from prunetune.study.database.connect import open_storage
+from prunetune.study.database.storage import quiet
+from prunetune.study.database.urls import storage_url
 from prunetune.study.prepare import load_data
 from prunetune.study.trials.trials import describe_config
 

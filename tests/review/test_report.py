@@ -24,7 +24,8 @@ from prunetune.review.report.report import Pictures, render
 from prunetune.review.report.worst import Panel, Worst, worst_samples
 from prunetune.review.words import config_sentences, verdict
 from prunetune.study.find import find_study
-from prunetune.study.outcome.summary import TOO_FEW, bootstrap_ci
+from prunetune.study.outcome.intervals import bootstrap_ci
+from prunetune.study.outcome.verdict import TOO_FEW
 from prunetune.study.study import run_search
 
 FAST = ("--threads", "1")

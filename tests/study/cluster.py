@@ -15,7 +15,7 @@ from pathlib import Path
 from optuna.trial import TrialState
 from test_study import Fake, spec
 
-from prunetune.study.database import leases, storage
+from prunetune.study.database import leases
 from prunetune.study.study import run_trials
 from prunetune.study.trials import loop
 
@@ -123,7 +123,7 @@ def work(url, out, trials, number, remote, seconds):
     """What a worker process does; whether a ``remote`` one lives is not seen from others."""
     os.setsid()
     random.seed(os.urandom(8))
-    storage.HEARTBEAT_SECONDS, storage.GRACE_SECONDS = 1, 5
+    connect.HEARTBEAT_SECONDS, connect.GRACE_SECONDS = 1, 5
     loop._LONGEST_PAUSE = 0.5
     if remote:
         leases._home = lambda: f"machine-{os.getpid()}"

@@ -7,7 +7,8 @@ import pytest
 import sqlalchemy
 from cluster import FINISHED, Postgres, Team, binaries, check
 
-from prunetune.study.database.storage import open_storage, storage_url
+from prunetune.study.database.connect import open_storage
+from prunetune.study.database.urls import storage_url
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -16,16 +16,20 @@ from prunetune.budget import ModelFacts, mean_retention
 from prunetune.calibration import load_calibration
 from prunetune.config import PruningConfig
 from prunetune.errors import ConfigError, DataError, StudyError
-from prunetune.measure.scores import Scores, accuracy
+from prunetune.measure.scores import Scores, accuracy, measure
 from prunetune.presets import preset_names
 from prunetune.scorers import SCORERS
 from prunetune.space.space import Space
 from prunetune.spec import SpaceSpec, StudySpec
-from prunetune.study.database.storage import _unusable as unusable_text
-from prunetune.study.database.storage import open_storage, redact, storage_url
+from prunetune.study.database.connect import _unusable as unusable_text
+from prunetune.study.database.connect import open_storage
+from prunetune.study.database.urls import redact, storage_url
 from prunetune.study.find import find_study
-from prunetune.study.outcome.selection import compare_preset, count_evaluations, measure, shortlist
-from prunetune.study.outcome.summary import Baseline, bootstrap_ci, render_table, verdict
+from prunetune.study.outcome.baselines import compare_preset
+from prunetune.study.outcome.intervals import bootstrap_ci
+from prunetune.study.outcome.selection import count_evaluations, shortlist
+from prunetune.study.outcome.summary import Baseline, render_table
+from prunetune.study.outcome.verdict import verdict
 from prunetune.study.study import run_search, run_trials
 from prunetune.study.trials.samplers import make_sampler, sampler_seed
 from prunetune.study.trials.trial_log import TrialLog

@@ -22,14 +22,10 @@ from prunetune import interrupts
 from prunetune.errors import StudyError
 from prunetune.space.space import Space
 from prunetune.study.database import leases
+from prunetune.study.database.connect import open_storage
 from prunetune.study.database.persistent import PersistentStorage
-from prunetune.study.database.storage import (
-    BatchedStorage,
-    open_storage,
-    quiet,
-    redact,
-    storage_url,
-)
+from prunetune.study.database.storage import BatchedStorage, quiet
+from prunetune.study.database.urls import redact, storage_url
 from prunetune.study.study import run_trials
 from prunetune.study.trials import loop
 from prunetune.study.trials.estimates import _Estimated

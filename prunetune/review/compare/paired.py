@@ -123,7 +123,7 @@ def measure_both(
 
 
 def _difference(values: Sequence[float], images: Sequence[str], seed: int) -> Difference:
-    from prunetune.study.outcome.summary import bootstrap_ci
+    from prunetune.study.outcome.intervals import bootstrap_ci
 
     interval = bootstrap_ci(values, images, seed)
     return Difference(sum(values) / len(values), interval, len(set(images)))

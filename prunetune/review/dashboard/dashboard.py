@@ -17,7 +17,7 @@ from optuna_dashboard import wsgi
 from prunetune.errors import ConfigError, PrunetuneError
 from prunetune.review.dashboard.artifacts import ArtifactFolder
 from prunetune.review.dashboard.publish import Publisher
-from prunetune.study.database.storage import redact
+from prunetune.study.database.urls import redact
 
 logger = logging.getLogger(__name__)
 
@@ -235,7 +235,7 @@ def newest_run(root: Path) -> Path:
     Raises:
         PrunetuneError: There is none.
     """
-    from prunetune.study.database.storage import DATABASE
+    from prunetune.study.database.urls import DATABASE
 
     found = sorted(root.glob(f"*/{DATABASE}"), key=lambda path: path.stat().st_mtime)
     if not found:

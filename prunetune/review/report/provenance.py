@@ -3,8 +3,8 @@
 import shlex
 from typing import Any
 
+from prunetune.models.versions import versions
 from prunetune.review.facts import StudyFacts
-from prunetune.study.opening import versions
 
 
 def provenance_rows(facts: StudyFacts, shown: str) -> list[tuple[str, str]]:

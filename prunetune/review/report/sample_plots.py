@@ -16,7 +16,7 @@ from prunetune.review.theme import (
     percent,
     plain,
 )
-from prunetune.study.outcome.summary import bootstrap_ci
+from prunetune.study.outcome.intervals import bootstrap_ci
 
 _BINS = 24
 _MOST_TYPES = 14

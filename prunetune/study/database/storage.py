@@ -1,40 +1,26 @@
-"""Where a study lives: SQLite in the run's folder, or PostgreSQL."""
+"""Optuna's database storage, made for many workers and small writes."""
 
 import logging
-import random
-import re
-import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import event
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, IntegrityError, ProgrammingError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from prunetune.errors import StudyError
 from prunetune.study.database import leases
 from prunetune.study.database.pending import Pending
-from prunetune.study.database.persistent import PersistentStorage, check_optuna
+from prunetune.study.database.persistent import PersistentStorage
 
 logger = logging.getLogger(__name__)
 
-DATABASE = "study.db"
-# Longer than a database takes to restart: a live trial must not be taken for a dead one.
-HEARTBEAT_SECONDS, GRACE_SECONDS = 60, 300
-PATIENCE_SECONDS = 120.0
-_LOCK_SECONDS = 60
 _REPORT_SECONDS = 5
 _MOST_RETRIES = 2
-_SECRET = re.compile(r"(://[^:/@\s]*:)\S*(?=@)|((?:password|passwd|token)=)[^&\s]+", re.I)
 
 
 class BatchedStorage(PersistentStorage):
@@ -201,111 +187,6 @@ class BatchedStorage(PersistentStorage):
         self._pending.pop(trial_id, None)
 
 
-def redact(message: str) -> str:
-    """Return ``message`` (a storage URL, or a message that holds one) with passwords replaced."""
-    return _SECRET.sub(lambda found: f"{found[1] or found[2]}***", message)
-
-
-def check_folder(out: Path) -> Path:
-    """Make a run's folder and prove that files can be written there.
-
-    Raises:
-        StudyError: It cannot be made or written.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
-    except OSError as error:
-        reason = error.strerror or error
-        raise StudyError(
-            f"cannot write to output folder {str(out)!r}: {reason}; choose another one with --out"
-        ) from None
-    return out
-
-
-def storage_url(out: Path, storage: str | None) -> str:
-    """Return the URL of the database: the one given, or SQLite in the run's folder."""
-    if storage is None:
-        return file_url(out / DATABASE)
-    # The drivers that SQLAlchemy would take for these names are not what prunetune installs.
-    return re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", storage)
-
-
-def file_url(path: Path) -> str:
-    """Return the URL of an SQLite file, whatever characters its path holds."""
-    url = URL.create("sqlite", database=str(path.resolve()))
-    return url.render_as_string(hide_password=False)
-
-
-def open_storage(url: str) -> BatchedStorage:
-    """Open a database, making its tables where there are none.
-
-    Raises:
-        StudyError: It cannot be reached, is no study database, or the URL is malformed; or Optuna
-            is one that this release does not work with.
-    """
-    check_optuna()
-    refused = StudyError(
-        f"storage: received {redact(url)!r}, which is no database URL that a study can use; "
-        "allowed: sqlite:///FILE or postgresql://USER@HOST/DATABASE"
-    )
-    try:
-        # What `leases` and `pending` say to the database, these two understand.
-        if make_url(url).get_backend_name() not in ("sqlite", "postgresql"):
-            raise refused
-        storage = _open(url)
-    except ArgumentError:
-        raise refused from None
-    except (SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError, ImportError) as error:
-        raise StudyError(_unusable(url, error)) from None
-    storage.patience = PATIENCE_SECONDS
-    return storage
-
-
-def _open(url: str) -> BatchedStorage:
-    sqlite = make_url(url).get_backend_name() == "sqlite"
-    engine: dict[str, Any] = (
-        {"connect_args": {"timeout": _LOCK_SECONDS}} if sqlite else {"pool_pre_ping": True}
-    )
-    for last in (False,) * 9 + (True,):
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                storage = BatchedStorage(
-                    # Optuna puts its own version where the URL asks for it, by str.format.
-                    url.replace("{", "{{").replace("}", "}}"),
-                    engine_kwargs=engine,
-                    heartbeat_interval=HEARTBEAT_SECONDS,
-                    grace_period=GRACE_SECONDS,
-                )
-            break
-        except (IntegrityError, ProgrammingError):
-            # Workers that start together in an empty database all make its tables.
-            if last:
-                raise
-            time.sleep(random.uniform(0.1, 0.5))
-    event.listen(storage.engine, "connect", _fast_commits if sqlite else _in_utc)
-    storage.engine.dispose()
-    storage.get_all_studies()
-    return storage
-
-
-def _in_utc(connection: Any, _record: Any) -> None:
-    # Heartbeats are kept without a zone and compared with the session's time: two sessions in
-    # different zones, or one over a change of the clock, would take the living for dead.
-    with connection.cursor() as cursor:
-        cursor.execute("SET TIME ZONE 'UTC'")
-    connection.commit()
-
-
-def _fast_commits(connection: Any, _record: Any) -> None:
-    # With the default journal every commit waits for the disk three times (measured 25 ms against
-    # 2 ms). A killed process loses nothing; a power cut at most the last trials.
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=NORMAL")
-
-
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep Optuna from writing to stderr: what matters is logged by prunetune."""
@@ -321,22 +202,3 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         optuna.logging.set_verbosity(verbosity)
-
-
-def _unusable(url: str, error: BaseException) -> str:
-    if "@" in (make_url(url).host or ""):
-        return "storage: the password holds an '@'; write it as %40"
-    cause = getattr(error, "orig", None) or error.__cause__ or error
-    reason = redact(" ".join(str(getattr(cause, "orig", None) or cause).split()))
-    advice = "move it away to start afresh, or name another one with --storage or --out"
-    if isinstance(error, ImportError):
-        advice = "install its driver: pip install 'prunetune[search]'"
-    elif make_url(url).get_backend_name() != "sqlite":
-        # Whatever is wrong there, a server is nothing to move away.
-        advice = "check the URL, the server and your rights there, or name another with --storage"
-    elif "unable to open" in reason:
-        advice = "check that its folder exists and your rights there, or name another one"
-    elif "disk" in reason and "malformed" not in reason:
-        # Full, or over a quota: nothing is wrong with what the database holds.
-        advice = "check the disk's space and rights; what the database holds is kept"
-    return f"cannot use the study database {redact(url)}: {reason[:200]}; {advice}"

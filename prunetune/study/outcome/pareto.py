@@ -12,21 +12,22 @@ from optuna.trial import FrozenTrial
 
 from prunetune.budget.bounds import short
 from prunetune.errors import StudyError
-from prunetune.measure.scores import Measures, SampleScore, Scores, accuracy, image_ids
+from prunetune.measure.scores import Measures, SampleScore, Scores, accuracy, image_ids, measure
 from prunetune.presets import preset_names
 from prunetune.space.space import Space
 from prunetune.spec import StudySpec
+from prunetune.study.outcome.baselines import compare_preset
+from prunetune.study.outcome.intervals import bootstrap_ci
 from prunetune.study.outcome.record import write_front
 from prunetune.study.outcome.selection import (
     Winner,
-    compare_preset,
     count_evaluations,
     count_trials,
-    measure,
     why_stopped,
     with_provenance,
 )
-from prunetune.study.outcome.summary import Baseline, bootstrap_ci, too_few, unbeaten, within_noise
+from prunetune.study.outcome.summary import Baseline
+from prunetune.study.outcome.verdict import too_few, unbeaten, within_noise
 from prunetune.study.trials.best import COST_NAMES, cost_of, front, metric_of, spread
 from prunetune.study.trials.trials import config_of, presets_at
 

@@ -12,7 +12,8 @@ from optuna import Study
 from optuna.exceptions import OptunaError
 
 from prunetune.measure.scores import Measures, SampleScore, image_ids
-from prunetune.study.outcome.summary import SearchResult, bootstrap_ci
+from prunetune.study.outcome.intervals import bootstrap_ci
+from prunetune.study.outcome.summary import SearchResult
 
 logger = logging.getLogger(__name__)
 

@@ -12,27 +12,22 @@ from typing import Any, cast
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from prunetune.budget import ModelFacts, flops_ratio, kv_ratio, mean_retention
+from prunetune.budget import flops_ratio, kv_ratio, mean_retention
 from prunetune.config import Provenance, PruningConfig
 from prunetune.errors import StudyError
-from prunetune.interrupts import check
-from prunetune.measure.scores import Measures, SampleScore, Scores, accuracy, image_ids
+from prunetune.measure.scores import Measures, SampleScore, Scores, accuracy, image_ids, measure
+from prunetune.models.versions import versions
 from prunetune.presets import preset_names
 from prunetune.space.space import Space
 from prunetune.spec import StudySpec
-from prunetune.study.opening import versions
+from prunetune.study.outcome.baselines import compare_preset
+from prunetune.study.outcome.intervals import bootstrap_ci
 from prunetune.study.outcome.record import write_record
-from prunetune.study.outcome.summary import (
-    Baseline,
-    SearchResult,
-    bootstrap_ci,
-    group_means,
-    verdict,
-)
+from prunetune.study.outcome.summary import SearchResult
+from prunetune.study.outcome.verdict import verdict
 from prunetune.study.trials.best import FINISHED, best_complete, metric_of, on_plateau
 from prunetune.study.trials.trials import (
     EVALUATIONS,
-    Preset,
     config_of,
     estimated_mean,
     presets_at,
@@ -57,29 +52,6 @@ class Winner:
     config: PruningConfig
     results: Sequence[SampleScore]
     evaluations: int
-
-
-def measure(
-    evaluator: Measures, config: PruningConfig, *, answers: bool = True
-) -> list[SampleScore]:
-    """Return a config's results on all samples of a split, in order.
-
-    Without ``answers`` exactly as a trial measures: in 16 bits, what else runs in a batch moves a
-    mean by some 1e-5.
-
-    Raises:
-        StudyError: A state is not a number, so no mean is one.
-    """
-    found: dict[int, SampleScore] = {}
-    for batch in evaluator.evaluate(config, answers=answers):
-        check()
-        found.update(batch)
-    if broken := sum(not math.isfinite(result.gap) for result in found.values()):
-        raise StudyError(
-            f"the pruned model gave no usable state on {broken} of {len(found)} samples; load it "
-            "in another number format (--dtype float32 or bfloat16), or export another trial"
-        )
-    return [found[index] for index in sorted(found)]
 
 
 def shortlist(study: Study, count: int) -> list[FrozenTrial]:
@@ -237,57 +209,6 @@ def _evaluations(attrs: Mapping[str, Any]) -> int:
     # Studies of old do not say it; a repeat there names samples that another trial was measured on.
     known = 0 if "repeats" in attrs else attrs.get("samples_used", 0)
     return int(attrs.get(EVALUATIONS, known))
-
-
-def compare_preset(
-    preset: Preset,
-    measured: dict[str, list[SampleScore]],
-    held_out: Measures,
-    facts: ModelFacts,
-    seed: int,
-    tuned: PruningConfig | None = None,
-) -> Baseline:
-    """Measure a preset and compare it with the tuned config's results; both are in ``measured``."""
-    if preset.config is None:
-        return Baseline(preset.name, None, note=preset.note)
-    is_tuned = tuned is not None and prunes_alike(preset.config, tuned)
-    try:
-        results = measured[preset.name] = measure(held_out, preset.config)
-    except StudyError as error:
-        return Baseline(preset.name, None, note=f"not measured: {error}")
-    difference = [ours.gap - theirs.gap for ours, theirs in zip(measured["tuned"], results)]
-    return Baseline(
-        name=preset.name,
-        scores=Scores.of(results),
-        mean_retention=mean_retention(preset.config.stages, facts.num_layers),
-        flops_ratio=flops_ratio(preset.config.stages, facts),
-        note="; ".join(filter(None, ("the tuned config itself" if is_tuned else "", preset.note))),
-        gap_difference=bootstrap_ci(difference, image_ids(held_out.samples), seed),
-        p_value=_lower_p_value(difference, image_ids(held_out.samples)),
-        is_tuned=is_tuned,
-    )
-
-
-def prunes_alike(one: PruningConfig, other: PruningConfig) -> bool:
-    """Tell whether two configs for one model say the same, whatever they come from."""
-    about = {"model", "provenance"}
-    return one.model_dump(exclude=about) == other.model_dump(exclude=about)
-
-
-def _lower_p_value(difference: Sequence[float], images: Sequence[str]) -> float:
-    from scipy.stats import wilcoxon
-
-    # Questions on one picture are not independent: a picture counts once, by its mean.
-    means = group_means(difference, images)
-    if len(means) < 2:
-        return 1.0
-
-    # zsplit: two equal configs give differences of 0 only, which other methods cannot take.
-    # Left to itself scipy permutes where few sizes tie, which takes seconds.
-    sizes = set(map(abs, means.tolist()))
-    method = "exact" if 0.0 not in sizes and len(means) == len(sizes) <= 50 else "approx"
-    found = wilcoxon(means, method=method, alternative="less", zero_method="zsplit")
-    return float(found.pvalue)
 
 
 def with_provenance(

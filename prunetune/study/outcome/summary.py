@@ -1,20 +1,12 @@
 """What a search found, as numbers, as JSON and as a plain-text table."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from prunetune.measure.scores import Scores
 
 if TYPE_CHECKING:
     from prunetune.config import PruningConfig
-
-_DRAWS = 2000
-_FEWEST_PICTURES = 5
-TOO_FEW = "too few to tell"
-"""Part of a verdict on held-out pictures that are."""
 
 
 @dataclass(frozen=True)
@@ -129,123 +121,8 @@ class SearchResult:
         }
 
 
-def bootstrap_ci(
-    values: Sequence[float], groups: Sequence[str] | None = None, seed: int = 0
-) -> tuple[float, float]:
-    """Return the bootstrap 95% interval of the mean.
-
-    Args:
-        values: One a sample.
-        groups: Samples of one group are drawn together: questions on one picture are not
-            independent. None draws samples one by one.
-        seed: Of the draws.
-    """
-    names = list(groups) if groups is not None else [str(i) for i in range(len(values))]
-    sums, counts = _by_group(values, names)
-    drawn = np.random.default_rng(seed).integers(len(sums), size=(_DRAWS, len(sums)))
-    means = sums[drawn].sum(1) / counts[drawn].sum(1)
-    low, high = np.quantile(means, (0.025, 0.975))
-    return float(low), float(high)
-
-
-def group_means(values: Sequence[float], groups: Sequence[str]) -> "np.ndarray[Any, Any]":
-    """Return the mean of each group of samples, in order of their first ones."""
-    sums, counts = _by_group(values, groups)
-    means: np.ndarray[Any, Any] = sums / counts
-    return means
-
-
-def _by_group(
-    values: Sequence[float], groups: Sequence[str]
-) -> "tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]":
-    """Return the sum and the number of samples of each group."""
-    index = {name: i for i, name in enumerate(dict.fromkeys(groups))}
-    member = np.array([index[name] for name in groups])
-    return np.bincount(member, weights=np.asarray(values, dtype=float)), np.bincount(member)
-
-
-def too_few(pictures: int) -> str | None:
-    """Return words on held-out pictures that tell nothing; None for enough of them.
-
-    Pictures are what is drawn independently: an interval over one has no width at all.
-    """
-    if pictures >= _FEWEST_PICTURES:
-        return None
-    return f"{pictures} held-out picture{'s are' if pictures > 1 else ' is'} {TOO_FEW}"
-
-
-def verdict(tuned: Scores, baselines: Sequence[Baseline], pictures: int = _FEWEST_PICTURES) -> str:
-    """Return one sentence: does the tuned config beat every baseline, in gap and in accuracy?
-
-    Where it is one of them itself, it says so, and compares it with the others.
-
-    Args:
-        tuned: Scores of the tuned config on held-out samples.
-        baselines: All presets on the same samples.
-        pictures: How many pictures these samples show; few of them tell nothing.
-    """
-    itself = [row.name for row in baselines if row.is_tuned]
-    baselines = [row for row in baselines if not row.is_tuned]
-    found = (
-        f"The best config found is the preset {' and '.join(itself)} itself: nothing better than "
-        "it was found"
-    )
-    rows = [(row, row.scores) for row in baselines if row.scores is not None]
-    if not rows:
-        nothing = "No baseline could be run at this budget, so nothing is known about the gain."
-        return f"{found}." if itself else nothing
-    numbers = _compared(tuned, rows)
-    if few := too_few(pictures):
-        if itself:
-            return f"{found}; {few} how it compares with the others: {numbers}."
-        return f"{few} whether the tuned config beats every baseline: {numbers}."
-    lower, better = unbeaten(tuned, baselines)
-    reasons = [f"{', '.join(lower)}: no higher gap"] if lower else []
-    reasons += [f"{', '.join(better)}: higher accuracy"] if better else []
-    because = f" ({'; '.join(reasons)})" if reasons else ""
-    if itself:
-        others = f"does not beat every other{because}" if reasons else "beats every other"
-        return f"{found}; on held-out data it {others}: {numbers}."
-    if reasons:
-        return (
-            f"The tuned config does not beat every baseline on held-out data{because}: {numbers}."
-        )
-    unsure = within_noise(baselines)
-    doubt = f"; the gap's difference to {', '.join(unsure)} is within noise" if unsure else ""
-    return f"The tuned config beats every baseline on held-out data: {numbers}{doubt}."
-
-
-def within_noise(baselines: Sequence[Baseline]) -> list[str]:
-    """Return the baselines, but the tuned config itself, whose interval of the gap reaches 0."""
-    others = (row for row in baselines if not row.is_tuned)
-    return [row.name for row in others if row.gap_difference and row.gap_difference[1] >= 0]
-
-
-def _compared(tuned: Scores, rows: Sequence[tuple[Baseline, Scores]]) -> str:
-    """Return the tuned config's figures beside the best ones of the baselines."""
-    next_row, best = min(rows, key=lambda item: item[1].gap)
-    accuracies = ""
-    if tuned.accuracy is not None:
-        top, other = max(rows, key=lambda item: item[1].accuracy or 0.0)
-        accuracies = (
-            f"; accuracy {_percent(tuned.accuracy)} against {_percent(other.accuracy)} ({top.name})"
-        )
-    return f"gap {tuned.gap:.4f} against {best.gap:.4f} ({next_row.name}){accuracies}"
-
-
-def unbeaten(tuned: Scores, baselines: Sequence[Baseline]) -> tuple[list[str], list[str]]:
-    """Return the baselines with no higher gap than the tuned config, and with more accuracy."""
-    rows = [(row.name, row.scores) for row in baselines if row.scores is not None]
-    lower = [name for name, scores in rows if not tuned.gap < scores.gap]
-    better = [name for name, scores in rows if _more(scores.accuracy, tuned.accuracy)]
-    return lower, better
-
-
-def _more(one: float | None, other: float | None) -> bool:
-    return one is not None and other is not None and one > other
-
-
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
+    """Return a share as a percentage; a dash where there is none."""
     return "-" if value is None else f"{100 * value:.1f}%"
 
 
@@ -264,7 +141,7 @@ def table_rows(result: SearchResult) -> list[tuple[str, ...]]:
     )
     known += [b for b in result.baselines if b.scores is None]
     rows += [_row(b.name, b.scores, "", (b.mean_retention, b.flops_ratio), b.note) for b in known]
-    rows.append(("unpruned", "0", "", "100.0%", _percent(result.unpruned_accuracy), "1", "1", ""))
+    rows.append(("unpruned", "0", "", "100.0%", percent(result.unpruned_accuracy), "1", "1", ""))
     return rows
 
 
@@ -281,8 +158,8 @@ def _row(
         name,
         f"{scores.gap:.4f}",
         interval,
-        _percent(scores.top1_agreement),
-        _percent(scores.accuracy),
+        percent(scores.top1_agreement),
+        percent(scores.accuracy),
         *("-" if cost is None else f"{cost:.4g}" for cost in costs),
         note,
     )

@@ -1,13 +1,12 @@
 """What the workers of one command share: the cache of references, and their orders."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunetune.spec import StudySpec
-from prunetune.study.prepare import Prepared, prepare
+from prunetune.study.prepare import Prepared
 
 if TYPE_CHECKING:
     from prunetune.study.workers.workers import Crew
@@ -85,50 +84,3 @@ def crew(
     }
     threads = workers.threads or max(1, (os.cpu_count() or 1) // workers.count)
     return Crew(workers.count - 1, order, threads)
-
-
-def join(order: Mapping[str, Any], stopped: Callable[[], bool], ready: Callable[[], None]) -> None:
-    """Work on the study of another process, as ``crew`` ordered; ``ready`` is called before.
-
-    Args:
-        order: What ``crew`` made, with the ``worker``'s number and its ``threads``.
-        stopped: Tells that no further trial is to be started.
-        ready: Called before the first trial.
-    """
-    import torch
-
-    from prunetune.interrupts import check
-    from prunetune.measure.evaluator import Evaluator
-    from prunetune.study.study import run_trials
-
-    torch.set_num_threads(order["threads"])
-    spec, options = StudySpec.parse(order["spec"]), dict(order["prepare"])
-    devices = torch.cuda.device_count()
-    spread = options.get("device_map") is not None
-    if not (spread or options.get("device") or spec.model == "tiny") and devices > 1:
-        options["device"] = f"cuda:{order['worker'] % devices}"
-    prepared = prepare(spec, **options)
-    cache = Cache(**order["cache"])
-    evaluator = Evaluator(
-        prepared.loaded,
-        prepared.calibration,
-        deepest=prepared.deepest,
-        batch_size=order["batch_size"],
-        cache=cache.path(),
-        cache_limit=cache.limit,
-        in_memory=cache.in_memory,
-        progress=lambda done: check(),
-    )
-    if stopped():
-        return
-    ready()
-    run_trials(
-        prepared.spec,
-        evaluator,
-        out=prepared.out,
-        storage=options["storage"],
-        study_name=options["study_name"],
-        worker=order["worker"],
-        records=False,
-        stopped=stopped,
-    )

@@ -17,14 +17,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from prunetune.interrupts import heeded
-from prunetune.study.database.storage import redact
+from prunetune.study.database.urls import redact
 
 logger = logging.getLogger(__name__)
 
-_READY = "ready"
-_FINISH = "finish"
-_FINISH_SECONDS, _STOP_SECONDS = 300.0, 15.0
+READY = "ready"
+FINISH = "finish"
+_FINISH_SECONDS, STOP_SECONDS = 300.0, 15.0
 
 
 class _Process:
@@ -35,10 +34,10 @@ class _Process:
         self.ready = False
         self.expected = False
         self._said = ""
-        package = str(Path(__file__).parents[2])
+        package = str(Path(__file__).parents[3])
         paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "prunetune.study.workers.workers"],
+            [sys.executable, "-m", "prunetune.study.workers.process"],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -73,7 +72,7 @@ class _Process:
         assert self.process.stderr is not None
         for line in self.process.stderr:
             line = redact(line.strip())
-            if line == _READY:
+            if line == READY:
                 self.ready = True
             elif line.startswith("WARNING: "):
                 logger.warning("worker %d: %s", self.number, line.removeprefix("WARNING: "))
@@ -117,7 +116,7 @@ class Crew:
 
     Args:
         count: How many.
-        order: What ``prunetune.study.workers.crew.join`` needs, as plain data.
+        order: What ``prunetune.study.workers.process.join`` needs, as plain data.
         threads: CPU threads of each.
     """
 
@@ -144,7 +143,7 @@ class Crew:
     def _finish(self) -> None:
         """Let running trials end: they count."""
         for process in self.processes:
-            process.say(_FINISH)
+            process.say(FINISH)
             if not process.ready:
                 process.stop()
         deadline = time.monotonic() + _FINISH_SECONDS
@@ -155,7 +154,7 @@ class Crew:
     def _end(self) -> None:
         for process in self.processes:
             process.stop()
-        deadline = time.monotonic() + _STOP_SECONDS
+        deadline = time.monotonic() + STOP_SECONDS
         try:
             for process in self.processes:
                 process.wait(deadline)
@@ -163,53 +162,3 @@ class Crew:
             for process in self.processes:
                 process.kill()
             raise
-
-
-def _obey(orders: IO[str]) -> threading.Event:
-    """Watch for ``finish`` and for the end of the input; return what tells of either."""
-    stopped = threading.Event()
-    main = threading.main_thread().ident or 0
-
-    def watch() -> None:
-        for line in orders:
-            if line.strip() == _FINISH:
-                stopped.set()
-        stopped.set()
-        # Not os.kill: only the main thread's own signal ends a sleep in it.
-        signal.pthread_kill(main, signal.SIGINT)
-        time.sleep(_STOP_SECONDS)
-        os._exit(130)
-
-    threading.Thread(target=watch, daemon=True).start()
-    return stopped
-
-
-def _tell(line: str) -> None:
-    sys.stderr.write(f"{line}\n")
-    sys.stderr.flush()
-
-
-def main() -> int:
-    """Run one worker; its order is the first line of stdin."""
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    # The parent has said the same.
-    logging.getLogger("prunetune.study.prepare").setLevel(logging.ERROR)
-    try:
-        # A shell's background jobs inherit that SIGINT is ignored.
-        with heeded(signal.SIGINT, signal.SIGTERM, ignored_too=True):
-            order = json.loads(sys.stdin.readline())
-            stopped = _obey(sys.stdin)
-            from prunetune.study.workers.crew import join
-
-            join(order, stopped.is_set, lambda: _tell(_READY))
-    except KeyboardInterrupt:
-        return 130
-    except Exception as error:
-        text = " ".join(str(error).split())
-        _tell(redact(f"{type(error).__name__}: {text}"))
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
