@@ -5,8 +5,8 @@ import random
 from datetime import datetime, timedelta
 
 import optuna
+from fakes import Fake, Result
 from optuna.trial import TrialState
-from test_study import Fake, Result
 
 from prunetune.calibration import Sample
 from prunetune.space.space import Space

@@ -13,12 +13,12 @@ import pytest
 from boards import NAME, SCRIPT, add_trial, make_study, serving
 from cli_runner import refused
 from cluster import Postgres, binaries
+from fakes import Fake, spec
 from hypothesis import example, given
 from hypothesis import strategies as st
 from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.trial import TrialState
 from optuna_dashboard import get_note, save_note
-from test_study import Fake, spec
 
 from prunetune.cli import dashboard
 from prunetune.models import load_model

@@ -5,9 +5,9 @@ import json
 import pytest
 from boards import make_study
 from cli_runner import call, refused, write_set
+from fakes import Fake, spec
 from hypothesis import given
 from hypothesis import strategies as st
-from test_study import Fake, spec
 
 from prunetune.config import ModelRef, Provenance, PruningConfig, Stage
 from prunetune.review.compare.diff import aligned, changes

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from browser import SIZES, browser  # noqa: F401
 from cli_runner import call
+from fakes import spec
 from made_studies import NASTY, Asked, made_study
+from pages import nasty_page
 from selenium.common.exceptions import NoAlertPresentException
 from selenium.webdriver.common.keys import Keys
-from test_report import nasty_page
-from test_study import spec
 
 from prunetune.calibration.sources import tiny_folder
 from prunetune.review.facts import study_facts

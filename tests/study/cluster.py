@@ -12,10 +12,10 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from fakes import Fake, spec
 from optuna.trial import TrialState
-from test_study import Fake, spec
 
-from prunetune.study.database import leases
+from prunetune.study.database import connect, leases
 from prunetune.study.study import run_trials
 from prunetune.study.trials import loop
 

@@ -5,10 +5,10 @@ import json
 import optuna
 import pytest
 from cli_runner import call, refused, write_set
+from fakes import Fake, search, spec, trials_of
 from hypothesis import given
 from hypothesis import strategies as st
 from optuna.trial import TrialState, create_trial
-from test_study import Fake, search, spec, trials_of
 
 from prunetune.budget import mean_retention
 from prunetune.config import PruningConfig
