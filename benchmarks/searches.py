@@ -143,13 +143,14 @@ def main() -> None:
     parser.add_argument("--keeps", nargs="+", type=float, default=[0.25, 0.1])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--trials", type=int, default=100)
+    parser.add_argument("--samples", type=int, help="a split; by default all")
     parser.add_argument("--out", type=Path, default=Path("searches.jsonl"))
     parser.add_argument("--report", action="store_true", help="only print the table of --out")
     arguments = parser.parse_args()
     if not arguments.report:
         torch.set_num_threads(1)
         for keep in arguments.keeps:
-            evaluator, held_out = evaluators(keep)
+            evaluator, held_out = evaluators(keep, arguments.samples)
             baselines(keep, evaluator, held_out, arguments.out)
             for seed in arguments.seeds:
                 for metric in arguments.metrics:
