@@ -87,9 +87,7 @@ def show(
     shown = [_shown(name) for name in names]
     if target is not None:
         notes = [f"{letter}: {name}" for letter, name in zip("AB", shown)] if against else []
-        on = Path(images[0]).name if len(images) == 1 else f"{len(images)} pictures"
-        title = f"{' against '.join(shown)} on {on}" + (f": {question}" if question else "")
-        _save(sheet(rows, title, notes, scores=scores), target)
+        _save(sheet(rows, _title(shown, images, question), notes, scores=scores), target)
     answers = [
         _answers(loaded, configs, picture, question) if question else None for picture in pictures
     ]
@@ -124,6 +122,11 @@ def _shown(name: str) -> str:
 
         return redact(name)
     return name.rstrip("/").rpartition("/")[2] or name
+
+
+def _title(configs: list[str], images: list[str], question: str | None) -> str:
+    on = Path(images[0]).name if len(images) == 1 else f"{len(images)} pictures"
+    return f"{' against '.join(configs)} on {on}" + (f": {question}" if question else "")
 
 
 def _target(output: str | None, image: str) -> Path:

@@ -2,8 +2,8 @@
 
 import logging
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,7 +123,7 @@ def run_trials(
     check_folder(out)
     url = storage_url(out, storage)
     opened = open_storage(url)
-    try:
+    with _failures_told(url):
         study = open_study(
             spec, space, opened, study_name or spec.study_name, resume, Seat(worker, bool(storage))
         )
@@ -150,13 +150,20 @@ def run_trials(
             ).run()
         opened.sweep(study._study_id)
         log(study)
+    return study
+
+
+@contextmanager
+def _failures_told(url: str) -> Iterator[None]:
+    """Say which database failed, and that nothing is lost."""
+    try:
+        yield
     except optuna.exceptions.OptunaError as error:
         reason = redact(" ".join(str(error.__cause__ or error).split()))[:200]
         raise StudyError(
             f"the study database {redact(url)} failed: {reason}; finished trials are kept, "
             "run the same command to resume"
         ) from error
-    return study
 
 
 def _no_log(study: Study) -> None:

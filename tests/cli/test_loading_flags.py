@@ -10,6 +10,7 @@ from cli_runner import call, refused
 import prunetune
 from prunetune import models
 from prunetune.cli._loading import FLAGS
+from prunetune.errors import ConfigError
 from prunetune.presets import load_preset
 from prunetune.spec import StudySpec
 from prunetune.study.database.connect import open_storage
@@ -41,7 +42,7 @@ def seen(monkeypatch):
 
     def load(name, **options):
         given.update(options, name=name)
-        raise models.ConfigError("seen")
+        raise ConfigError("seen")
 
     monkeypatch.setattr(models, "load_model", load)
     return given

@@ -103,23 +103,29 @@ def measure_both(
             results[-1] += [result for _, result in batch]
             progress(len(samples) + sum(map(len, results)), total)
     facts = evaluator.facts()
-    images = image_ids(samples.samples)
     a, b = results
+    return Measured(
+        (Scores.of(a), Scores.of(b)),
+        (flops_ratio(configs[0].stages, facts), flops_ratio(configs[1].stages, facts)),
+        _differences(a, b, image_ids(samples.samples), seed),
+    )
+
+
+def _differences(
+    a: list[Any], b: list[Any], images: Sequence[str], seed: int
+) -> dict[str, Difference]:
+    """Return the second config's figures minus the first one's, sample by sample."""
     columns = {
         "gap": [y.gap - x.gap for x, y in zip(a, b)],
         "kl": [y.kl - x.kl for x, y in zip(a, b)],
         "top1_agreement": [float(y.agrees) - float(x.agrees) for x, y in zip(a, b)],
     }
-    differences = {name: _difference(column, images, seed) for name, column in columns.items()}
+    found = {name: _difference(column, images, seed) for name, column in columns.items()}
     answered = [i for i, result in enumerate(a) if result.correct is not None]
     if answered:
         right = [float(b[i].correct) - float(a[i].correct) for i in answered]
-        differences["accuracy"] = _difference(right, [images[i] for i in answered], seed)
-    return Measured(
-        (Scores.of(a), Scores.of(b)),
-        (flops_ratio(configs[0].stages, facts), flops_ratio(configs[1].stages, facts)),
-        differences,
-    )
+        found["accuracy"] = _difference(right, [images[i] for i in answered], seed)
+    return found
 
 
 def _difference(values: Sequence[float], images: Sequence[str], seed: int) -> Difference:

@@ -179,13 +179,6 @@ def conclude_front(
     chosen = spread(best, spec.rescored)
     points = _points(study, spec, space, chosen, evaluator, held_out, out / FOLDER)
     trials = study.get_trials(deepcopy=False)
-    wins = sum(point.wins for point in points)
-    same = sum(any(row.is_tuned for row in point.baselines) for point in points)
-    few = too_few(len(set(image_ids(held_out.samples))))
-    unsure = sum(point.wins and point.in_doubt for point in points)
-    noise = f"; at {unsure} of these the difference of a gap is within noise" if unsure else ""
-    doubt = noise + (f"; {few}" if few else "")
-    itself = f"; at {same} it is a preset itself" if same else ""
     result = FrontResult(
         study=study.study_name,
         budget=spec.budget,
@@ -197,14 +190,29 @@ def conclude_front(
         front=tuple((t.number, metric_of(t), cost_of(t)) for t in best),
         points=points,
         unpruned_accuracy=accuracy(held_out.unpruned_correct),
-        verdict=(
-            f"At {wins} of {len(points)} points of the front the tuned config beats every "
-            f"baseline of the same cost on held-out data{itself}{doubt}."
-        ),
+        verdict=_verdict(points, len(set(image_ids(held_out.samples)))),
         stopped=why_stopped(study, spec),
     )
     write_front(study, result.to_dict())
     return result
+
+
+def _verdict(points: Sequence[Point], pictures: int) -> str:
+    """Return one sentence: at how many points does the tuned config beat every baseline?"""
+    wins = sum(point.wins for point in points)
+    same = sum(any(row.is_tuned for row in point.baselines) for point in points)
+    unsure = sum(point.wins and point.in_doubt for point in points)
+    said = [
+        f"At {wins} of {len(points)} points of the front the tuned config beats every "
+        "baseline of the same cost on held-out data"
+    ]
+    if same:
+        said.append(f"at {same} it is a preset itself")
+    if unsure:
+        said.append(f"at {unsure} of these the difference of a gap is within noise")
+    if few := too_few(pictures):
+        said.append(few)
+    return f"{'; '.join(said)}."
 
 
 def _points(
