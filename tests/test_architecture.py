@@ -247,6 +247,29 @@ def test_leaves_know_their_base_only(room):
             assert {m for m in siblings if not m.startswith(f"prunetune.{room}.base")} == set()
 
 
+# -- the tests ---------------------------------------------------------------------------
+
+TESTS = Path(__file__).parent
+# Folders of tests/ that are no rooms: files of old releases, models that several rooms use, tools/.
+OTHERS = {"golden", "family_models", "tools"}
+
+
+def test_tests_mirror_the_rooms():
+    folders = {path.name for path in TESTS.iterdir() if path.is_dir()} - {"__pycache__"}
+    rooms = {path.name for path in PACKAGE.iterdir() if path.is_dir()}
+    assert folders - OTHERS <= rooms
+    names = [path.name for path in TESTS.rglob("*.py") if path.parent.name not in OTHERS]
+    assert twice([name for name in names if name != "conftest.py"]) == set()
+
+
+def twice(names: list[str]) -> set[str]:
+    return {name for name in names if names.count(name) > 1}
+
+
+def test_two_files_of_one_name_would_be_noticed():
+    assert twice(["test_a.py", "test_b.py", "test_a.py"]) == {"test_a.py"}
+
+
 # -- what is loaded --------------------------------------------------------------------
 
 SEARCH_ONLY = {"optuna", "optuna_dashboard", "sqlalchemy", "psycopg", "datasets", "plotly", "typer"}
