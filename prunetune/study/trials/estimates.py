@@ -2,7 +2,7 @@
 
 Optuna's TPE puts every complete trial before every pruned one, however bad, and its GP sampler
 does not look at pruned trials at all. Here most trials are stopped, each with an estimate of its
-mean (`search/trials.py`), and the complete ones are mostly presets: samplers then saw presets only.
+mean (`trials/trials.py`), and the complete ones are mostly presets: samplers then saw presets only.
 """
 
 import copy
