@@ -29,7 +29,7 @@ PINS := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 PYTEST := -m pytest -n $(WORKERS) --dist worksteal
 # What every family has to hold: on the oldest supported transformers, on the locked one (test runs
 # it with all others), and on the newest of the declared range.
-CONTRACT := $(wildcard tests/test_runtime*.py tests/test_famil*.py) tests/test_tower_attention.py tests/test_several_devices.py tests/test_selftest.py
+CONTRACT := $(wildcard tests/runtime/test_runtime*.py tests/families/test_famil*.py) $(addprefix tests/runtime/,test_tower_attention.py test_several_devices.py) tests/deploy/test_selftest.py
 VERSION := -c 'from importlib.metadata import version; print(version("transformers"))'
 DEMO := demo/tiny-keep$(KEEP)
 
@@ -104,7 +104,7 @@ schema: $(DEV_STAMP)  ## Write docs/config.schema.json again
 	@$(BIN)/python tools/export_schema.py
 
 screenshots: $(DEV_STAMP)  ## Take the pictures of docs/ again (PRUNETUNE_REPORT=FILE: of that report)
-	@$(BIN)/python -m pytest tests/test_*browser.py
+	@$(BIN)/python -m pytest tests/review/test_*browser.py
 	@$(BIN)/python tools/screenshots.py
 
 wheel: $(DEV_STAMP)  ## Build dist/prunetune-*.whl

@@ -148,3 +148,10 @@ def mid_llava_next(layers: int = 12, width: int = 512, side: int = 17, heads: in
             image_grid_pinpoints=[[2 * size, 2 * size]],
         )
     ).eval()
+
+
+def mid_model(family: str, layers: int, *, tiny: bool = False) -> nn.Module:
+    """Return the random model of a family; a tiny one only proves that a script runs."""
+    if family == "llava_next":
+        return mid_llava_next(layers, 64, 5) if tiny else mid_llava_next(layers)
+    return mid_llava(layers, 64, 9) if tiny else mid_llava(layers)

@@ -24,9 +24,9 @@ from prunetune.budget import ModelFacts, mean_retention
 from prunetune.calibration import load_calibration
 from prunetune.config import PruningConfig
 from prunetune.errors import ConfigError
+from prunetune.measure.evaluator import Evaluator, SampleResult
 from prunetune.models import load_model
 from prunetune.presets import load_preset, preset_names
-from prunetune.search.objective import Evaluator, SampleResult
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 KEEPS = (0.5, 0.25, 0.1, 0.05)

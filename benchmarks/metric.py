@@ -20,7 +20,7 @@ import torch
 from common import finish
 from searches import add, baselines, evaluators, mean, one, rows
 
-from prunetune.search.spec import StudySpec
+from prunetune.spec import StudySpec
 
 METRICS = ("cosine", "kl", "cosine+kl")
 FIGURES = ("gap", "kl", "accuracy")

@@ -15,7 +15,8 @@ from PIL import Image
 from torch import nn
 
 from prunetune.calibration import CalibrationSet, Sample
-from prunetune.models import LoadedModel, fingerprint, load_model
+from prunetune.models import LoadedModel, load_model
+from prunetune.models.fingerprint import fingerprint
 
 SIDE, PATCH = 17, 4
 

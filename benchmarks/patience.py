@@ -20,9 +20,9 @@ from common import finish, markdown
 from optuna.trial import FrozenTrial, TrialState
 from searches import evaluators
 
-from prunetune.search.front import best_complete, metric_of, on_plateau
-from prunetune.search.spec import StudySpec
-from prunetune.search.study import run_trials
+from prunetune.spec import StudySpec
+from prunetune.study.study import run_trials
+from prunetune.study.trials.best import best_complete, metric_of, on_plateau
 
 
 def first(trials: Sequence[FrozenTrial], count: int) -> SimpleNamespace:

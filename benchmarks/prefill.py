@@ -7,13 +7,14 @@ one view of 39 x 39 (1,521), where `topv`, which compares every patch with every
 is dearest.
 
     python benchmarks/prefill.py [--rounds 9] [--family llava_next|llava]
+    python benchmarks/prefill.py --rounds 1 --tiny      # that it runs
 """
 
 import argparse
 import statistics
 
 import torch
-from common import finish, interleave, mid_llava, mid_llava_next, ratio
+from common import finish, interleave, mid_model, ratio
 
 from prunetune.budget import ModelFacts, flops_ratio
 from prunetune.config import ModelRef, PruningConfig, Stage
@@ -33,10 +34,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--family", choices=["llava_next", "llava"], default="llava_next")
+    parser.add_argument("--tiny", action="store_true", help="a small model: that it runs")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     family = arguments.family
-    model = mid_llava_next(LAYERS) if family == "llava_next" else mid_llava(LAYERS)
+    model = mid_model(family, LAYERS, tiny=arguments.tiny)
     size = model.config.vision_config.image_size
     if family == "llava_next":
         pixels = torch.randn(1, 5, 3, size, size)

@@ -19,8 +19,8 @@ import torch
 import prunetune
 from prunetune.calibration import CalibrationSet, encode
 from prunetune.config import PruningConfig
-from prunetune.search.objective import Evaluator
-from prunetune.search.space import Space
+from prunetune.measure.evaluator import Evaluator
+from prunetune.space.space import Space
 
 # Of the release's 300 calls 27 are random; of the paper's 50 no number is given (methods.md 3.8).
 RANDOM = 10

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path[:0] = [str(ROOT / "tests" / folder) for folder in ("", "review", "study")]
 
 
 def prunetune(*words: object) -> dict:
@@ -31,8 +31,8 @@ def grow(folder: Path, trials: int) -> int:
     """Add made trials to a study until it has ``trials``; return how many it has."""
     from made_studies import made_study
 
-    from prunetune.search.find import find_study
-    from prunetune.search.storage import quiet
+    from prunetune.study.database.storage import quiet
+    from prunetune.study.find import find_study
 
     study = find_study(str(folder)).study
     have = len(study.trials)

@@ -7,6 +7,7 @@ prefills: the tower's attention and the pictures' entropy (`tower`), the query r
 layer (`row`), and scores, keep index and restoring (`choose`). `random` is what any config pays.
 
     python benchmarks/scoring.py [--rounds 9] [--family llava_next|llava] [--keep 0.25]
+    python benchmarks/scoring.py --rounds 2 --tiny      # that it runs
 """
 
 import argparse
@@ -16,7 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from common import Clock, finish, interleave, mid_llava, mid_llava_next
+from common import Clock, finish, interleave, mid_model
 
 from prunetune.config import PruningConfig
 from prunetune.presets import load_preset, preset_names
@@ -25,9 +26,9 @@ from prunetune.runtime import apply
 LAYERS, TEXT = 12, 64
 
 
-def build(family: str) -> tuple[Any, dict[str, torch.Tensor], int]:
+def build(family: str, tiny: bool) -> tuple[Any, dict[str, torch.Tensor], int]:
     """Return a model, the inputs of one prompt, and its number of image tokens."""
-    model = mid_llava_next(LAYERS) if family == "llava_next" else mid_llava(LAYERS)
+    model = mid_model(family, LAYERS, tiny=tiny)
     size = model.config.vision_config.image_size
     image = {"pixel_values": torch.randn(1, 3, size, size)}
     if family == "llava_next":
@@ -46,9 +47,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--family", choices=["llava_next", "llava"], default="llava_next")
     parser.add_argument("--keep", type=float, default=0.25)
+    parser.add_argument("--tiny", action="store_true", help="a small model: that it runs")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    model, inputs, tokens = build(arguments.family)
+    model, inputs, tokens = build(arguments.family, arguments.tiny)
     spent: dict[str, list[dict[str, float]]] = defaultdict(list)
 
     def pruned(name: str, config: PruningConfig) -> None:

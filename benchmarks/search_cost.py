@@ -42,13 +42,13 @@ from published_loop import PublishedLoop, clock_of, published_search
 from prunetune.budget import latest_first_layer
 from prunetune.calibration import load_calibration
 from prunetune.config import PruningConfig
+from prunetune.measure.evaluator import Evaluator
 from prunetune.models import load_model
-from prunetune.search.find import find_study
-from prunetune.search.objective import Evaluator
-from prunetune.search.space import Space
-from prunetune.search.spec import StudySpec
-from prunetune.search.study import run_trials
-from prunetune.search.trials import config_of
+from prunetune.space.space import Space
+from prunetune.spec import StudySpec
+from prunetune.study.find import find_study
+from prunetune.study.study import run_trials
+from prunetune.study.trials.trials import config_of
 
 IN_MEMORY = 512 << 20
 

@@ -18,9 +18,9 @@ import torch
 from common import finish
 from mid import load_mid, mid_samples
 
-from prunetune.search.objective import Evaluator
-from prunetune.search.spec import StudySpec
-from prunetune.search.study import run_trials
+from prunetune.measure.evaluator import Evaluator
+from prunetune.spec import StudySpec
+from prunetune.study.study import run_trials
 
 SIDE, KEEP, DEEPEST = 9, 0.5, 3
 MIB = 1 << 20

@@ -6,6 +6,7 @@ they cost, so work is the FLOPs of their surviving suffix, not their number. Ref
 once and read from one cache on disk by all.
 
     python benchmarks/search_workers.py [--trials 16] [--samples 8] [--rounds 1] --json
+    python benchmarks/search_workers.py --trials 1 --samples 2 --tiny      # that it runs
 """
 
 import argparse
@@ -18,27 +19,28 @@ from typing import Any
 
 import torch
 from common import finish
-from mid import load_mid, mid_samples
+from mid import SIDE, load_mid, mid_samples
 
 from prunetune.budget import ModelFacts
 from prunetune.config import PruningConfig
-from prunetune.search.joining import Cache, Workers, crew
-from prunetune.search.objective import Evaluator
-from prunetune.search.prepare import prepare
-from prunetune.search.run import BATCH_SIZE
-from prunetune.search.spec import StudySpec
-from prunetune.search.study import run_trials
-from prunetune.search.trials import config_of
+from prunetune.measure.evaluator import Evaluator
+from prunetune.spec import StudySpec
+from prunetune.study.prepare import prepare
+from prunetune.study.run import BATCH_SIZE
+from prunetune.study.study import run_trials
+from prunetune.study.trials.trials import config_of
+from prunetune.study.workers.crew import Cache, Workers, crew
 
 
-def write_model_and_data(folder: Path, samples: int) -> None:
-    loaded = load_mid()
+def write_model_and_data(folder: Path, samples: int, tiny: bool) -> None:
+    size = {"layers": 4, "width": 64, "side": 5} if tiny else {}
+    loaded = load_mid(**size)
     loaded.model.save_pretrained(folder / "model")
     loaded.processor.save_pretrained(folder / "model")
     (folder / "data").mkdir()
     rows = []
     # Besides, one picture that is held out: a search asks for some.
-    for k, sample in enumerate(mid_samples(samples + 1)):
+    for k, sample in enumerate(mid_samples(samples + 1, side=size.get("side", SIDE))):
         sample.images[0].save(folder / "data" / f"{k}.png")
         split = "calibration" if k < samples else "held_out"
         rows.append({"image": f"{k}.png", "question": sample.question, "split": split})
@@ -104,13 +106,14 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--keep", type=float, default=0.25)
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--tiny", action="store_true", help="a small model: that it runs")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON (always so)")
     options = parser.parse_args()
     torch.set_num_threads(1)
     ratios = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_model_and_data(folder, options.samples)
+        write_model_and_data(folder, options.samples, options.tiny)
         for k in range(options.rounds):
             one, two = (throughput(n, folder, options, f"{k}-{n}") for n in (1, 2))
             ratios.append(two / one)

@@ -27,15 +27,15 @@ from common import finish
 
 from prunetune.budget import latest_first_layer, mean_retention
 from prunetune.calibration import load_calibration
+from prunetune.measure.evaluator import Evaluator
+from prunetune.measure.scores import Scores, accuracy, measure
 from prunetune.models import load_model
 from prunetune.presets import preset_names
-from prunetune.search.objective import Evaluator
-from prunetune.search.scores import Scores, accuracy
-from prunetune.search.selection import choose, measure
-from prunetune.search.space import Space
-from prunetune.search.spec import StudySpec
-from prunetune.search.study import run_trials
-from prunetune.search.trials import presets_at
+from prunetune.space.space import Space
+from prunetune.spec import StudySpec
+from prunetune.study.outcome.selection import choose
+from prunetune.study.study import run_trials
+from prunetune.study.trials.trials import presets_at
 
 
 def evaluators(keep: float, samples: int | None = None) -> tuple[Evaluator, Evaluator]:
@@ -143,13 +143,14 @@ def main() -> None:
     parser.add_argument("--keeps", nargs="+", type=float, default=[0.25, 0.1])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--trials", type=int, default=100)
+    parser.add_argument("--samples", type=int, help="a split; by default all")
     parser.add_argument("--out", type=Path, default=Path("searches.jsonl"))
     parser.add_argument("--report", action="store_true", help="only print the table of --out")
     arguments = parser.parse_args()
     if not arguments.report:
         torch.set_num_threads(1)
         for keep in arguments.keeps:
-            evaluator, held_out = evaluators(keep)
+            evaluator, held_out = evaluators(keep, arguments.samples)
             baselines(keep, evaluator, held_out, arguments.out)
             for seed in arguments.seeds:
                 for metric in arguments.metrics:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from prunetune.config import PruningConfig
     from prunetune.runtime import apply
-    from prunetune.search import search
+    from prunetune.study.run import search
 
 __version__ = "0.1.0"
 __all__ = ["PruningConfig", "__version__", "apply", "search"]
@@ -13,7 +13,7 @@ __all__ = ["PruningConfig", "__version__", "apply", "search"]
 _LAZY = {
     "PruningConfig": "prunetune.config",
     "apply": "prunetune.runtime",
-    "search": "prunetune.search",
+    "search": "prunetune.study.run",
 }
 
 

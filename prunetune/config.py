@@ -14,19 +14,19 @@ from pydantic import (
     SerializerFunctionWrapHandler,
     Strict,
     ValidationError,
-    WrapValidator,
     model_serializer,
     model_validator,
 )
 
 from prunetune.errors import ConfigError
 from prunetune.files import write_atomically
+from prunetune.messages import allowed, describe
 from prunetune.restorers import RESTORERS, Restorer
+from prunetune.schedules import check_schedule
 from prunetune.scorers import SCORERS, Scorer
 
 FORMAT: Final = "prunetune.config"
 VERSION: Final = 1
-_SHOWN = 80
 
 
 def _scorer(value: Any) -> Any:
@@ -53,23 +53,11 @@ def _component(value: Any, table: Any) -> Any:
     return table.get(name).model_validate_json(text, strict=True)
 
 
-def _allowed(what: str) -> WrapValidator:
-    """Name the whole range where pydantic names the bound that was crossed."""
-
-    def check(value: Any, handler: Any) -> Any:
-        try:
-            return handler(value)
-        except ValidationError:
-            raise ValueError(f"received {_shown(value)}, allowed {what}") from None
-
-    return WrapValidator(check)
-
-
 Whole = Annotated[int, Strict()]
 Number = Annotated[float, Strict()]
-Retention = Annotated[Number, Field(gt=0.0, le=1.0), _allowed("a number above 0 and at most 1")]
-Layer = Annotated[Whole, Field(ge=0), _allowed("a whole number of at least 0")]
-Depth = Annotated[Whole, Field(ge=1), _allowed("a whole number of at least 1")]
+Retention = Annotated[Number, Field(gt=0.0, le=1.0), allowed("a number above 0 and at most 1")]
+Layer = Annotated[Whole, Field(ge=0), allowed("a whole number of at least 0")]
+Depth = Annotated[Whole, Field(ge=1), allowed("a whole number of at least 1")]
 AnyScorer = Annotated[SerializeAsAny[Scorer], BeforeValidator(_scorer)]
 AnyRestorer = Annotated[SerializeAsAny[Restorer], BeforeValidator(_restorer)]
 
@@ -127,7 +115,7 @@ class Provenance(_Frozen):
         kv_ratio: Visual KV-cache share, pruned over unpruned.
         budget: What it was searched for: ``keep``, ``flops`` or ``kv_mib``, and its value.
         calibration_digest: Digest over the calibration pixels and texts.
-        weights_digest: sha256 over samples of the model's weights, see ``prunetune.fingerprint``;
+        weights_digest: sha256 over samples of the weights, see ``prunetune.models.fingerprint``;
             with others ``apply`` warns.
         seed: Seed of the study.
         versions: Versions of the libraries it was made with.
@@ -263,82 +251,6 @@ class PruningConfig(_Frozen):
         """Return a sha256 over everything but the provenance: what the config does."""
         data = self.model_dump(mode="json", exclude={"provenance"})
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
-
-
-def check_schedule(stages: tuple[Stage, ...], num_layers: int) -> None:
-    """Check that a schedule can be run on a model of ``num_layers`` decoder layers.
-
-    Raises:
-        ValueError: One line that names the stage, the value received and what is allowed.
-    """
-    layer, retention = -1, 1.0
-    for i, stage in enumerate(stages):
-        where = f"stages.{i}"
-        if stage.layer <= layer:
-            raise ValueError(
-                f"{where}.layer: received {stage.layer}, allowed above {layer}: "
-                "layers strictly rise"
-            )
-        if stage.layer >= num_layers:
-            raise ValueError(
-                f"{where}.layer: received {stage.layer}, allowed 0 to {num_layers - 1} for "
-                f"a model of {num_layers} decoder layers"
-            )
-        if stage.retention > retention:
-            raise ValueError(
-                f"{where}.retention: received {stage.retention}, allowed above 0 and at most "
-                f"{retention}: retentions never rise"
-            )
-        _check_scorers(where, stage, first=i == 0)
-        if stage.restorer is not None:
-            least = stage.restorer.least_retention() * retention
-            if stage.retention < least - 1e-9:
-                raise ValueError(
-                    f"{where}.restorer: {stage.restorer.name} leaves at least {least:.6g} of the "
-                    f"tokens, but the retention is {stage.retention}; weaken the restorer or "
-                    "raise the retention"
-                )
-        layer, retention = stage.layer, stage.retention
-
-
-def _check_scorers(where: str, stage: Stage, *, first: bool) -> None:
-    if not stage.scorers:
-        if first:
-            raise ValueError(f"{where}.scorers: the first stage needs at least one scorer")
-        return
-    names = [scorer.name for scorer in stage.scorers]
-    if len(set(names)) != len(names):
-        raise ValueError(f"{where}.scorers: received {names}, every scorer may appear once")
-    if not any(scorer.usable_at(stage.layer) for scorer in stage.scorers):
-        raise ValueError(
-            f"{where}.scorers: {', '.join(names)} need states of a decoder layer, which a stage at "
-            "layer 0 has not; move the stage to layer 1 or later, or add another scorer"
-        )
-
-
-def describe(error: ValidationError) -> str:
-    """Return the first problem of a pydantic error as one line: field, value received, allowed."""
-    first = error.errors(include_url=False)[0]
-    field = ".".join(_plain(str(part)) for part in first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if first["type"] == "extra_forbidden":
-        return f"{field}: unknown key; remove it or upgrade prunetune{more}"
-    if first["type"] == "missing":
-        return f"{field}: missing{more}"
-    if first["type"] == "value_error":
-        return f"{field + ': ' if field else ''}{_plain(message)}{more}"
-    return f"{field}: received {_shown(first['input'])}, {message[0].lower() + message[1:]}{more}"
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
-
-
-def _plain(text: str) -> str:
-    """Keep what came from a file on one line of printable characters."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

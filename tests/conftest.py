@@ -4,6 +4,8 @@ import gc
 import os
 import signal
 import socket
+import sys
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -22,6 +24,10 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 # Tests of an unreachable hub need the code that would reach for it.
 os.environ.pop("HF_HUB_OFFLINE", None)
+
+# Tests and helpers find each other by name, in whatever room they are: no two have the same one.
+HERE = Path(__file__).parent
+sys.path += sorted({str(path.parent) for path in HERE.rglob("test_*.py")} - {*sys.path})
 
 LOCAL = {"localhost", "127.0.0.1", "::1", "0.0.0.0", "", None}
 

@@ -12,43 +12,48 @@ import pytest
 import prunetune
 
 PACKAGE = Path(prunetune.__file__).parent
-# Imports only run down this list. Files of one line may import each other, but not in circles;
+# Imports only run down this list, and never in circles. Rooms of one line may import each other;
 # scorers, selectors, restorers and families not at all.
 ORDER = (
     ("cli",),
-    ("search", "review", "deploy"),
-    ("calibration", "models", "aliases", "runtime"),
-    ("config", "budget", "presets"),
+    ("review", "deploy", "study"),
+    ("measure",),
+    ("spec",),
+    ("space",),
+    ("calibration", "runtime"),
+    ("presets", "budget"),
+    ("config", "schedules", "models"),
     ("scorers", "selectors", "restorers", "families"),
-    (
-        "tokens",
-        "registry",
-        "files",
-        "fingerprint",
-        "weights",
-        "processors",
-        "devices",
-        "numerics",
-        "errors",
-    ),
+    ("tokens", "registry", "files", "messages", "interrupts", "numerics", "release", "errors"),
 )
-STRANGERS = ORDER[4]
-LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
-# To be mended, not to be copied: (room, room) of imports that run to the left.
-DEBTS: set[tuple[str, str]] = set()
-# A type may be named from anywhere: `if TYPE_CHECKING:` at the top of a file loads nothing.
+STRANGERS = ORDER[8]
+# The same inside study/, of which each line is a folder or a file.
+STUDY = (
+    "find",
+    "run",
+    "workers",
+    "prepare",
+    "study",
+    "outcome",
+    "opening",
+    "trials",
+    "database",
+)
+# What only a study may load.
+OPTUNA = {"cli", "review", "study"}
+LONGEST = 300
+# Circles that are known: to be mended, not to be copied.
+KNOWN: set[frozenset[str]] = set()
 LAZY = {name: path.split(".")[1] for name, path in prunetune._LAZY.items()}
 
-
-def edges(source: str, module: str) -> Iterator[tuple[str, str]]:
-    """Yield (room, room) for every import of prunetune in a module, also inside functions."""
-    for imported in imports(source, module):
-        here, there = room_of(module), room_of(imported)
-        if here and there and here != there:
-            yield here, there
+Edges = dict[str, set[str]]
 
 
 def imports(source: str, module: str) -> Iterator[str]:
+    """Yield the dotted name of everything imported, also inside functions.
+
+    A type may be named from anywhere: `if TYPE_CHECKING:` at the top of a file loads nothing.
+    """
     tree = ast.parse(source)
     typing_only = {
         inner
@@ -71,48 +76,123 @@ def room_of(module: str) -> str | None:
     parts = module.split(".")
     if parts[0] != "prunetune" or len(parts) == 1 or parts[1].startswith("__"):
         return None
-    return LAZY.get(parts[1], parts[1]) if parts[1] not in LEVEL else parts[1]
+    return LAZY.get(parts[1], parts[1])
 
 
-def modules() -> list[tuple[str, Path]]:
-    found = []
+def floor_of(module: str) -> str | None:
+    """Return the folder or file of study/ that a dotted name is in; None outside."""
+    parts = module.split(".")
+    return parts[2] if parts[:2] == ["prunetune", "study"] and len(parts) > 2 else None
+
+
+def modules() -> dict[str, str]:
+    """Return the source of every module by its dotted name."""
+    found = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
-        found.append((".".join(parts).removesuffix(".__init__"), path))
-    return [(name, path) for name, path in found if name not in ("prunetune", "prunetune.__main__")]
+        found[".".join(parts).removesuffix(".__init__")] = path.read_text("utf-8")
+    return {name: found[name] for name in found.keys() - {"prunetune", "prunetune.__main__"}}
 
 
-def all_edges() -> set[tuple[str, str]]:
-    return {edge for name, path in modules() for edge in edges(path.read_text("utf-8"), name)}
+def wrong(sources: dict[str, str]) -> set[tuple[str, str]]:
+    """Return the (room, room) of every import that runs up the list, or between strangers."""
+    level = {room: k for k, rooms in enumerate(ORDER) for room in rooms}
+    found = set()
+    for module, source in sources.items():
+        for there in map(room_of, imports(source, module)):
+            here = room_of(module)
+            if here and there and here != there:
+                strange = here in STRANGERS and there in STRANGERS
+                if level[here] > level[there] or strange:
+                    found.add((here, there))
+    return found
 
 
-def wrong(found: set[tuple[str, str]]) -> set[tuple[str, str]]:
+def wrong_in_study(sources: dict[str, str]) -> set[tuple[str, str]]:
+    """Return the (floor, floor) of every import inside study/ that runs up its list."""
+    found = set()
+    for module, source in sources.items():
+        here = floor_of(module)
+        for there in map(floor_of, imports(source, module)):
+            if here and there and STUDY.index(here) > STUDY.index(there):
+                found.add((here, there))
+    return found
+
+
+def files_imported(sources: dict[str, str]) -> Edges:
+    """Return which file imports which; a name that a package hands on counts as the package."""
     return {
-        (here, there)
-        for here, there in found
-        if LEVEL[here] > LEVEL[there] or (here in STRANGERS and there in STRANGERS)
+        module: {
+            imported if imported in sources else imported.rpartition(".")[0]
+            for imported in imports(source, module)
+        }
+        & (sources.keys() - {module})
+        for module, source in sources.items()
     }
 
 
-def circles(found: set[tuple[str, str]]) -> set[str]:
-    """Return the rooms that can be reached from themselves."""
-    reach = set(found)
-    for _ in LEVEL:
-        reach |= {(a, d) for a, b in reach for c, d in reach if b == c}
-    return {a for a, b in reach if a == b}
+def rooms_imported(sources: dict[str, str]) -> Edges:
+    """Return which room imports which."""
+    found: Edges = {}
+    for module, source in sources.items():
+        here = room_of(module) or ""
+        theres = {room for name in imports(source, module) if (room := room_of(name))}
+        found.setdefault(here, set()).update(theres - {here})
+    return found
+
+
+def circles(edges: Edges) -> set[frozenset[str]]:
+    """Return the sets of nodes that can all be reached from one another."""
+    reach = {node: set(edges[node]) for node in edges}
+    grown = True
+    while grown:
+        grown = False
+        for node, reached in reach.items():
+            more = set().union(*(reach.get(other, set()) for other in reached)) - reached
+            if more:
+                reach[node] = reached | more
+                grown = True
+    return {
+        frozenset(other for other in reach if other in reach[node] and node in reach[other])
+        for node in reach
+        if node in reach[node]
+    }
 
 
 def test_every_file_has_a_room():
-    rooms = {room_of(name) for name, _ in modules()}
-    assert rooms <= LEVEL.keys(), f"say in ORDER where these belong: {rooms - LEVEL.keys()}"
+    known = {room for rooms in ORDER for room in rooms}
+    unknown = {room_of(name) for name in modules()} - known
+    assert not unknown, f"say in ORDER where these belong: {unknown}"
+    floors = {floor_of(name) for name in modules()} - {None}
+    assert floors <= set(STUDY), f"say in STUDY where these belong: {floors - set(STUDY)}"
 
 
-def test_imports_only_run_to_the_right():
-    assert wrong(all_edges()) == DEBTS
+def test_imports_only_run_down():
+    assert wrong(modules()) == set()
+    assert wrong_in_study(modules()) == set()
 
 
-def test_no_room_imports_itself_through_others():
-    assert circles(all_edges() - DEBTS) == set()
+def test_no_room_and_no_file_imports_itself_through_others():
+    assert circles(rooms_imported(modules())) == set()
+    assert circles(files_imported(modules())) == KNOWN
+
+
+def test_no_file_is_long():
+    long = {name: n for name, text in modules().items() if (n := length(text)) > LONGEST}
+    assert long == {}, f"files of over {LONGEST} lines: part them by what they know"
+
+
+def length(text: str) -> int:
+    return len(text.splitlines())
+
+
+def test_only_a_study_knows_optuna():
+    knows = {room_of(m) for m, text in modules().items() if loads(text, m, "optuna")}
+    assert knows <= OPTUNA
+
+
+def loads(source: str, module: str, package: str) -> bool:
+    return any(name.split(".")[0] == package for name in imports(source, module))
 
 
 @pytest.mark.parametrize(
@@ -122,30 +202,72 @@ def test_no_room_imports_itself_through_others():
         ("prunetune.scorers.x", "from prunetune import apply", ("scorers", "runtime")),
         ("prunetune.scorers.x", "import prunetune.families.llava", ("scorers", "families")),
         ("prunetune.scorers.x", "from prunetune import restorers", ("scorers", "restorers")),
-        ("prunetune.config", "def f():\n    from prunetune.search import x", ("config", "search")),
-        ("prunetune.runtime.x", "from prunetune.search.spec import S", ("runtime", "search")),
+        ("prunetune.config", "def f():\n    from prunetune.study import x", ("config", "study")),
+        ("prunetune.space.x", "from prunetune.spec import S", ("space", "spec")),
+        ("prunetune.measure.x", "from prunetune import search", ("measure", "study")),
         ("prunetune.deploy.x", "import prunetune.cli", ("deploy", "cli")),
     ],
 )
 def test_a_wrong_import_would_be_noticed(module, source, expected):
-    assert wrong(set(edges(source, module))) == {expected}
+    assert wrong({module: source}) == {expected}
 
 
-def test_a_type_may_be_named_and_a_circle_would_be_noticed():
-    typing_only = "if TYPE_CHECKING:\n    from prunetune.search import x\n"
-    assert set(edges(typing_only, "prunetune.config")) == set()
-    inside = "def f():\n    if TYPE_CHECKING:\n        from prunetune.search import x\n"
-    assert set(edges(inside, "prunetune.config")) == {("config", "search")}
-    assert circles({("models", "runtime"), ("runtime", "calibration"), ("calibration", "models")})
+def test_a_wrong_import_inside_study_would_be_noticed():
+    up = {"prunetune.study.database.x": "def f():\n    from prunetune.study.trials import loop"}
+    assert wrong_in_study(up) == {("database", "trials")}
+    assert wrong_in_study({"prunetune.study.run": "import prunetune.study.find"})
+    assert not wrong_in_study({"prunetune.study.find": "import prunetune.study.run"})
+
+
+def test_a_circle_would_be_noticed_and_a_type_may_be_named():
+    inside = "def f():\n    from prunetune.a import g"
+    named = "if TYPE_CHECKING:\n    from prunetune.a import g"
+    three = {"prunetune.a": "import prunetune.b", "prunetune.b": "import prunetune.c"}
+    assert circles(files_imported({**three, "prunetune.c": named})) == set()
+    (found,) = circles(files_imported({**three, "prunetune.c": inside}))
+    assert found == {"prunetune.a", "prunetune.b", "prunetune.c"}
+    rooms = {"prunetune.models.x": "import prunetune.runtime.y"}
+    rooms |= {"prunetune.runtime.z": "import prunetune.models.x"}
+    assert circles(rooms_imported(rooms)) == {frozenset({"models", "runtime"})}
+    assert circles(files_imported(rooms)) == set()
+
+
+def test_a_long_file_and_an_optuna_elsewhere_would_be_noticed():
+    assert length("\n" * LONGEST) <= LONGEST < length("\n" * (LONGEST + 1))
+    assert loads("def f():\n    from optuna.trial import T", "prunetune.measure.x", "optuna")
 
 
 @pytest.mark.parametrize("room", STRANGERS)
 def test_leaves_know_their_base_only(room):
-    for name, path in modules():
-        if room_of(name) == room and path.stem != "__init__" and not path.stem.startswith("base"):
-            siblings = {m for m in imports(path.read_text("utf-8"), name) if room_of(m) == room}
+    for name, source in modules().items():
+        leaf = name.split(".")[-1]
+        if room_of(name) == room and leaf != room and not leaf.startswith("base"):
+            siblings = {m for m in imports(source, name) if room_of(m) == room}
             # ``base``, or what several share: ``base_qwen``.
             assert {m for m in siblings if not m.startswith(f"prunetune.{room}.base")} == set()
+
+
+# -- the tests ---------------------------------------------------------------------------
+
+TESTS = Path(__file__).parent
+# Folders of tests/ that are no rooms: files of old releases, models that several rooms use, tools/.
+OTHERS = {"golden", "family_models", "tools"}
+
+
+def test_tests_mirror_the_rooms():
+    folders = {path.name for path in TESTS.iterdir() if path.is_dir()} - {"__pycache__"}
+    rooms = {path.name for path in PACKAGE.iterdir() if path.is_dir()}
+    assert folders - OTHERS <= rooms
+    names = [path.name for path in TESTS.rglob("*.py") if path.parent.name not in OTHERS]
+    assert twice([name for name in names if name != "conftest.py"]) == set()
+
+
+def twice(names: list[str]) -> set[str]:
+    return {name for name in names if names.count(name) > 1}
+
+
+def test_two_files_of_one_name_would_be_noticed():
+    assert twice(["test_a.py", "test_b.py", "test_a.py"]) == {"test_a.py"}
 
 
 # -- what is loaded --------------------------------------------------------------------
@@ -182,7 +304,7 @@ def test_what_is_loaded_by_and_by():
         "import prunetune",
         "prunetune.apply",
         DEPLOYMENT,
-        "prunetune.search\nimport prunetune.search.study",
+        "prunetune.search\nimport prunetune.study.study",
     )
     assert bare & {"torch", "transformers", "pydantic", "numpy"} == set()
     assert "torch" in named
@@ -193,7 +315,7 @@ def test_what_is_loaded_by_and_by():
 def test_the_public_names_work_in_any_order():
     # What is heavy is loaded once; each order then has a process of its own.
     code = "import os, sys, traceback, optuna, pydantic, transformers.masking_utils\n"
-    for first in ("", "import prunetune.search.spec\n", "import prunetune.runtime.apply\n"):
+    for first in ("", "import prunetune.spec\n", "import prunetune.runtime.apply\n"):
         order = f"{first}import prunetune\n"
         order += "".join(f"assert callable(prunetune.{name})\n" for name in LAZY)
         code += f"""

@@ -116,8 +116,9 @@ def test_a_look_at_a_database_leaves_this_process_its_locks(tmp_path, looks):
 
 
 def test_a_study_can_be_found_where_it_is_being_searched(tmp_path):
-    from prunetune.search.find import locate
-    from prunetune.search.storage import DATABASE, open_storage
+    from prunetune.study.database.connect import open_storage
+    from prunetune.study.database.urls import DATABASE
+    from prunetune.study.find import locate
 
     storage = open_storage(f"sqlite:///{tmp_path / DATABASE}")
     assert locate(str(tmp_path))[1] == tmp_path

@@ -6,10 +6,10 @@ import pytest
 from cli_runner import refused
 from huggingface_hub import constants
 
-from prunetune.aliases import ALIASES, Alias
 from prunetune.calibration import load_calibration
 from prunetune.errors import ConfigError, DataError
-from prunetune.search.spec import StudySpec
+from prunetune.models.aliases import ALIASES, Alias
+from prunetune.spec import StudySpec
 
 FOLDER = Path(__file__).resolve().parents[1] / "studies"
 SPECS = {path.stem: path for path in sorted(FOLDER.glob("*.toml"))}

@@ -3,7 +3,7 @@
 All three bound the mean over the decoder layers of what a layer costs, as a share of what it costs
 unpruned. A layer's cost is a polynomial of its retention: the retention itself for the KV cache, a
 quadratic one for FLOPs (attention). It rises, so it can be inverted, and schedules that meet any
-budget are found in the same way: see ``search/schedule.py``.
+budget are found in the same way: see ``space/schedule.py``.
 """
 
 import math

@@ -41,7 +41,7 @@ class ModelFacts:
         fingerprint: sha256 of the architecture-defining config fields.
         calibration_digest: Digest over the calibration pixels and texts.
         calibration_order: The same in the samples' order.
-        weights_digest: See ``prunetune.fingerprint``.
+        weights_digest: See ``prunetune.models.fingerprint``.
         value_bytes: Bytes of a number in the KV cache.
     """
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from prunetune.calibration.collate import encode
 from prunetune.calibration.dataset import Sample
-from prunetune.devices import device_of
+from prunetune.models.devices import device_of
 
 
 def greedy_answer(loaded: Any, sample: Sample, new_tokens: int) -> str:

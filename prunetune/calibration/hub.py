@@ -13,7 +13,7 @@ from prunetune.calibration.dataset import Record
 from prunetune.calibration.pictures import Source
 from prunetune.calibration.rows import RowError, read_texts
 from prunetune.errors import DataError
-from prunetune.weights import existing
+from prunetune.models.weights import existing
 
 OPTIONS = (
     "split",

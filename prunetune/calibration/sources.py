@@ -12,7 +12,7 @@ from prunetune.calibration.dataset import CalibrationSet, Record, build, split_r
 from prunetune.calibration.pictures import SUFFIXES, Source
 from prunetune.calibration.rows import RowError, read_names, read_texts
 from prunetune.errors import DataError
-from prunetune.weights import existing
+from prunetune.models.weights import existing
 
 HELD_OUT = 0.25
 DEFAULT_QUESTION = "Describe the image."

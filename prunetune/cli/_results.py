@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 from prunetune.cli._output import Output, number, percent
 
 if TYPE_CHECKING:
-    from prunetune.search.pareto import FrontResult
-    from prunetune.search.prepare import Prepared
-    from prunetune.search.summary import SearchResult
+    from prunetune.study.outcome.pareto import FrontResult
+    from prunetune.study.outcome.summary import SearchResult
+    from prunetune.study.prepare import Prepared
 
 
 def report(out: Output, result: "SearchResult | FrontResult", prepared: "Prepared") -> None:
     """Print a result: a table, the verdict and what to do next, or one JSON object."""
-    from prunetune.search.pareto import FrontResult
+    from prunetune.study.outcome.pareto import FrontResult
 
     if isinstance(result, FrontResult):
         _print_front(out, result, prepared)
@@ -28,7 +28,7 @@ def report(out: Output, result: "SearchResult | FrontResult", prepared: "Prepare
 
 
 def _print(out: Output, result: "SearchResult") -> None:
-    from prunetune.search.summary import table_rows
+    from prunetune.study.outcome.summary import table_rows
 
     heading, *rows = table_rows(result)
     columns = [heading[0] or "held-out", *[f">{title}" for title in heading[1:-1]], heading[-1]]

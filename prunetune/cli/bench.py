@@ -1,5 +1,7 @@
 """``bench``: what pruning pays at a shape, measured."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -75,12 +77,8 @@ def bench(
         ("--prompt-tokens", prompt_tokens),
     ):
         at_least(flag, value, 1)
-    if shape and model:
-        raise ConfigError(
-            f"--shape {shape} and --model {model} exclude each other; give one of them"
-        )
-    if shape and (loading["device_map"] or loading["revision"]):
-        raise ConfigError("--device-map and --revision are for --model; --shape loads no weights")
+    if shape:
+        _check_shape(shape, model, loading)
     from prunetune.cli._environment import set_threads
     from prunetune.deploy.shapes import shape_named
     from prunetune.deploy.subject import Asked, Wanted, loaded_subject, random_subject
@@ -88,20 +86,13 @@ def bench(
     set_threads(threads)
     asked = Asked(batch_size, images, prompt_tokens, new_tokens, _size(image_size))
     wanted = Wanted(config, preset, keep)
-    try:
+    with _memory_told(batch_size, images):
         if shape:
             how = {name: loading[name] for name in ("dtype", "device", "attn")}
             subject = random_subject(wanted, asked, shape_named(shape), tell=note, **how)
         else:
             subject = loaded_subject(wanted, asked, model, **loading)
         result = _measured(subject, new_tokens, rounds)
-    except Exception as error:
-        if type(error).__name__ != "OutOfMemoryError" and not isinstance(error, MemoryError):
-            raise
-        raise ConfigError(
-            f"out of memory with --batch-size {batch_size} --images {images}; lower them or "
-            "--prompt-tokens, or use --dtype bfloat16"
-        ) from None
     out = Output(as_json)
     name = shape or model or subject.config.model.name
     where = _where(subject.family)
@@ -120,6 +111,29 @@ def bench(
             "verdict": vars(result.cases[1].verdict),
         }
     )
+
+
+def _check_shape(shape: str, model: str | None, loading: Loading) -> None:
+    if model:
+        raise ConfigError(
+            f"--shape {shape} and --model {model} exclude each other; give one of them"
+        )
+    if loading["device_map"] or loading["revision"]:
+        raise ConfigError("--device-map and --revision are for --model; --shape loads no weights")
+
+
+@contextmanager
+def _memory_told(batch_size: int, images: int) -> Iterator[None]:
+    """Say what to lower where memory runs out."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__name__ != "OutOfMemoryError" and not isinstance(error, MemoryError):
+            raise
+        raise ConfigError(
+            f"out of memory with --batch-size {batch_size} --images {images}; lower them or "
+            "--prompt-tokens, or use --dtype bfloat16"
+        ) from None
 
 
 def _measured(subject: "Subject", new_tokens: int, rounds: int) -> "Bench":
@@ -160,7 +174,7 @@ def _where(family: "Family") -> dict[str, Any]:
     import torch
     import transformers
 
-    from prunetune.devices import device_of
+    from prunetune.models.devices import device_of
 
     device = device_of(family.model)
     cuda = device.type == "cuda"

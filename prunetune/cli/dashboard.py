@@ -12,7 +12,7 @@ from prunetune.cli._loading import Loading
 from prunetune.cli._output import Output, note
 
 if TYPE_CHECKING:
-    from prunetune.review.publish import Publisher
+    from prunetune.review.dashboard.publish import Publisher
 
 
 @verb(
@@ -62,9 +62,15 @@ def dashboard(
     """
     at_least("--port", port, 0)
     from prunetune.cli._environment import quieten_optuna
-    from prunetune.review.dashboard import LOOPBACK, Dashboard, artifact_folder, newest_run
-    from prunetune.search.find import locate
-    from prunetune.search.storage import open_storage, redact
+    from prunetune.review.dashboard.dashboard import (
+        LOOPBACK,
+        Dashboard,
+        artifact_folder,
+        newest_run,
+    )
+    from prunetune.study.database.connect import open_storage
+    from prunetune.study.database.urls import redact
+    from prunetune.study.find import locate
 
     quieten_optuna()
     target = study or str(newest_run(Path("studies")))
@@ -105,7 +111,7 @@ def _load(
     publisher: "Publisher", wanted: bool | None, threads: int | None, loading: Loading
 ) -> None:
     """Load a study's samples and model, where pictures of it are wanted."""
-    from prunetune.search.spec import StudySpec
+    from prunetune.spec import StudySpec
 
     spec = StudySpec.parse(publisher.study.user_attrs["spec"])
     if wanted is None:
@@ -113,10 +119,10 @@ def _load(
     if not wanted:
         return
     from prunetune.cli._environment import set_threads
-    from prunetune.fingerprint import weights_digest
     from prunetune.models import load_model
-    from prunetune.search.opening import other_weights
-    from prunetune.search.prepare import load_data
+    from prunetune.models.fingerprint import weights_digest
+    from prunetune.study.opening import other_weights
+    from prunetune.study.prepare import load_data
 
     how = {**loading, "revision": loading["revision"] or spec.revision}
     try:

@@ -10,8 +10,8 @@ from prunetune.cli._output import Output, number, percent, progress
 from prunetune.errors import ConfigError
 
 if TYPE_CHECKING:
-    from prunetune.review.paired import Measured
-    from prunetune.review.sides import Side
+    from prunetune.review.compare.paired import Measured
+    from prunetune.review.compare.sides import Side
 
 _SHOWN = {
     "gap": ("gap", number),
@@ -67,7 +67,7 @@ def diff(
         given := _needless(data=data, model=model, skip_bad=skip_bad or None, **loading)
     ):
         raise ConfigError(f"{given}: only of use with --measure N; add it")
-    from prunetune.review.diff import changes
+    from prunetune.review.compare.diff import changes
 
     one, two = _sides((a, b), trial or [], name)
     found = changes(one.config, two.config)
@@ -100,7 +100,7 @@ def _needless(**options: str | bool | None) -> str:
 
 def _sides(targets: tuple[str, str], trials: list[int], study: str | None) -> "tuple[Side, Side]":
     from prunetune.cli._environment import quieten_optuna
-    from prunetune.review.sides import is_study, read_side, split_trial
+    from prunetune.review.compare.sides import is_study, read_side, split_trial
 
     left = list(trials)
     for trial in trials:
@@ -165,7 +165,7 @@ def _measure(
 ) -> "Measured":
     from prunetune.calibration import load_calibration
     from prunetune.models import load_model
-    from prunetune.review.paired import measure_both
+    from prunetune.review.compare.paired import measure_both
 
     spec = one.spec or two.spec
     source = data or (spec.data if spec else None) or "tiny"

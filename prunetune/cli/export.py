@@ -1,13 +1,17 @@
 """``export``: from a study to a config file."""
 
 import shlex
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from prunetune.cli._app import AsJson, SkipBad, Threads, at_least, verb
 from prunetune.cli._loading import Loading
 from prunetune.cli._output import Output, number, percent, progress
+
+if TYPE_CHECKING:
+    from prunetune.spec import StudySpec
 
 
 @verb(
@@ -51,7 +55,7 @@ def export(
     yet, is measured on both splits first.
     """
     from prunetune.cli._environment import quieten_optuna, set_threads
-    from prunetune.search.find import chosen_trial, find_study, measured_config, stored_config
+    from prunetune.study.find import chosen_trial, find_study, measured_config, stored_config
 
     at_least("--trial", trial, 0)
     quieten_optuna()
@@ -77,10 +81,7 @@ def export(
         f"mean retention {percent(made.mean_retention)}"
     )
     out.line(f"config: {path}")
-    data, held_out = found.spec.data or "tiny", found.spec.held_out
-    given = "" if data == "tiny" else f" --data {shlex.quote(data)}"
-    given += f" --held-out {shlex.quote(held_out)}" if held_out else ""
-    out.line(f"next: prunetune verify {shlex.quote(str(path))}{given}")
+    out.line(f"next: {_verify(path, found.spec)}")
     out.finish(
         {
             "config": str(path),
@@ -93,3 +94,13 @@ def export(
             "digest": config.digest(),
         }
     )
+
+
+def _verify(config: Path, spec: "StudySpec") -> str:
+    """Return the command that measures a config again, on the data it was searched with."""
+    words = ["prunetune", "verify", str(config)]
+    if spec.data not in (None, "tiny"):
+        words += ["--data", str(spec.data)]
+    if spec.held_out:
+        words += ["--held-out", spec.held_out]
+    return shlex.join(words)

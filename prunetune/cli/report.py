@@ -55,8 +55,8 @@ def report(
     if target is not None and (target.is_dir() or target.suffix.lower() not in (".html", ".htm")):
         raise ConfigError(f"--output: received {output!r}, allowed a file that ends in .html")
     from prunetune.cli._environment import quieten_optuna, set_threads
-    from prunetune.review.report_file import default_path, load_for, write_report
-    from prunetune.search.find import find_study
+    from prunetune.review.report.report_file import default_path, load_for, write_report
+    from prunetune.study.find import find_study
 
     quieten_optuna()
     found = find_study(study or storage or "", name)

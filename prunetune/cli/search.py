@@ -3,11 +3,14 @@
 import logging
 import math
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import typer
 
+from prunetune.cli import _search_flags as flags
 from prunetune.cli._app import (
     AsJson,
     ModelName,
@@ -23,11 +26,11 @@ from prunetune.cli._output import Output, note, progress
 from prunetune.errors import ConfigError
 
 if TYPE_CHECKING:
-    from prunetune.search.joining import Workers
-    from prunetune.search.pareto import FrontResult
-    from prunetune.search.prepare import Prepared
-    from prunetune.search.spec import StudySpec
-    from prunetune.search.summary import SearchResult
+    from prunetune.spec import StudySpec
+    from prunetune.study.outcome.pareto import FrontResult
+    from prunetune.study.outcome.summary import SearchResult
+    from prunetune.study.prepare import Prepared
+    from prunetune.study.workers.crew import Workers
 
 
 logger = logging.getLogger(__name__)
@@ -43,114 +46,34 @@ logger = logging.getLogger(__name__)
 )
 def search(
     model: ModelName = None,
-    keep: Annotated[
-        str | None,
-        typer.Option(
-            metavar="B", help="Budget: mean share of image tokens over all layers.  [default: 0.25]"
-        ),
-    ] = None,
-    flops: Annotated[
-        str | None,
-        typer.Option(metavar="X", help="Or: share of the unpruned prefill's FLOPs."),
-    ] = None,
-    kv_mib: Annotated[
-        str | None,
-        typer.Option(metavar="Y", help="Or: MiB of image tokens' KV cache, average sample."),
-    ] = None,
-    objective: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="metric, or pareto: metric and cost, over a range --keep 0.05:0.5.",
-        ),
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(metavar="SOURCE", help="Calibration data: tiny, a folder, .jsonl or hf:ID."),
-    ] = None,
-    held_out: Annotated[
-        str | None,
-        typer.Option(metavar="SOURCE", help="Held-out data.  [default: a part of --data]"),
-    ] = None,
-    samples: Annotated[
-        int | None, typer.Option(metavar="N", help="At most N calibration samples.")
-    ] = None,
-    trials: Annotated[
-        int | None, typer.Option(metavar="N", help="Trials the study ends with.  [default: 100]")
-    ] = None,
-    timeout: Annotated[
-        float | None, typer.Option(metavar="S", help="Start no further trial after S seconds.")
-    ] = None,
-    patience: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", help="Stop after N trials without a better one.  [default: 0, off]"
-        ),
-    ] = None,
-    metric: Annotated[
-        str | None, typer.Option(metavar="NAME", help="cosine (the gap), kl or cosine+kl.")
-    ] = None,
-    sampler: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="tpe, tpe-uni, gp, cmaes, nsga2, qmc, random."),
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(metavar="N", help="Of sampler, split and order.  [default: 0]")
-    ] = None,
-    trial_pruner: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Optuna's early stopping: wilcoxon or none.")
-    ] = None,
-    scorers: Annotated[
-        str | None, typer.Option(metavar="A,B", help="Scorers to sum; see: prunetune scorers.")
-    ] = None,
-    stages: Annotated[
-        str | None, typer.Option(metavar="A-B", help="Fewest and most stages, in 1-3.")
-    ] = None,
-    layers: Annotated[
-        str | None, typer.Option(metavar="A-B", help="First and last layer of a stage.")
-    ] = None,
-    presets: Annotated[
-        str | None,
-        typer.Option("--preset", metavar="A,B", help="Published methods tried first, or none."),
-    ] = None,
-    spec: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Study spec (TOML); flags override it.")
-    ] = None,
-    out: Annotated[
-        str | None,
-        typer.Option(metavar="FOLDER", help="The run's folder.  [default: studies/MODEL-BUDGET]"),
-    ] = None,
-    storage: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL",
-            envvar="PRUNETUNE_STORAGE",
-            show_envvar=False,
-            help="Database of the study, also $PRUNETUNE_STORAGE.  [default: FOLDER/study.db]",
-        ),
-    ] = None,
-    study: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Name of the study.  [default: by the spec]")
-    ] = None,
-    batch_size: Annotated[
-        int, typer.Option(metavar="N", help="Samples between two checks of the trial pruner.")
-    ] = 8,
-    workers: Annotated[
-        int, typer.Option(metavar="N", help="Processes here that share the study.")
-    ] = 1,
-    cache_dir: Annotated[
-        str | None,
-        typer.Option(metavar="FOLDER", help="Unpruned references; also $PRUNETUNE_CACHE."),
-    ] = None,
-    cache_limit: Annotated[
-        float, typer.Option(metavar="GIB", help="Size of the cache; the oldest goes first.")
-    ] = 20.0,
-    no_cache: Annotated[
-        bool, typer.Option("--no-cache", help="Keep references in memory only.")
-    ] = False,
-    no_report: Annotated[
-        bool, typer.Option("--no-report", help="Write no report.html at the end.")
-    ] = False,
+    keep: flags.Keep = None,
+    flops: flags.Flops = None,
+    kv_mib: flags.KvMib = None,
+    objective: flags.Objective = None,
+    data: flags.Data = None,
+    held_out: flags.HeldOut = None,
+    samples: flags.Samples = None,
+    trials: flags.Trials = None,
+    timeout: flags.Timeout = None,
+    patience: flags.Patience = None,
+    metric: flags.Metric = None,
+    sampler: flags.Sampler = None,
+    seed: flags.Seed = None,
+    trial_pruner: flags.TrialPruner = None,
+    scorers: flags.Scorers = None,
+    stages: flags.Stages = None,
+    layers: flags.Layers = None,
+    presets: flags.Presets = None,
+    spec: flags.Spec = None,
+    out: flags.Out = None,
+    storage: flags.Storage = None,
+    study: flags.Study = None,
+    batch_size: flags.BatchSize = 8,
+    workers: flags.Workers = 1,
+    cache_dir: flags.CacheDir = None,
+    cache_limit: flags.CacheLimit = 20.0,
+    no_cache: flags.NoCache = False,
+    no_report: flags.NoReport = False,
     skip_bad: SkipBad = False,
     threads: Threads = None,
     as_json: AsJson = False,
@@ -163,20 +86,14 @@ def search(
     command resumes a study that was interrupted or is given more trials; on other machines, with
     one --storage postgresql://..., it joins the study.
     """
-    from prunetune.search.interrupts import heeded
-    from prunetune.search.joining import Cache, Workers
-    from prunetune.search.spec import StudySpec
+    from prunetune.study.workers.crew import Cache, Workers
 
     at_least("--batch-size", batch_size, 1)
     at_least("--workers", workers, 1)
     at_least("--cache-limit", cache_limit, 0)
     if not math.isfinite(cache_limit):
         raise ConfigError(f"--cache-limit: received {cache_limit:g}, allowed a finite number")
-    names = {"sampler": sampler, "metric": metric, "objective": objective}
-    for flag, value in (*names.items(), ("trial_pruner", trial_pruner)):
-        allowed = get_args(StudySpec.model_fields[flag].annotation)
-        one_of(f"--{flag.replace('_', '-')}", value, allowed)
-    flags = {
+    said = {
         "model": model,
         "revision": loading.pop("revision"),
         **budget_of({"keep": keep, "flops": flops, "kv_mib": kv_mib}),
@@ -194,30 +111,51 @@ def search(
         "presets": [] if presets == "none" else optional_names("--preset", presets),
         "space": space_of(scorers, stages, layers),
     }
-    given = {name: value for name, value in flags.items() if value is not None and value != {}}
-    wanted = StudySpec.load(spec, given) if spec else StudySpec.parse(given, origin="search")
+    wanted = _spec(spec, said)
     how = {
         "batch_size": batch_size,
         "cache": Cache(cache_dir, int(cache_limit * (1 << 30)), not no_cache),
         "workers": Workers(workers, threads),
     }
-    where = {"storage": storage, "study_name": study}
+    names = {"storage": storage, "study_name": study}
     options = {"skip_bad": skip_bad, **loading}
+    with _resumable(storage):
+        result, prepared = _run(wanted, out, names, options, how, not no_report)
+    from prunetune.cli._results import report
+
+    report(Output(as_json), result, prepared)
+
+
+def _spec(file: str | None, said: dict[str, Any]) -> "StudySpec":
+    """Return what is searched, from the flags that were given and a file, if one was."""
+    from prunetune.spec import StudySpec
+
+    for name in ("sampler", "metric", "objective", "trial_pruner"):
+        allowed = get_args(StudySpec.model_fields[name].annotation)
+        one_of(f"--{name.replace('_', '-')}", said[name], allowed)
+    given = {name: value for name, value in said.items() if value is not None and value != {}}
+    return StudySpec.load(file, given) if file else StudySpec.parse(given, origin="search")
+
+
+@contextmanager
+def _resumable(storage: str | None) -> Iterator[None]:
+    """Let Ctrl-C end a search with a line that shows no password.
+
+    SIGTERM is a batch system's warning: it ends a search as Ctrl-C does, resumable.
+    """
+    from prunetune.interrupts import heeded
+
     try:
-        # SIGTERM is a batch system's warning: it ends a search as Ctrl-C does, resumable.
         with heeded(signal.SIGINT, signal.SIGTERM):
-            result, prepared = _run(wanted, out, where, options, how, not no_report)
+            yield
     except KeyboardInterrupt:
-        from prunetune.search.storage import redact
+        from prunetune.study.database.urls import redact
 
         if storage is None or redact(storage) == storage:
             raise
         # The line that would be printed repeats the command, password included.
         note("interrupted; the same command resumes")
         raise typer.Exit(130) from None
-    from prunetune.cli._results import report
-
-    report(Output(as_json), result, prepared)
 
 
 def _run(
@@ -229,8 +167,8 @@ def _run(
     report: bool,
 ) -> "tuple[SearchResult | FrontResult, Prepared]":
     from prunetune.cli._environment import quieten_optuna, set_threads
-    from prunetune.search.prepare import prepare
-    from prunetune.search.run import run
+    from prunetune.study.prepare import prepare
+    from prunetune.study.run import run
 
     quieten_optuna()
     how["workers"] = share_threads(how["workers"])
@@ -259,7 +197,7 @@ def _run(
 def _write_page(prepared: "Prepared", names: dict[str, Any], show: Any) -> str | None:
     """Write the study's page; whatever is wrong with it, the search and its config stand."""
     try:
-        from prunetune.review.report_file import report_search
+        from prunetune.review.report.report_file import report_search
 
         return str(report_search(prepared, **names, progress=show).path)
     except Exception as error:

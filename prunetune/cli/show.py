@@ -11,8 +11,8 @@ from prunetune.cli._output import Output
 from prunetune.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from prunetune.review.overlay import Kept
-    from prunetune.review.sheet import Row
+    from prunetune.review.pictures.overlay import Kept
+    from prunetune.review.pictures.sheet import Row
 
 _QUESTION = "Describe the image."
 _NEW_TOKENS = 24
@@ -70,8 +70,8 @@ def show(
     name = model_named(config, configs[0].model, model, loading)
     from prunetune.cli._environment import set_threads
     from prunetune.models import load_model
-    from prunetune.review.overlay import kept_tokens
-    from prunetune.review.sheet import Row, sheet
+    from prunetune.review.pictures.overlay import kept_tokens
+    from prunetune.review.pictures.sheet import Row, sheet
 
     set_threads(threads)
     loaded = load_model(name, **loading)
@@ -87,9 +87,7 @@ def show(
     shown = [_shown(name) for name in names]
     if target is not None:
         notes = [f"{letter}: {name}" for letter, name in zip("AB", shown)] if against else []
-        on = Path(images[0]).name if len(images) == 1 else f"{len(images)} pictures"
-        title = f"{' against '.join(shown)} on {on}" + (f": {question}" if question else "")
-        _save(sheet(rows, title, notes, scores=scores), target)
+        _save(sheet(rows, _title(shown, images, question), notes, scores=scores), target)
     answers = [
         _answers(loaded, configs, picture, question) if question else None for picture in pictures
     ]
@@ -110,7 +108,7 @@ def show(
 
 def _config(name: str) -> Any:
     from prunetune.cli._environment import quieten_optuna
-    from prunetune.review.sides import is_study, read_side
+    from prunetune.review.compare.sides import is_study, read_side
 
     if is_study(name):
         quieten_optuna()
@@ -120,10 +118,15 @@ def _config(name: str) -> Any:
 def _shown(name: str) -> str:
     """Return what a config is called on a sheet: no folders, no passwords."""
     if "://" in name:
-        from prunetune.search.storage import redact
+        from prunetune.study.database.urls import redact
 
         return redact(name)
     return name.rstrip("/").rpartition("/")[2] or name
+
+
+def _title(configs: list[str], images: list[str], question: str | None) -> str:
+    on = Path(images[0]).name if len(images) == 1 else f"{len(images)} pictures"
+    return f"{' against '.join(configs)} on {on}" + (f": {question}" if question else "")
 
 
 def _target(output: str | None, image: str) -> Path:
@@ -144,7 +147,7 @@ def _kind(target: Path) -> str | None:
 def _print_pictures(rows: "list[Row]", scores: bool) -> None:
     from rich.console import Console
 
-    from prunetune.review.terminal import print_kept
+    from prunetune.review.pictures.terminal import print_kept
 
     print_kept(Console(), rows, scores=scores)
 

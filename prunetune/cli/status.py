@@ -13,7 +13,7 @@ from prunetune.cli._output import Output, number
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
-    from prunetune.search.find import Found
+    from prunetune.study.find import Found
 
 
 @verb("status", "prunetune status studies/tiny-keep0.25")
@@ -28,52 +28,21 @@ def status(
 ) -> None:
     """Show a study's trials by state, its best trial, and how to resume it."""
     from prunetune.cli._environment import quieten_optuna
-    from prunetune.search.find import find_study
-    from prunetune.search.front import (
-        COST_NAMES,
-        FINISHED,
-        best_complete,
-        cost_of,
-        front,
-        metric_of,
-        on_plateau,
-    )
+    from prunetune.study.find import find_study
+    from prunetune.study.trials.best import FINISHED, on_plateau
 
     quieten_optuna()
     found = find_study(study, name)
     trials = found.study.get_trials(deepcopy=False)
     states = Counter(trial.state.name.lower() for trial in trials)
-    best = best_complete(found.study)
     finished = sum(trial.state in FINISHED for trial in trials)
     plateau = on_plateau(found.study, found.spec.patience) and finished < found.spec.trials
     resume = _resume(found, finished, plateau)
     out = Output(as_json)
     out.line(f"study: {found.study.study_name} in {found.shown}")
     out.line(f"trials: {_counted(trials, found.spec.trials)}")
-    described: dict[str, Any] | None = None
-    if best is not None:
-        described = {
-            "trial": best.number,
-            found.spec.metric: metric_of(best),
-            "schedule": best.user_attrs.get("schedule"),
-            "weights": best.user_attrs.get("weights"),
-            "preset": best.user_attrs.get("preset"),
-        }
-        preset = f" (preset {described['preset']})" if described["preset"] else ""
-        out.line(
-            f"best: trial {best.number}{preset}, {found.spec.metric} {number(metric_of(best))}"
-        )
-        out.line(f"  schedule {described['schedule']}")
-        out.line(f"  weights {described['weights']}")
-    points: list[dict[str, Any]] | None = None
-    if found.spec.pareto:
-        cost, metric = COST_NAMES[found.spec.kind], found.spec.metric
-        points = [
-            {"trial": t.number, metric: metric_of(t), cost: cost_of(t)} for t in front(found.study)
-        ]
-        out.line("front:")
-        rows = [(str(p["trial"]), f"{p[cost]:.4g}", number(p[metric])) for p in points]
-        out.table((">trial", f">{cost}", f">{metric}"), rows)
+    best = _best(out, found)
+    points = _front(out, found) if found.spec.pareto else None
     if plateau:
         out.line(f"stopped: no better trial in {found.spec.patience}")
     out.line(f"resume: {resume}")
@@ -87,7 +56,7 @@ def status(
             "trials": dict(states),
             "finished": finished,
             "wanted": found.spec.trials,
-            "best": described,
+            "best": best,
             "front": points,
             "stopped": plateau,
             "resume": resume,
@@ -95,9 +64,44 @@ def status(
     )
 
 
+def _best(out: Output, found: "Found") -> dict[str, Any] | None:
+    """Show the best trial, and return it as data; None before there is one."""
+    from prunetune.study.trials.best import best_complete, metric_of
+
+    best = best_complete(found.study)
+    if best is None:
+        return None
+    described = {
+        "trial": best.number,
+        found.spec.metric: metric_of(best),
+        "schedule": best.user_attrs.get("schedule"),
+        "weights": best.user_attrs.get("weights"),
+        "preset": best.user_attrs.get("preset"),
+    }
+    preset = f" (preset {described['preset']})" if described["preset"] else ""
+    out.line(f"best: trial {best.number}{preset}, {found.spec.metric} {number(metric_of(best))}")
+    out.line(f"  schedule {described['schedule']}")
+    out.line(f"  weights {described['weights']}")
+    return described
+
+
+def _front(out: Output, found: "Found") -> list[dict[str, Any]]:
+    """Show the trials that none beats in both metric and cost, and return them as data."""
+    from prunetune.study.trials.best import COST_NAMES, cost_of, front, metric_of
+
+    cost, metric = COST_NAMES[found.spec.kind], found.spec.metric
+    points = [
+        {"trial": t.number, metric: metric_of(t), cost: cost_of(t)} for t in front(found.study)
+    ]
+    out.line("front:")
+    rows = [(str(p["trial"]), f"{p[cost]:.4g}", number(p[metric])) for p in points]
+    out.table((">trial", f">{cost}", f">{metric}"), rows)
+    return points
+
+
 def _counted(trials: "Sequence[FrozenTrial]", wanted: int) -> str:
     """Return the trials by state; those that wait or run are none of the finished ones."""
-    from prunetune.search.front import FINISHED
+    from prunetune.study.trials.best import FINISHED
 
     parts = []
     for done in (True, False):

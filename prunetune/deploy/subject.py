@@ -9,9 +9,9 @@ from prunetune.config import Provenance, PruningConfig
 from prunetune.deploy.memory import available, check_fits, needed
 from prunetune.deploy.request import Request, processed_request, random_request, tokens_of
 from prunetune.deploy.shapes import Shape, build, count_parameters
-from prunetune.devices import attn_named, device_named, device_of, dtype_named
 from prunetune.errors import ConfigError
 from prunetune.families import Family
+from prunetune.models.devices import attn_named, device_named, device_of, dtype_named
 from prunetune.presets import load_preset, read_preset
 from prunetune.runtime.apply import family_of
 

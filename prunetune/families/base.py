@@ -1,50 +1,18 @@
 """What a family tells the runtime: where things are in a model, and where each token comes from."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from prunetune.errors import UnsupportedModelError
+from prunetune.families.base_calls import Survivors, TappedAttention, VisionCall
 from prunetune.families.base_configs import CLIP_PIXELS, SIGLIP_PIXELS, multimodal_rotary
 from prunetune.numerics import fitting
 from prunetune.tokens import ImageGeometry, Mosaic
 
-Survivors = Callable[[], tuple[Tensor, Tensor] | None]
-"""Tells which input slots the states under way are of: (index ``[B, m]`` int64, valid ``[B, m]``
-bool, False at padding); None while all slots are in place."""
-
-
-@dataclass(frozen=True)
-class VisionCall:
-    """One call of the model's image or video encoder.
-
-    Attributes:
-        arguments: The call's arguments by name, defaults filled in from the model's config.
-        lengths: Tokens each image (or video) takes in the language model's sequence, in order.
-        modality: ``image`` or ``video``.
-    """
-
-    arguments: Mapping[str, Any]
-    lengths: list[int]
-    modality: str = "image"
-
-
-@dataclass(frozen=True)
-class TappedAttention:
-    """What the vision tower gave one of its attention modules in one encoder call.
-
-    Attributes:
-        module: The attention module.
-        states: Hidden states entering it.
-        arguments: Its other arguments by name.
-    """
-
-    module: Any
-    states: Tensor
-    arguments: Mapping[str, Any]
+__all__ = ["Family", "Survivors", "TappedAttention", "VisionCall", "refuse"]
 
 
 class Family:
@@ -292,36 +260,6 @@ class Family:
             features: One item of ``injected``.
         """
         raise NotImplementedError
-
-
-def clip_like_attention(family: Family, tower: str = "vision_tower") -> nn.Module | None:
-    """Return the attention module that belongs to ``vision_feature_layer`` of a CLIP-like tower.
-
-    ``hidden_states[-2]`` is the output of the last layer but one, so the attention of that same
-    layer is meant (FasterVLM, official code; methods.md 2.1).
-    """
-    module = getattr(family.base, tower, None)
-    inner = getattr(module, "vision_model", module)
-    layers = getattr(getattr(inner, "encoder", None), "layers", None)
-    if layers is None:
-        return None
-    feature_layer = family.config.vision_feature_layer
-    if not isinstance(feature_layer, int):
-        feature_layer = feature_layer[-1]
-    index = feature_layer - 1 if feature_layer > 0 else len(layers) + feature_layer
-    if not 0 <= index < len(layers):
-        return None
-    attention = layers[index].self_attn
-    if not all(hasattr(attention, name) for name in ("q_proj", "k_proj", "head_dim")):
-        return None
-    readable: nn.Module = attention
-    return readable
-
-
-def clip_has_cls(family: Family) -> bool:
-    """Tell whether a LLaVA-like model's tower puts a CLS token first."""
-    vision = family.config.vision_config
-    return str(getattr(vision, "model_type", "")) in {"clip_vision_model", "clip"}
 
 
 def refuse(model: nn.Module, reason: str) -> UnsupportedModelError:

@@ -5,7 +5,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from prunetune.families.base import Family, VisionCall, clip_has_cls, clip_like_attention, refuse
+from prunetune.families.base import Family, VisionCall, refuse
+from prunetune.families.base_clip import clip_has_cls, clip_like_attention
 from prunetune.families.base_configs import grid_side
 from prunetune.tokens import ImageGeometry, grid_geometry
 

@@ -13,8 +13,8 @@ from optuna.trial import FrozenTrial
 from prunetune.budget import mean_retention
 from prunetune.config import PruningConfig
 from prunetune.errors import ConfigError
-from prunetune.search.record import FRONT, read_record
-from prunetune.search.spec import StudySpec
+from prunetune.spec import StudySpec
+from prunetune.study.outcome.record import FRONT, read_record
 
 UNITS = {
     "cosine": "gap (1 - cosine)",
@@ -108,7 +108,7 @@ class StudyFacts:
         maximised: One flag an objective.
         trials: All of them, by number.
         attrs: The study's user attributes.
-        record: What the search ended with, as far as it did; see ``prunetune.search.record``.
+        record: What the search ended with, as far as it did; see ``study.outcome.record``.
         front_record: The same of a search for a front.
     """
 

@@ -9,7 +9,7 @@ from prunetune.config import PruningConfig, Stage
 from prunetune.restorers import Restorer
 from prunetune.review.facts import StudyFacts
 from prunetune.scorers import Scorer
-from prunetune.search.summary import TOO_FEW
+from prunetune.study.outcome.verdict import TOO_FEW
 
 _LEAST_WORTH_SAYING = 0.02
 

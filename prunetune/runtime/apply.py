@@ -10,7 +10,7 @@ from prunetune.config import PruningConfig
 from prunetune.errors import ConfigError, UnsupportedModelError
 from prunetune.families import FAMILIES, Family
 from prunetune.families.base import refuse
-from prunetune.fingerprint import weights_digest
+from prunetune.models.fingerprint import weights_digest
 from prunetune.runtime.handle import Handle
 from prunetune.runtime.taps import row_readable
 
@@ -130,7 +130,7 @@ def check_fits(family: Family, config: PruningConfig, *, strict: bool) -> None:
             ``strict`` another fingerprint.
         UnsupportedModelError: A scorer reads attention that this language model does not show.
     """
-    from prunetune.models import fingerprint
+    from prunetune.models.fingerprint import fingerprint
 
     ref = config.model
     if ref.model_type != family.config.model_type:

@@ -51,11 +51,11 @@ def questions_of(split: str, index: int, picture: Picture) -> list[Question]:
     raise RuntimeError(f"picture {index} of {split} allows only {len(asked)} questions")
 
 
-def write_split(split: str, folder: Path) -> int:
-    """Writes a split's pictures and its metadata.jsonl; returns the number of rows."""
+def write_split(split: str, folder: Path, most: int | None = None) -> int:
+    """Writes a split's pictures, or the first of them, and their rows; returns how many rows."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
-    for index in range(SPLITS[split][0]):
+    for index in range(SPLITS[split][0])[:most]:
         picture, image_id = picture_of(split, index), f"{split}-{index:03d}"
         Image.fromarray(picture.pixels).save(folder / f"{image_id}.png", optimize=True)
         for question in questions_of(split, index, picture):
@@ -74,9 +74,10 @@ def write_split(split: str, folder: Path) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("calibration_data/tiny"))
-    out = parser.parse_args().out
+    parser.add_argument("--pictures", type=int, help="of each split at most; by default all")
+    args = parser.parse_args()
     for split in SPLITS:
-        print(f"{split}: {write_split(split, out / split)} rows")
+        print(f"{split}: {write_split(split, args.out / split, args.pictures)} rows")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""How far a config moves each sample's answer: runs models, knows no Optuna."""

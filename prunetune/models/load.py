@@ -1,0 +1,177 @@
+"""Models by name: aliases, hub ids, folders and the embedded ``tiny``."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from prunetune.errors import ConfigError, PrunetuneError, UnsupportedModelError
+from prunetune.models.aliases import ALIASES
+from prunetune.models.devices import attn_named, device_map_named, device_named, dtype_named
+from prunetune.models.fingerprint import fingerprint
+from prunetune.models.processors import load_processor
+from prunetune.models.weights import check_folder, existing, fetch, is_hub_id
+
+EMBEDDED = Path(__file__).resolve().parents[1] / "embedded" / "tiny"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to run, and what a config records about it.
+
+    Args:
+        model: In evaluation mode, on its device.
+        processor: Pads on the left.
+        name: ``tiny``, a hub id or a folder.
+        revision: Commit of the hub repository, where the weights came from one.
+        fingerprint: See ``fingerprint``.
+    """
+
+    model: Any
+    processor: Any
+    name: str
+    revision: str | None
+    fingerprint: str
+
+
+def load_model(
+    name: str,
+    *,
+    dtype: Any = None,
+    device: Any = None,
+    device_map: Any = None,
+    attn: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> LoadedModel:
+    """Load a model and its processor.
+
+    Args:
+        name: ``tiny``, an alias, a hub id or a folder.
+        dtype: A dtype or its name; by default the checkpoint's, and float32 for ``tiny``.
+        device: By default CUDA where there is one, and the CPU for ``tiny``.
+        device_map: Spreads the model over devices (accelerate): ``auto``, ``balanced``,
+            ``balanced_low_0``, ``sequential``, or a mapping (also as JSON); excludes ``device``.
+        attn: Attention implementation, e.g. ``sdpa`` or ``flash_attention_2``.
+        revision: Branch, tag or commit of a hub id.
+        trust_remote_code: Run Python code from the repository.
+
+    Raises:
+        ConfigError: The name is unknown, or the weights are not here and cannot be fetched, or
+            transformers cannot load them as asked.
+        UnsupportedModelError: This release has no family for the model.
+    """
+    if device is not None and device_map is not None:
+        raise ConfigError(
+            f"device={device!r} and device_map={device_map!r} exclude each other; give one"
+        )
+    device_map, attn = device_map_named(device_map), attn_named(attn)
+    folder, shown, commit = _locate(name, revision, trust_remote_code)
+    embedded = folder == EMBEDDED
+    try:
+        _refuse_unsupported(folder, shown)
+        model, processor = _load(
+            folder,
+            attn,
+            dtype=dtype_named(dtype if dtype is not None else ("float32" if embedded else "auto")),
+            device_map=device_map,
+            trust_remote_code=trust_remote_code,
+        )
+        if device_map is None:
+            model = model.to(device_named("cpu" if device is None and embedded else device))
+    except PrunetuneError:
+        raise
+    except Exception as error:  # transformers raises errors of many packages for a bad checkpoint
+        raise ConfigError(f"model {shown!r} cannot be loaded: {_first_line(error)}") from error
+    return LoadedModel(model.eval(), processor, shown, commit, fingerprint(model.config))
+
+
+def _load(folder: Path, attn: str | None, **options: Any) -> tuple[Any, Any]:
+    from transformers import AutoModelForImageTextToText
+
+    trust = {"trust_remote_code": options["trust_remote_code"], "local_files_only": True}
+    if attn is not None:
+        options["attn_implementation"] = attn
+    with _quiet():
+        processor = load_processor(folder, **trust)
+        model = AutoModelForImageTextToText.from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, **options
+        )
+    if hasattr(processor, "tokenizer"):
+        processor.tokenizer.padding_side = "left"
+    return model, processor
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' progress bars out of logs; on a terminal they stay."""
+    from transformers.utils import logging as hf_logging
+
+    hide = not sys.stderr.isatty() and hf_logging.is_progress_bar_enabled()
+    if hide:
+        hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if hide:
+            hf_logging.enable_progress_bar()
+
+
+def _locate(name: str, revision: str | None, code: bool) -> tuple[Path, str, str | None]:
+    """Return the folder of a model, the name it goes by, and the commit if it is from the hub."""
+    known = {alias.alias: alias for alias in ALIASES}
+    if name == "tiny":
+        if revision is not None:
+            raise ConfigError(
+                f"revision is {revision!r}; 'tiny' is embedded and has none: leave it out"
+            )
+        return EMBEDDED, name, None
+    if name in known:
+        alias = known[name]
+        if not alias.supported:
+            raise UnsupportedModelError(
+                f"model {name!r} is {alias.status}; supported: {', '.join(_supported())}"
+            )
+        return _from_hub(alias.hub_id, revision, code)
+    if not name:
+        raise ConfigError(
+            f"model name is empty; allowed: {', '.join(_supported())}, a hub id or a folder"
+        )
+    if (path := existing(name)) is not None or name.startswith((".", "~", "/")):
+        return check_folder(path or Path(name)), name, None
+    if is_hub_id(name):
+        return _from_hub(name, revision, code)
+    near = get_close_matches(name, list(known), n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ConfigError(
+        f"unknown model {name!r}; allowed: {', '.join(_supported())}, "
+        f"a hub id owner/name or a folder{hint}"
+    )
+
+
+def _from_hub(hub_id: str, revision: str | None, code: bool) -> tuple[Path, str, str]:
+    folder, commit = fetch(hub_id, revision, code=code)
+    return folder, hub_id, commit
+
+
+def _supported() -> list[str]:
+    return [alias.alias for alias in ALIASES if alias.supported]
+
+
+def _refuse_unsupported(folder: Path, shown: str) -> None:
+    """Refuse an unknown family before gigabytes of weights are read."""
+    from prunetune.families import FAMILIES
+
+    kind = json.loads((folder / "config.json").read_text("utf-8")).get("model_type")
+    if kind not in FAMILIES:
+        raise UnsupportedModelError(
+            f"model {shown!r} has model_type {kind!r}; supported: {', '.join(FAMILIES)}"
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

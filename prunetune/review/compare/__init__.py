@@ -1,0 +1,1 @@
+"""Two configs or studies side by side."""

@@ -1,0 +1,1 @@
+"""Optuna's dashboard with what people need to judge a trial."""

@@ -1,0 +1,156 @@
+"""Score weights and scorers' hyperparameters from unit parameters."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel
+
+from prunetune.scorers import Scorer, Tunable
+from prunetune.space.units import Units, clip, decode_field, encode_field
+
+if TYPE_CHECKING:
+    from prunetune.config import Stage
+
+WEIGHT_FLOOR = 0.02
+"""Score weights below this share of the largest are left out: they change next to no ranking."""
+
+_DIGITS = 3
+
+
+class WeightCodec:
+    """Decodes the scorers of every stage, and back.
+
+    Weights are divided by the largest, which changes no ranking and lets equal configs be seen as
+    equal. A scorer that a layer-0 stage cannot give its inputs is left out there.
+
+    Args:
+        scorers: Name to class.
+        stages: Most stages.
+        per_stage: Each stage has its own weights, instead of all sharing one set.
+        fixed: All weights are 1, and later stages reuse the first scores.
+    """
+
+    def __init__(
+        self,
+        scorers: Mapping[str, type[Scorer]],
+        stages: int,
+        *,
+        per_stage: bool,
+        fixed: bool = False,
+    ) -> None:
+        self.scorers, self.stages, self.per_stage = dict(scorers), stages, per_stage
+        self.fixed = fixed
+        self.tunables = {name: tunables(scorer) for name, scorer in scorers.items()}
+        self._plain = {name: scorer(name=name) for name, scorer in scorers.items()}
+
+    def names(self) -> dict[str, str]:
+        """Return the parameters and what each decides."""
+        out: dict[str, str] = {}
+        for k in range(0 if self.fixed else self.stages if self.per_stage else 1):
+            at = f" at stage {k + 1}" if k else ""
+            out |= {self._weight(n, k): f"signed score weight of {n}{at}" for n in self.scorers}
+        for name, fields in self.tunables.items():
+            out |= {f"{name}.{field}": t.shown or field for field, t in fields.items()}
+        if self.stages > 1 and not self.per_stage and not self.fixed:
+            out["rescore"] = "later stages reuse the first scores, or score again (above 0.5)"
+        return out
+
+    def decode(self, units: Mapping[str, float], layers: Sequence[int]) -> list[tuple[Scorer, ...]]:
+        """Return the scorers of each stage; empty where the scores before are reused."""
+        count = len(layers) if self.per_stage or units.get("rescore", 0.0) >= 0.5 else 1
+        built = self._built(units)
+        out: list[tuple[Scorer, ...]] = [()] * len(layers)
+        for k in range(count):
+            raw = self._raw(units, k if self.per_stage else 0)
+            scale_layer = layers[k] if self.per_stage else layers[count - 1]
+            weights = self._at(layers[k], self._shared(raw, scale_layer), raw if k == 0 else {})
+            out[k] = tuple(
+                built[name].model_copy(update={"weight": weight})
+                for name, weight in weights.items()
+            )
+        return out
+
+    def encode(self, stages: "Sequence[Stage]") -> Units:
+        """Return the point that decodes to the stages' scorers; unknown scorers are ignored."""
+        units = Units()
+        for stage in reversed(stages):
+            for scorer in stage.scorers:
+                for field, t in self.tunables.get(scorer.name, {}).items():
+                    units[f"{scorer.name}.{field}"] = encode_field(t, getattr(scorer, field))
+        if self.per_stage:
+            for k, stage in enumerate(stages):
+                self._set(units, {s.name: s.weight for s in stage.scorers}, k)
+            return units
+        scored = [stage for stage in stages if stage.scorers]
+        weights = {s.name: s.weight for s in scored[-1].scorers}
+        for scorer in scored[0].scorers:
+            # Only the layer-0 stage had use for it: too light to show at the others.
+            weights.setdefault(scorer.name, scorer.weight * WEIGHT_FLOOR / 2)
+        self._set(units, weights, 0)
+        units["rescore"] = 0.75 if len(scored) > 1 else 0.25
+        return units
+
+    def _set(self, units: Units, weights: Mapping[str, float], k: int) -> None:
+        for name in self.scorers:
+            units[self._weight(name, k)] = clip((weights.get(name, 0.0) + 1.0) / 2.0)
+
+    def _weight(self, name: str, k: int) -> str:
+        return f"weight.{name}@{k + 1}" if k else f"weight.{name}"
+
+    def _raw(self, units: Mapping[str, float], k: int) -> dict[str, float]:
+        if self.fixed:
+            return dict.fromkeys(self.scorers, 1.0)
+        return {name: 2.0 * clip(units[self._weight(name, k)]) - 1.0 for name in self.scorers}
+
+    def _shared(self, raw: Mapping[str, float], layer: int) -> dict[str, float]:
+        usable = {name: w for name, w in raw.items() if self.usable(name, layer)}
+        scale = max((abs(w) for w in usable.values()), default=0.0)
+        if scale < 1e-9:
+            return {}
+        return {
+            name: round(w / scale, _DIGITS)
+            for name, w in usable.items()
+            if abs(w) >= WEIGHT_FLOOR * scale
+        }
+
+    def _at(
+        self, layer: int, shared: Mapping[str, float], otherwise: Mapping[str, float]
+    ) -> dict[str, float]:
+        """Return the weights usable at a layer; the heaviest of ``otherwise`` if there is none."""
+        usable = {name: w for name, w in shared.items() if self.usable(name, layer)}
+        if usable:
+            scale = max(abs(w) for w in usable.values())
+            return {name: round(w / scale, _DIGITS) for name, w in usable.items()}
+        spare = {name: w for name, w in otherwise.items() if self.usable(name, layer)}
+        if not spare:
+            return {}
+        heaviest = max(spare, key=lambda name: abs(spare[name]))
+        return {heaviest: -1.0 if spare[heaviest] < 0 else 1.0}
+
+    def _built(self, units: Mapping[str, float]) -> dict[str, Scorer]:
+        return {
+            name: self.scorers[name](
+                name=name,
+                **{
+                    field: decode_field(t, units[f"{name}.{field}"], whole=self._whole(name, field))
+                    for field, t in fields.items()
+                },
+            )
+            for name, fields in self.tunables.items()
+        }
+
+    def usable(self, name: str, layer: int) -> bool:
+        """Tell whether a stage at ``layer`` can give a scorer its inputs."""
+        return self._plain[name].usable_at(layer)
+
+    def _whole(self, name: str, field: str) -> bool:
+        return self.scorers[name].model_fields[field].annotation is int
+
+
+def tunables(kind: type[BaseModel]) -> dict[str, Tunable]:
+    """Return the hyperparameters of a scorer or restorer that have a search range."""
+    return {
+        field: next(m for m in info.metadata if isinstance(m, Tunable))
+        for field, info in kind.model_fields.items()
+        if any(isinstance(m, Tunable) for m in info.metadata)
+    }

@@ -1,0 +1,264 @@
+"""The study spec: everything a search is told. TOML in and out; stored with the study."""
+
+import math
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from prunetune.budget import KINDS, Budget, Kind, ModelFacts, check_keep, make_budget
+from prunetune.errors import ConfigError
+from prunetune.files import write_atomically
+from prunetune.space.narrowed import SpaceSpec
+
+__all__ = ["FREE_FIELDS", "SpaceSpec", "StudySpec", "difference"]
+
+Metric = Literal["cosine", "kl", "cosine+kl"]
+FIRST_LOOK = 16
+"""Samples that a trial is measured on before it may be stopped."""
+FREE_FIELDS = frozenset({"trials", "timeout", "patience"})
+"""What may differ when a study is resumed: it changes how long is searched, not what."""
+
+
+_KEEP, _KEEPS = 0.25, (0.05, 0.5)
+
+
+class StudySpec(BaseModel):
+    """What a search is told; flags of the command line override it.
+
+    Attributes:
+        model: ``tiny``, an alias, a hub id or a folder.
+        revision: Hub revision.
+        data: Calibration source; None for the one shipped for the model.
+        held_out: Held-out source; None for the one shipped, or a split of ``data`` by image.
+        samples: Calibration samples used at most; None for all.
+        keep: Budget: mean retention over all decoder layers. Of the three kinds of budget a study
+            has one, and every suggestion meets it.
+        flops: Budget: share of the unpruned prefill's FLOPs, language model.
+        kv_mib: Budget: MiB of the visual tokens' keys and values of an average calibration sample.
+        up_to: Upper end of the budgets that ``objective = "pareto"`` searches, in the same unit.
+        objective: ``metric`` minimises it on the budget, ``pareto`` the metric and the cost.
+        trials: Finished trials (complete or pruned) the study ends with, earlier runs included.
+        timeout: Seconds after which this run starts no further trial.
+        patience: Finished trials without a better one that end the study; 0: that does not.
+        seed: Of the sampler and of the order of the samples.
+        sampler: ``tpe`` (multivariate), ``tpe-uni``, ``gp``, ``cmaes``, ``nsga2``, ``qmc`` or
+            ``random``.
+        startup: Random points before the sampler models anything.
+        trial_pruner: Optuna's early stopping, sample by sample; it has none for two objectives.
+        metric: What is minimised.
+        space: What is searched over.
+        presets: Enqueued as the first trials, moved onto the budget; the baselines are all presets,
+            whatever is enqueued.
+        rescored: Best trials scored on all samples before one is chosen.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = Field(default="tiny", min_length=1)
+    revision: str | None = None
+    data: str | None = None
+    held_out: str | None = None
+    samples: int | None = Field(default=None, ge=1)
+    keep: float | None = None
+    flops: float | None = None
+    kv_mib: float | None = None
+    up_to: float | None = None
+    objective: Literal["metric", "pareto"] = "metric"
+    trials: int = Field(default=100, ge=1)
+    timeout: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    patience: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0)
+    sampler: Literal["tpe", "tpe-uni", "gp", "cmaes", "nsga2", "qmc", "random"] = "tpe"
+    startup: int = Field(default=10, ge=1)
+    trial_pruner: Literal["wilcoxon", "none"] = "wilcoxon"
+    metric: Metric = "cosine"
+    space: SpaceSpec = Field(default_factory=SpaceSpec)
+    presets: tuple[str, ...] = ("topv", "fastervlm", "fastv", "uniform")
+    rescored: int = Field(default=5, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        data, pareto = dict(data), data.get("objective") == "pareto"
+        if all(data.get(kind) is None for kind in KINDS):
+            data["keep"] = _KEEPS[0] if pareto else _KEEP
+            if pareto and data.get("up_to") is None:
+                data["up_to"] = _KEEPS[1]
+        if pareto:
+            data.setdefault("trial_pruner", "none")
+        return data
+
+    @model_validator(mode="after")
+    def _check(self) -> "StudySpec":
+        from prunetune.presets import read_preset
+
+        given = [kind for kind in KINDS if getattr(self, kind) is not None]
+        if len(given) > 1:
+            raise ValueError(f"received {' and '.join(given)}; a study has one budget, give one")
+        for value in (self._bound, self.up_to):
+            if value is not None:
+                self._check_bound(value)
+        self._check_objective()
+        for name in self.presets:
+            read_preset(name)
+        return self
+
+    def _check_bound(self, value: float) -> None:
+        if self.kind == "keep":
+            check_keep(value, self.space.floor)
+        elif not (value > 0 and math.isfinite(value)) or (self.kind == "flops" and value >= 1):
+            below = " and below 1" if self.kind == "flops" else ""
+            raise ValueError(f"{self.kind}: received {value:g}, allowed above 0{below}")
+
+    def _check_objective(self) -> None:
+        if self.objective == "metric":
+            if self.up_to is not None:
+                raise ValueError(
+                    f"{self.kind}: received the range {self._bound:g}:{self.up_to:g}; "
+                    "only objective pareto searches a range, give one value"
+                )
+            return
+        if self.up_to is None or not self.up_to > self._bound:
+            shown = "" if self.up_to is None else f":{self.up_to:g}"
+            raise ValueError(
+                f"{self.kind}: received {self._bound:g}{shown}; objective pareto searches a "
+                "range, give the lower and the upper bound, e.g. 0.05:0.5"
+            )
+        if self.trial_pruner != "none":
+            raise ValueError(
+                f"trial_pruner: received {self.trial_pruner!r}, allowed 'none': Optuna stops no "
+                "trial early where there are two objectives"
+            )
+        if self.sampler == "cmaes":
+            raise ValueError(
+                "sampler: received 'cmaes', which searches one objective only; for pareto "
+                "allowed: tpe, tpe-uni, gp, nsga2, qmc or random"
+            )
+
+    @property
+    def kind(self) -> Kind:
+        """Which kind of budget the study has."""
+        return next(kind for kind in KINDS if getattr(self, kind) is not None)
+
+    @property
+    def _bound(self) -> float:
+        return float(getattr(self, self.kind))
+
+    @property
+    def pareto(self) -> bool:
+        """Whether the cost is an objective beside the metric."""
+        return self.objective == "pareto"
+
+    @property
+    def budget(self) -> dict[str, float | list[float]]:
+        """The budget as data: kind to value, or to both bounds of a range."""
+        low = self._bound
+        return {self.kind: low if self.up_to is None else [low, self.up_to]}
+
+    @property
+    def budget_shown(self) -> str:
+        """The budget in words."""
+        values = [v for v in (self._bound, self.up_to) if v is not None]
+        if self.kind == "kv_mib":
+            return f"{' to '.join(f'{v:g}' for v in values)} MiB of visual KV cache a sample"
+        shares = " to ".join(f"{100 * v:.4g}%" for v in values)
+        if self.kind == "flops":
+            return f"{shares} of the unpruned prefill's FLOPs"
+        return f"mean retention {shares} over all decoder layers"
+
+    def budgets(self, facts: ModelFacts) -> tuple[Budget, Budget]:
+        """Return the least and the largest budget of a model; one and the same, but for pareto."""
+        low = make_budget(self.kind, self._bound, facts)
+        return low, low if self.up_to is None else make_budget(self.kind, self.up_to, facts)
+
+    @property
+    def label(self) -> str:
+        """The budget in names of folders and studies: ``keep0.25``, ``flops0.3``, ``kv12mib``."""
+        upper = "" if self.up_to is None else f"-{self.up_to:g}"
+        text = f"{self._bound:g}{upper}"
+        return f"kv{text}mib" if self.kind == "kv_mib" else f"{self.kind}{text}"
+
+    @property
+    def study_name(self) -> str:
+        """Name of the study unless one is given: Optuna dashboard's front page shows only this."""
+        return f"{self.model}/{self.label}/{self.metric}"
+
+    @classmethod
+    def parse(cls, data: Any, origin: str = "study spec") -> "StudySpec":
+        """Validate plain data.
+
+        Raises:
+            ConfigError: One line that names the field, the value received and what is allowed.
+        """
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            from prunetune.messages import describe
+
+            raise ConfigError(f"{origin}: {describe(error)}") from None
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> "StudySpec":
+        """Read a TOML file; ``overrides`` (flags) replace its values, ``space`` key by key.
+
+        A budget among them replaces the file's, whatever its kind.
+
+        Raises:
+            ConfigError: The file is missing, is not TOML, or is not a valid spec.
+        """
+        try:
+            data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+            raise ConfigError(f"cannot read study spec {str(path)!r}: {reason}") from None
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"{path}: not TOML: {error}") from None
+        changes = dict(overrides or {})
+        if isinstance(data.get("space"), dict) and isinstance(changes.get("space"), Mapping):
+            changes["space"] = {**data["space"], **changes["space"]}
+        if any(kind in changes for kind in KINDS):
+            data = {k: v for k, v in data.items() if k not in (*KINDS, "up_to")}
+        return cls.parse({**data, **changes}, origin=str(path))
+
+    def to_toml(self) -> str:
+        """Return the spec as TOML: stable order, fields that are None left out."""
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+    def save(self, path: str | Path) -> Path:
+        """Write the spec whole or not at all, and return its path.
+
+        Raises:
+            ConfigError: The file cannot be written.
+        """
+        try:
+            return write_atomically(Path(path), self.to_toml().encode())
+        except OSError as error:
+            raise ConfigError(
+                f"cannot write study spec {str(path)!r}: {error.strerror or error}"
+            ) from None
+
+
+def difference(stored: StudySpec, now: StudySpec) -> list[str]:
+    """Return what keeps a study from being resumed, one ``field (stored -> now)`` each."""
+    before, after = _flat(stored.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
+    return [
+        f"{field} ({before.get(field)!r} -> {after.get(field)!r})"
+        for field in sorted({*before, *after} - FREE_FIELDS)
+        if before.get(field) != after.get(field)
+    ]
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in data.items():
+        if isinstance(value, Mapping):
+            out |= _flat(value, f"{prefix}{key}.")
+        else:
+            out[prefix + key] = value
+    return out

@@ -1,0 +1,1 @@
+"""Optuna: a study over where, how much and with which weights to prune."""

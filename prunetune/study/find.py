@@ -1,0 +1,257 @@
+"""Finds a study again: by its folder, its database file or a storage URL."""
+
+import sqlite3
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import optuna
+
+from prunetune.config import PruningConfig
+from prunetune.errors import StudyError
+from prunetune.files import is_database, looked_at
+from prunetune.spec import StudySpec
+from prunetune.study.database.connect import open_storage
+from prunetune.study.database.urls import DATABASE, file_url, redact, storage_url
+from prunetune.study.outcome.pareto import FOLDER, choose_point, front_file
+from prunetune.study.study import CONFIG_FILE, SPEC_FILE
+from prunetune.study.trials.best import FINISHED
+from prunetune.study.trials.trials import config_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from prunetune.study.run import Step
+
+
+@dataclass(frozen=True)
+class Found:
+    """A stored study.
+
+    Attributes:
+        study: Optuna's.
+        spec: What it searches.
+        url: Of its database; may hold a password.
+        folder: The run's folder; None for a storage URL.
+    """
+
+    study: optuna.Study
+    spec: StudySpec
+    url: str
+    folder: Path | None
+
+    @property
+    def shown(self) -> str:
+        """The folder, or the URL without its password."""
+        return redact(self.url) if self.folder is None else str(self.folder)
+
+
+def find_study(target: str, name: str | None = None) -> Found:
+    """Open a stored study.
+
+    Args:
+        target: A run's folder, its ``study.db``, or a storage URL.
+        name: Of the study, where the database holds several.
+
+    Raises:
+        StudyError: There is none, or it cannot be read.
+    """
+    url, folder = locate(target)
+    storage = open_storage(url)
+    chosen = _name(optuna.get_all_study_names(storage), name, folder, redact(target))
+    study = optuna.load_study(study_name=chosen, storage=storage)
+    if "spec" not in study.user_attrs:
+        raise StudyError(f"study {chosen!r} was not made by prunetune; choose another with --study")
+    spec = StudySpec.parse(study.user_attrs["spec"], origin=f"study {chosen!r}")
+    return Found(study, spec, url, folder)
+
+
+def locate(target: str) -> tuple[str, Path | None]:
+    """Return the URL of a study's database, and the run's folder; None for a storage URL.
+
+    Args:
+        target: A run's folder, its ``study.db``, or a storage URL.
+
+    Raises:
+        StudyError: There is no such file.
+    """
+    folder = None
+    if "://" in target:
+        url = storage_url(Path(), target)
+        file = url.removeprefix("sqlite:///")
+        if file != url and not Path(file).is_file():
+            raise StudyError(f"no study at {target!r}: {file} does not exist; give its study.db")
+    else:
+        path = Path(target)
+        path = path / DATABASE if path.is_dir() else path
+        _check_database(path, target)
+        url, folder = file_url(path), path.parent
+    return url, folder
+
+
+def _check_database(path: Path, target: str) -> None:
+    """Refuse what is no database file of a study, in words about what was asked for.
+
+    Raises:
+        StudyError: It is not.
+    """
+    wanted = "give a folder that `prunetune search` wrote, its study.db, or a storage URL"
+    if not path.is_file():
+        study, colon, trial = target.rpartition(":")
+        if colon and trial.isdecimal() and Path(study).exists():
+            wanted = (
+                f"give {study!r}; a trial is named by --trial {trial} in export, and by STUDY:N in "
+                "show and diff only"
+            )
+        raise StudyError(f"no study at {target!r}: {path} does not exist; {wanted}")
+    # An empty file is what SQLite leaves where a search was killed before its first write.
+    if not is_database(path):
+        raise StudyError(f"no study at {target!r}: {path} is not a database; {wanted}")
+    if _is_foreign(path):
+        # Optuna would make its tables in it.
+        raise StudyError(f"no study at {target!r}: {path} is another program's database; {wanted}")
+
+
+def _is_foreign(path: Path) -> bool:
+    """Tell whether an SQLite database surely holds tables, but none of studies."""
+    query = "SELECT name FROM sqlite_master WHERE type = 'table'"
+    try:
+        with looked_at(path) as database:
+            tables = {name for (name,) in database.execute(query)}
+    except sqlite3.Error:
+        return False
+    return bool(tables) and "studies" not in tables
+
+
+def _name(names: list[str], wanted: str | None, folder: Path | None, shown: str) -> str:
+    known = ", ".join(repr(name) for name in names) or "none"
+    if wanted is None and len(names) > 1 and folder is not None and (folder / SPEC_FILE).exists():
+        wanted = StudySpec.load(folder / SPEC_FILE).study_name
+    if wanted is None and len(names) == 1:
+        return names[0]
+    if not names:
+        raise StudyError(f"{shown} holds no study yet; `prunetune search` makes one")
+    if wanted is None or wanted not in names:
+        asked = f"holds no study {wanted!r}" if wanted else f"holds {len(names)} studies"
+        raise StudyError(f"{shown} {asked}; its studies: {known}; choose one with --study")
+    return wanted
+
+
+def chosen_trial(found: Found, trial: int | None, costs: "Mapping[str, float]") -> int | None:
+    """Return which trial to export; None for the one that a search chose.
+
+    Args:
+        found: The study.
+        trial: A trial's number, if one was asked for.
+        costs: Bounds that were asked for, by kind of budget; only a study with a front has choice.
+
+    Raises:
+        StudyError: Too much, too little or the wrong thing was asked for, or no trial fits.
+    """
+    spec, flags = found.spec, [f"--{kind.replace('_', '-')}" for kind in costs]
+    flag = f"--{spec.kind.replace('_', '-')}"
+    if not spec.pareto:
+        if flags:
+            raise StudyError(
+                f"{flags[0]}: study {found.study.study_name!r} was searched at one budget "
+                f"({spec.label}), so there is nothing to choose; leave {flags[0]} out"
+            )
+        return trial
+    if trial is None and list(costs) == [spec.kind]:
+        return choose_point(found.study, spec, costs[spec.kind]).number
+    if trial is not None and not flags:
+        return trial
+    asked = " and ".join([*flags, *(["--trial"] if trial is not None else [])]) or "neither"
+    raise StudyError(
+        f"study {found.study.study_name!r} has a front of metric and cost: received {asked}; "
+        f"choose a point by {flag} or by --trial (see: prunetune status)"
+    )
+
+
+def stored_config(found: Found, trial: int | None) -> PruningConfig | None:
+    """Return the config a finished search wrote; None if it is another trial's, or out of date."""
+    if found.folder is None:
+        return None
+    file = found.folder / CONFIG_FILE
+    if found.spec.pareto and trial is not None:
+        file = front_file(found.folder / FOLDER, trial)
+    if not file.is_file():
+        return None
+    config = PruningConfig.load(file)
+    made = config.provenance
+    if made.study != found.study.study_name or (trial is not None and made.trial != trial):
+        return None
+    if made.created is None:
+        return None
+    written = datetime.fromisoformat(made.created).timestamp()
+    ended = [t.datetime_complete for t in found.study.get_trials(deepcopy=False)]
+    later = any(end is not None and end.timestamp() > written + 1 for end in ended)
+    return None if later and trial is None else config
+
+
+def measured_config(
+    found: Found,
+    trial: int | None,
+    *,
+    skip_bad: bool = False,
+    progress: "Callable[[Step], None]" = lambda step: None,
+    **options: Any,
+) -> PruningConfig:
+    """Measure a trial (by default the best one) on both splits and return its config.
+
+    Args:
+        found: The study.
+        trial: Number of the trial; None for the best one.
+        skip_bad: Leave out bad pictures and rows instead of failing.
+        progress: Called with every step's state.
+        options: What ``load_model`` takes beside a name; the revision is the study's by default.
+
+    Raises:
+        StudyError: There is no such trial, or it has not finished.
+    """
+    from prunetune.measure.scores import measure
+    from prunetune.models import load_model
+    from prunetune.space.space import Space
+    from prunetune.study.opening import warn_other_weights
+    from prunetune.study.outcome.selection import Winner, choose, with_provenance
+    from prunetune.study.prepare import Prepared, deepest_first_stage, load_data
+    from prunetune.study.run import Watched, evaluators
+
+    config = None if trial is None else config_of(_trial(found, trial))
+    if trial is None and not found.study.get_trials(deepcopy=False, states=FINISHED):
+        raise StudyError(
+            f"study {found.study.study_name!r} has no finished trial; run the search longer"
+        )
+    spec = found.spec
+    calibration, held_out = load_data(spec, skip_bad=skip_bad)
+    options["revision"] = options.get("revision") or spec.revision
+    loaded = load_model(spec.model, **options)
+    first_stage = deepest_first_stage(spec, loaded, calibration)
+    prepared = Prepared(spec, found.folder or Path(), loaded, calibration, held_out, first_stage)
+    first, second = evaluators(prepared, progress=progress)
+    watched: Any = Watched(first, "calibration", None, progress)
+    other: Any = Watched(second, "held-out", None, progress)
+    if config is None or trial is None:
+        winner = choose(found.study, spec, watched)
+    else:
+        results = measure(watched, config, answers=False)
+        winner = Winner(trial, config, results, len(calibration))
+    space = Space.of(spec, first.facts())
+    warn_other_weights(found.study, space.facts.weights_digest)
+    return with_provenance(found.study, spec, space, winner, watched, measure(other, winner.config))
+
+
+def _trial(found: Found, number: int) -> Any:
+    trials = found.study.get_trials(deepcopy=False)
+    if not 0 <= number < len(trials):
+        raise StudyError(
+            f"--trial: received {number}, allowed 0 to {len(trials) - 1} in study "
+            f"{found.study.study_name!r}"
+        )
+    if trials[number].state not in FINISHED:
+        raise StudyError(
+            f"--trial: trial {number} is {trials[number].state.name}; "
+            "choose a complete or pruned trial"
+        )
+    return trials[number]

@@ -1,0 +1,205 @@
+"""Creates a study or opens it again: its description, its first trials, its sampler."""
+
+import hashlib
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna import Study
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from prunetune.errors import ConfigError, StudyError
+from prunetune.models.versions import versions
+from prunetune.space.space import Space
+from prunetune.space.starts import starts
+from prunetune.spec import FIRST_LOOK, StudySpec, difference
+from prunetune.study.database.leases import identity
+from prunetune.study.database.storage import BatchedStorage, quiet
+from prunetune.study.trials.best import COST_NAMES
+from prunetune.study.trials.samplers import make_sampler, sampler_seed
+from prunetune.study.trials.stopping import MeanWilcoxonPruner
+from prunetune.study.trials.trials import presets_at
+
+logger = logging.getLogger(__name__)
+
+_CREATION_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Seat:
+    """Which of a study's workers this is.
+
+    Attributes:
+        worker: Number among those that one command starts.
+        shared: Whether commands elsewhere may work on the study.
+    """
+
+    worker: int
+    shared: bool
+
+    def seed(self, seed: int, created: bool, trials: Sequence[FrozenTrial]) -> int:
+        """Return a sampler seed that no other worker has.
+
+        One worker on its own gets the same one every time; among several no order is kept anyway.
+        """
+        alone = created or not (
+            self.shared or any(trial.state is TrialState.RUNNING for trial in trials)
+        )
+        if alone:
+            return sampler_seed(seed, self.worker, len(trials))
+        name = hashlib.sha256(f"{identity()}/{self.worker}".encode()).digest()
+        return sampler_seed(seed, int.from_bytes(name[:8], "big"), len(trials))
+
+
+def open_study(
+    spec: StudySpec, space: Space, storage: BatchedStorage, name: str, resume: bool, seat: Seat
+) -> Study:
+    """Create or open a study.
+
+    Args:
+        spec: Of the study.
+        space: Decodes its points.
+        storage: Its database.
+        name: Of the study.
+        resume: Whether it may exist.
+        seat: Which of its workers asks.
+
+    Raises:
+        StudyError: It cannot be resumed.
+    """
+    with quiet():
+        try:
+            directions = [StudyDirection.MINIMIZE] * (2 if spec.pareto else 1)
+            study = optuna.create_study(study_name=name, storage=storage, directions=directions)
+            created = True
+        except optuna.exceptions.DuplicatedStudyError:
+            study = optuna.load_study(study_name=name, storage=storage)
+            created = not _wait_described(study)
+        if created:
+            _describe(study, spec, space)
+        else:
+            _check_resumable(study, spec, space, resume)
+            if study.user_attrs["spec"] != (now := spec.model_dump(mode="json")):
+                # How long it goes on may change; whoever looks shall see what it is now.
+                study.set_user_attr("spec", now)
+        storage.sweep(study._study_id)
+        trials = study.get_trials(deepcopy=False)
+        study.sampler = make_sampler(
+            spec.sampler,
+            seat.seed(spec.seed, created, trials),
+            spec.startup,
+            len(study.directions),
+        )
+        study.pruner = (
+            MeanWilcoxonPruner(p_threshold=0.1, n_startup_steps=FIRST_LOOK)
+            if spec.trial_pruner == "wilcoxon"
+            else optuna.pruners.NopPruner()
+        )
+    return study
+
+
+def _wait_described(study: Study) -> bool:
+    """Wait until the worker that made a study has described it; False if it died over that."""
+    deadline = time.monotonic() + _CREATION_SECONDS
+    while "spec" not in study.user_attrs:
+        ours = "model" in study.user_attrs or not study.get_trials(deepcopy=False)
+        if not ours or time.monotonic() > deadline:
+            return not ours
+        time.sleep(0.1)
+    return True
+
+
+def _describe(study: Study, spec: StudySpec, space: Space) -> None:
+    for name, value in {
+        "model": spec.model,
+        "budget": spec.budget,
+        "digest": space.facts.calibration_digest,
+        "order": space.facts.calibration_order,
+        "weights_digest": space.facts.weights_digest,
+        "seed": spec.seed,
+        "versions": versions(),
+    }.items():
+        study.set_user_attr(name, value)
+    study.set_metric_names([spec.metric, *([COST_NAMES[spec.kind]] if spec.pareto else [])])
+    _enqueue(study, spec, space)
+    # Last: workers that find it take the study for complete.
+    study.set_user_attr("spec", spec.model_dump(mode="json"))
+
+
+def _check_resumable(study: Study, spec: StudySpec, space: Space, resume: bool) -> None:
+    name, attrs = study.study_name, study.user_attrs
+    if not resume:
+        raise StudyError(
+            f"study {name!r} exists already; resume it, or choose another --out or --study"
+        )
+    if "spec" not in attrs:
+        raise StudyError(f"study {name!r} was not made by prunetune; choose another --study")
+    try:
+        fields = difference(StudySpec.parse(attrs["spec"]), spec)
+    except ConfigError as error:
+        raise StudyError(f"study {name!r} holds a spec this release cannot read: {error}") from None
+    if attrs.get("digest") != space.facts.calibration_digest:
+        fields.append("calibration data")
+    elif attrs.get("order") not in (None, space.facts.calibration_order):
+        # Trials are compared sample by sample, by the number of the sample.
+        fields.append("the order of the calibration samples, which follows the pictures' names")
+    if fields:
+        raise StudyError(
+            f"study {name!r} cannot be resumed with another spec: {', '.join(fields)}; give the "
+            "stored values, or choose another --out or --study"
+        )
+    warn_other_weights(study, space.facts.weights_digest)
+    _warn_other_versions(study)
+
+
+def other_weights(attrs: Mapping[str, Any], digest: str | None) -> bool:
+    """Tell whether a study was made with weights of another digest; studies of old keep none."""
+    stored = attrs.get("weights_digest")
+    return stored is not None and digest is not None and stored != digest
+
+
+def warn_other_weights(study: Study, digest: str | None) -> None:
+    """Say so where a study is gone on with under other weights than it was made with."""
+    if other_weights(study.user_attrs, digest):
+        logger.warning(
+            "study %r was made with other weights of the model, or in another number format: its "
+            "figures and new ones are not measured alike; search anew with another --out or "
+            "--study, or load what it was made with",
+            study.study_name,
+        )
+
+
+def _warn_other_versions(study: Study) -> None:
+    """Say so where new trials run under other releases than those before."""
+    stored, now = study.user_attrs.get("versions", {}), versions()
+    changed = [
+        f"{name} {stored[name]} (now {now[name]})"
+        for name in ("prunetune", "torch", "transformers")
+        if name in stored and name in now and stored[name] != now[name]
+    ]
+    if changed:
+        logger.warning(
+            "study %r was made with %s: its figures and new ones may not be measured alike",
+            *(study.study_name, ", ".join(changed)),
+        )
+
+
+def _enqueue(study: Study, spec: StudySpec, space: Space) -> None:
+    budgets = [space.least, space.budget, space.most] if space.ranges else [space.budget]
+    for preset in (p for budget in budgets for p in presets_at(spec.presets, space, budget)):
+        if preset.config is None or not space.holds(preset.config):
+            logger.info("preset %s is not enqueued: %s", preset.name, preset.note or "not searched")
+            continue
+        # What is measured is the preset itself; the point only tells the sampler where it lies.
+        attrs = {
+            "preset": preset.name,
+            "note": preset.note,
+            "given": preset.config.model_dump(mode="json"),
+        }
+        study.enqueue_trial(space.encode(preset.config), user_attrs=attrs, skip_if_exists=True)
+    for name, units in starts(space).items():
+        study.enqueue_trial(units, user_attrs={"start": name}, skip_if_exists=True)

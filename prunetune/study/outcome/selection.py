@@ -1,0 +1,242 @@
+"""Which trial wins, and what it is worth on data the search has not seen."""
+
+import logging
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
+
+from optuna import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from prunetune.budget import flops_ratio, kv_ratio, mean_retention
+from prunetune.config import Provenance, PruningConfig
+from prunetune.errors import StudyError
+from prunetune.measure.scores import Measures, SampleScore, Scores, accuracy, image_ids, measure
+from prunetune.models.versions import versions
+from prunetune.presets import preset_names
+from prunetune.space.space import Space
+from prunetune.spec import StudySpec
+from prunetune.study.outcome.baselines import compare_preset
+from prunetune.study.outcome.intervals import bootstrap_ci
+from prunetune.study.outcome.record import write_record
+from prunetune.study.outcome.summary import SearchResult
+from prunetune.study.outcome.verdict import verdict
+from prunetune.study.trials.best import FINISHED, best_complete, metric_of, on_plateau
+from prunetune.study.trials.trials import (
+    EVALUATIONS,
+    config_of,
+    estimated_mean,
+    presets_at,
+    sample_value,
+)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Winner:
+    """The trial that is exported.
+
+    Attributes:
+        trial: Number of the trial.
+        config: What it measured.
+        results: On all calibration samples, in order.
+        evaluations: Samples that choosing it took.
+    """
+
+    trial: int
+    config: PruningConfig
+    results: Sequence[SampleScore]
+    evaluations: int
+
+
+def shortlist(study: Study, count: int) -> list[FrozenTrial]:
+    """Return the ``count`` best trials of different configs, by what is known of their mean.
+
+    A pruned trial was measured on some samples only; see ``trials.estimated_mean``. Where pruned
+    ones only are among the best, the best complete one comes last: estimates may be wrong.
+    """
+    trials = [t for t in study.get_trials(deepcopy=False, states=FINISHED) if t.intermediate_values]
+    best = best_complete(study)
+
+    def estimate(trial: FrozenTrial) -> float:
+        if trial.state is TrialState.COMPLETE:
+            return metric_of(trial)
+        return estimated_mean(trial.intermediate_values, best)
+
+    distinct: dict[str, FrozenTrial] = {}
+    for trial in sorted(trials, key=lambda t: (estimate(t), t.number)):
+        distinct.setdefault(trial.user_attrs.get("config_digest", str(trial.number)), trial)
+    chosen = list(distinct.values())[:count]
+    if best is not None and all(t.state is TrialState.PRUNED for t in chosen):
+        chosen.append(best)
+    return chosen
+
+
+def choose(study: Study, spec: StudySpec, evaluator: Measures) -> Winner:
+    """Score the best trials on all calibration samples and return the one with the lowest mean.
+
+    Raises:
+        StudyError: No trial has finished.
+    """
+    total, spent = len(evaluator.samples), 0
+    values: dict[int, float] = {}
+    results: dict[int, list[SampleScore]] = {}
+    candidates = {trial.number: trial for trial in shortlist(study, spec.rescored)}
+    for number, trial in candidates.items():
+        if trial.state is TrialState.COMPLETE and len(trial.intermediate_values) == total:
+            values[number] = metric_of(trial)
+            continue
+        spent += total
+        try:
+            results[number] = measure(evaluator, config_of(trial), answers=False)
+            values[number] = _mean(spec, results[number])
+        except StudyError as error:
+            logger.warning("trial %d is not chosen: %s", number, error)
+    if candidates and not values:
+        raise StudyError(f"none of the best {len(candidates)} trials could be measured again")
+    if not values:
+        raise StudyError(
+            f"study {study.study_name!r} has no finished trial, so there is nothing to export; "
+            "run it longer (--trials, --timeout)"
+        )
+    number = min(values, key=lambda n: (values[n], n))
+    config = config_of(candidates[number])
+    if number not in results:
+        # For the gap's interval, and to prove that the stored value can be reproduced.
+        results[number] = measure(evaluator, config, answers=False)
+        spent += total
+        if abs(_mean(spec, results[number]) - values[number]) > 1e-6:
+            logger.warning(
+                "trial %d: %s was %.9g in the study and is %.9g now",
+                *(number, spec.metric, values[number], _mean(spec, results[number])),
+            )
+    return Winner(number, config, results[number], spent)
+
+
+def _mean(spec: StudySpec, results: Sequence[SampleScore]) -> float:
+    return math.fsum(sample_value(spec.metric, r) for r in results) / len(results)
+
+
+def conclude(
+    study: Study,
+    spec: StudySpec,
+    evaluator: Measures,
+    held_out: Measures,
+    path: Path,
+    begun: float,
+) -> SearchResult:
+    """Choose the winner, compare it with every preset on held-out data, write its config.
+
+    Args:
+        study: With all its trials.
+        spec: Of the study.
+        evaluator: On the calibration split.
+        held_out: On the held-out split.
+        path: Where the config is written.
+        begun: ``time.monotonic()`` when the run began.
+
+    Raises:
+        StudyError: No trial has finished.
+        ConfigError: The config cannot be written.
+    """
+    winner = choose(study, spec, evaluator)
+    space = Space.of(spec, evaluator.facts())
+    tuned = measure(held_out, winner.config)
+    config = with_provenance(study, spec, space, winner, evaluator, tuned)
+    # Before the table: whatever happens there, the config is safe.
+    config.save(path)
+    measured = {"tuned": tuned}
+    baselines = tuple(
+        compare_preset(preset, measured, held_out, space.facts, spec.seed, winner.config)
+        for preset in presets_at(preset_names(), space)
+    )
+    trials = study.get_trials(deepcopy=False)
+    scores, provenance = Scores.of(tuned), config.provenance
+    result = SearchResult(
+        study=study.study_name,
+        budget=spec.budget,
+        trials=count_trials(trials),
+        seconds=time.monotonic() - begun,
+        sample_evaluations=winner.evaluations + count_evaluations(trials),
+        trial=winner.trial,
+        calibration=Scores.of(winner.results),
+        held_out=scores,
+        held_out_ci=bootstrap_ci([r.gap for r in tuned], image_ids(held_out.samples), spec.seed),
+        mean_retention=cast(float, provenance.mean_retention),
+        flops_ratio=cast(float, provenance.flops_ratio),
+        kv_ratio=cast(float, provenance.kv_ratio),
+        unpruned_accuracy=accuracy(held_out.unpruned_correct),
+        baselines=baselines,
+        verdict=verdict(scores, baselines, len(set(image_ids(held_out.samples)))),
+        config=str(path),
+        best=config,
+        stopped=why_stopped(study, spec),
+    )
+    write_record(study, result, winner.trial, held_out, measured, spec.seed)
+    return result
+
+
+def why_stopped(study: Study, spec: StudySpec) -> str | None:
+    """Return what ended a study before it had all its trials; None where nothing did."""
+    if len(study.get_trials(deepcopy=False, states=FINISHED)) >= spec.trials:
+        return None
+    if on_plateau(study, spec.patience):
+        return f"no better trial in {spec.patience}"
+    return None if spec.timeout is None else f"the timeout of {spec.timeout:g} s"
+
+
+def count_trials(trials: Sequence[FrozenTrial]) -> dict[str, int]:
+    """Return how many trials are complete, pruned and failed."""
+    names = {
+        "complete": TrialState.COMPLETE,
+        "pruned": TrialState.PRUNED,
+        "failed": TrialState.FAIL,
+    }
+    return {name: sum(t.state is state for t in trials) for name, state in names.items()}
+
+
+def count_evaluations(trials: Sequence[FrozenTrial]) -> int:
+    """Return the samples that trials were measured on."""
+    return sum(_evaluations(trial.user_attrs) for trial in trials)
+
+
+def _evaluations(attrs: Mapping[str, Any]) -> int:
+    # Studies of old do not say it; a repeat there names samples that another trial was measured on.
+    known = 0 if "repeats" in attrs else attrs.get("samples_used", 0)
+    return int(attrs.get(EVALUATIONS, known))
+
+
+def with_provenance(
+    study: Study,
+    spec: StudySpec,
+    space: Space,
+    winner: Winner,
+    evaluator: Measures,
+    tuned: Sequence[SampleScore],
+) -> PruningConfig:
+    """Return the winner's config with where it comes from and what it was worth written in."""
+    facts, stages = space.facts, winner.config.stages
+    gaps = [r.gap for r in winner.results]
+    provenance = Provenance(
+        study=study.study_name,
+        trial=winner.trial,
+        gap=math.fsum(gaps) / len(gaps),
+        gap_ci=bootstrap_ci(gaps, image_ids(evaluator.samples), spec.seed),
+        held_out_gap=math.fsum(r.gap for r in tuned) / len(tuned),
+        mean_retention=mean_retention(stages, facts.num_layers),
+        flops_ratio=flops_ratio(stages, facts),
+        kv_ratio=kv_ratio(stages, facts.num_layers),
+        budget=space.spent(winner.config).exact,
+        calibration_digest=facts.calibration_digest,
+        weights_digest=facts.weights_digest,
+        seed=spec.seed,
+        # Of what measured the figures above: a study may be years older.
+        versions=versions(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    return winner.config.model_copy(update={"provenance": provenance})

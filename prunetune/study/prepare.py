@@ -1,0 +1,154 @@
+"""What a search needs, loaded and checked before anything is computed."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prunetune.errors import ConfigError, StudyError
+from prunetune.spec import StudySpec, difference
+
+if TYPE_CHECKING:
+    from prunetune.calibration import CalibrationSet
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a search needs, loaded and checked, before anything is computed.
+
+    Attributes:
+        spec: With the data source filled in.
+        out: The run's folder.
+        loaded: ``prunetune.models.LoadedModel``.
+        calibration: Calibration split.
+        held_out: Held-out split.
+        deepest: Last layer at which a first stage can be.
+    """
+
+    spec: StudySpec
+    out: Path
+    loaded: Any
+    calibration: "CalibrationSet"
+    held_out: "CalibrationSet"
+    deepest: int
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """One line for every picture or row that was left out as bad."""
+        return (*self.calibration.skipped_names, *self.held_out.skipped_names)
+
+
+def prepare(
+    spec: StudySpec,
+    *,
+    out: str | Path | None = None,
+    storage: str | None = None,
+    study_name: str | None = None,
+    skip_bad: bool = False,
+    dtype: Any = None,
+    device: Any = None,
+    device_map: Any = None,
+    attn: str | None = None,
+) -> Prepared:
+    """Load and check everything that can be wrong, before anything is computed."""
+    from prunetune.models import load_model
+    from prunetune.study.database.connect import check_folder, open_storage
+    from prunetune.study.database.urls import storage_url
+
+    if study_name == "":
+        raise ConfigError("--study: received '', allowed a name; leave it out for the spec's own")
+    given, spec = spec.data, with_data(spec)
+    folder = check_folder(Path(out) if out is not None else default_folder(spec))
+    if storage is None and study_name is None:
+        _refuse_other_spec(folder, spec)
+    open_storage(storage_url(folder, storage))
+    calibration, held_out = load_data(spec, skip_bad=skip_bad)
+    loaded = load_model(
+        spec.model,
+        revision=spec.revision,
+        dtype=dtype,
+        device=device,
+        device_map=device_map,
+        attn=attn,
+    )
+    deepest = deepest_first_stage(spec, loaded, calibration)
+    if given is None and spec.model != "tiny":
+        logger.warning(
+            "no --data is given: calibrating %s on the shipped set 'tiny' of generated pictures; "
+            "give pictures and questions like yours for a config that fits them",
+            spec.model,
+        )
+    return Prepared(spec, folder, loaded, calibration, held_out, deepest)
+
+
+def with_data(spec: StudySpec) -> StudySpec:
+    """Return the spec with its calibration source filled in."""
+    if spec.data is not None:
+        return spec
+    return spec.model_copy(update={"data": "tiny"})
+
+
+def default_folder(spec: StudySpec) -> Path:
+    """Return ``studies/<model>-<budget>`` under the current folder."""
+    name = spec.model.rstrip("/").rpartition("/")[2] or "model"
+    return Path("studies") / f"{name}-{spec.label}"
+
+
+def load_data(
+    spec: StudySpec, *, skip_bad: bool = False
+) -> "tuple[CalibrationSet, CalibrationSet]":
+    """Load a spec's calibration and held-out samples."""
+    from prunetune.calibration import load_sides
+
+    return load_sides(
+        spec.data or "tiny",
+        spec.held_out,
+        seed=spec.seed,
+        samples=spec.samples,
+        skip_bad=skip_bad,
+    )
+
+
+def deepest_first_stage(spec: StudySpec, loaded: Any, calibration: "CalibrationSet") -> int:
+    """Return the last layer at which a first stage, of a trial or of a preset, can be.
+
+    Raises:
+        ConfigError: The space's layers are not the model's, or its budget cannot be attained.
+    """
+    from prunetune.budget import FLOOR
+    from prunetune.measure.facts import early_facts
+    from prunetune.scorers import SCORERS
+    from prunetune.space.space import Space
+
+    facts = early_facts(spec, loaded, calibration)
+    first, depth = (spec.space.layers or (0, 0))[0], facts.num_layers
+    if first >= depth:
+        raise ConfigError(
+            f"layers: received {first}, allowed 0 to {depth - 1} for a model of {depth} layers"
+        )
+    # It refuses what cannot be attained, with all that the space says: layers, scorers, floor.
+    most, floor = Space.of(spec, facts).most, min(FLOOR, spec.space.floor)
+    missing = [name for name in SCORERS if name not in facts.scorers]
+    if missing and not spec.space.scorers:
+        logger.warning(
+            "left out of the search: %s, whose inputs %s cannot give",
+            *(", ".join(missing), spec.model),
+        )
+    return max(0, min(most.latest_first_layer(depth, floor), depth - 1))
+
+
+def _refuse_other_spec(folder: Path, spec: StudySpec) -> None:
+    """Refuse before minutes are spent what resuming would refuse, or would overwrite."""
+    from prunetune.study.database.urls import DATABASE
+    from prunetune.study.study import SPEC_FILE
+
+    if not ((folder / DATABASE).exists() and (folder / SPEC_FILE).exists()):
+        return
+    fields = difference(StudySpec.load(folder / SPEC_FILE), spec)
+    if fields:
+        raise StudyError(
+            f"{folder} holds a study with another spec: {', '.join(fields)}; give the stored "
+            "values to resume it, or choose another folder with --out"
+        )

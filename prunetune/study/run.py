@@ -1,0 +1,211 @@
+"""From a spec to a result: prepares, builds the evaluators, runs the study."""
+
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prunetune.errors import ConfigError
+from prunetune.interrupts import check, heeded
+from prunetune.spec import StudySpec
+from prunetune.study.prepare import Prepared, prepare
+from prunetune.study.workers.crew import Cache, Workers, crew
+
+if TYPE_CHECKING:
+    from prunetune.config import PruningConfig
+    from prunetune.measure.evaluator import Evaluator
+    from prunetune.study.outcome.pareto import FrontResult
+    from prunetune.study.outcome.summary import SearchResult
+
+BATCH_SIZE = 8
+_CACHE, _ALONE = Cache(), Workers()
+# A held-out split is measured a few times only: keeping states of more layers would not pay.
+_HELD_OUT_DEEPEST = 1
+
+
+@dataclass(frozen=True)
+class Step:
+    """How far one step of a search is.
+
+    Attributes:
+        name: What is being done.
+        done: How much of it.
+        total: How much there is; None where that is not known.
+        detail: What else is worth showing.
+    """
+
+    name: str
+    done: int
+    total: int | None = None
+    detail: str = ""
+
+
+def search(
+    spec: StudySpec,
+    *,
+    out: str | Path | None = None,
+    storage: str | None = None,
+    study_name: str | None = None,
+    skip_bad: bool = False,
+    dtype: Any = None,
+    device: Any = None,
+    batch_size: int = BATCH_SIZE,
+    cache: Cache = _CACHE,
+    workers: Workers = _ALONE,
+    progress: Callable[[Step], None] | None = None,
+) -> "SearchResult | FrontResult":
+    """Search a pruning config for a model, or resume the search.
+
+    One search of a study a process: another thread's running trial would be taken for one that was
+    left behind. ``workers`` are processes.
+
+    Example::
+
+        result = prunetune.search(StudySpec(model="tiny", keep=0.25, trials=20))
+        result.best.save("tiny.prune.json")
+
+    Args:
+        spec: What is searched.
+        out: The run's folder; by default ``studies/<model>-<budget>`` under the current one.
+        storage: Database URL; by default SQLite in the run's folder.
+        study_name: By default the spec's.
+        skip_bad: Leave out bad pictures and rows instead of failing.
+        dtype: Of the weights; by default the checkpoint's.
+        device: By default CUDA where there is one, and the CPU for ``tiny``.
+        batch_size: Samples between two checks of the trial pruner.
+        cache: Where the unpruned references are kept between searches.
+        workers: Processes that work on the study here.
+        progress: Called with every step's state.
+
+    Raises:
+        PrunetuneError: Bad input; the message is one line that says what to do.
+        KeyboardInterrupt: Interrupted; the same call resumes.
+    """
+    options = {"skip_bad": skip_bad, "dtype": dtype, "device": device}
+    prepared = prepare(spec, out=out, storage=storage, study_name=study_name, **options)
+    return run(
+        prepared,
+        storage=storage,
+        study_name=study_name,
+        batch_size=batch_size,
+        cache=cache,
+        workers=workers,
+        options=options,
+        progress=progress,
+    )
+
+
+@heeded(signal.SIGINT)
+def run(
+    prepared: Prepared,
+    *,
+    storage: str | None = None,
+    study_name: str | None = None,
+    batch_size: int = BATCH_SIZE,
+    cache: Cache = _CACHE,
+    workers: Workers = _ALONE,
+    options: Mapping[str, Any] | None = None,
+    progress: Callable[[Step], None] | None = None,
+) -> "SearchResult | FrontResult":
+    """Run or resume the study of what was prepared; see ``search``.
+
+    Args:
+        options: What else ``prepare`` was given, for further workers.
+    """
+    from prunetune.study.study import Progress, run_search
+
+    begun = time.monotonic()
+
+    def report(step: Step) -> None:
+        check()
+        if progress is not None:
+            progress(step)
+
+    evaluator, held_out = evaluators(prepared, batch_size=batch_size, cache=cache, progress=report)
+    others = None
+    if workers.count > 1:
+        names = {"storage": storage, "study_name": study_name}
+        others = crew(prepared, {**(options or {}), **names}, batch_size, cache, workers)
+
+    def after(trial: Progress) -> None:
+        best = "" if trial.best is None else f"best {prepared.spec.metric} {trial.best:.4f}"
+        report(Step("trials", trial.finished, trial.total, best))
+
+    report(Step("trials", 0, prepared.spec.trials))
+    # The tuned config and every preset, at every point of a front.
+    points = prepared.spec.rescored if prepared.spec.pareto else 1
+    total = len(prepared.held_out) * (1 + _preset_count()) * points
+    result = run_search(
+        prepared.spec,
+        evaluator,
+        Watched(held_out, "held-out table", total, report),
+        out=prepared.out,
+        storage=storage,
+        study_name=study_name,
+        on_progress=after,
+        others=others,
+    )
+    return replace(result, seconds=time.monotonic() - begun)
+
+
+def evaluators(
+    prepared: Prepared,
+    *,
+    batch_size: int = BATCH_SIZE,
+    cache: Cache = _CACHE,
+    progress: Callable[[Step], None] = lambda step: None,
+) -> "tuple[Evaluator, Evaluator]":
+    """Compute the unpruned references of both splits, or read them from the cache."""
+    from prunetune.measure.evaluator import Evaluator
+
+    if batch_size < 1:
+        raise ConfigError(f"batch size: received {batch_size}, allowed 1 or more")
+    splits = prepared.calibration, prepared.held_out
+    depths = prepared.deepest, _HELD_OUT_DEEPEST
+    total = sum(len(split) for split in splits)
+    built: list[Evaluator] = []
+    for split, deepest in zip(splits, depths, strict=True):
+        before = len(built) and len(splits[0])
+        built.append(
+            Evaluator(
+                prepared.loaded,
+                split,
+                deepest=deepest,
+                batch_size=batch_size,
+                cache=cache.path(),
+                cache_limit=cache.limit,
+                in_memory=cache.in_memory,
+                progress=lambda done, before=before: progress(  # type: ignore[misc]
+                    Step("unpruned reference", before + done, total)
+                ),
+            )
+        )
+    return built[0], built[1]
+
+
+class Watched:
+    """An evaluator that reports the samples it has measured; otherwise the one it wraps."""
+
+    def __init__(
+        self, inner: "Evaluator", name: str, total: int | None, report: Callable[[Step], None]
+    ) -> None:
+        self._inner, self._name, self._total, self._report = inner, name, total, report
+        self._done = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def evaluate(self, config: "PruningConfig", *, answers: bool = True) -> Iterator[Sequence[Any]]:
+        """Yield what the wrapped evaluator yields."""
+        for batch in self._inner.evaluate(config, answers=answers):
+            self._done += len(batch)
+            self._report(Step(self._name, self._done, self._total))
+            yield batch
+
+
+def _preset_count() -> int:
+    from prunetune.presets import preset_names
+
+    return len(preset_names())

@@ -1,0 +1,176 @@
+"""The study: create or resume it, run its trials, end with the best config."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import optuna
+from optuna import Study
+from optuna.trial import FrozenTrial
+
+from prunetune.errors import StudyError
+from prunetune.measure.scores import Measures
+from prunetune.space.space import Space
+from prunetune.spec import StudySpec
+from prunetune.study.database.connect import check_folder, open_storage
+from prunetune.study.database.urls import redact, storage_url
+from prunetune.study.opening import Seat, open_study
+from prunetune.study.outcome import selection
+from prunetune.study.outcome.pareto import FrontResult, conclude_front
+from prunetune.study.outcome.summary import SearchResult
+from prunetune.study.trials.best import best_complete, metric_of, on_plateau
+from prunetune.study.trials.loop import Loop, finished
+from prunetune.study.trials.trial_log import TrialLog
+from prunetune.study.trials.trials import Objective
+
+logger = logging.getLogger(__name__)
+
+SPEC_FILE, CONFIG_FILE, LOG_FILE = "spec.toml", "config.json", "log.jsonl"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a progress bar shows after a trial.
+
+    Attributes:
+        trial: Number of the trial that just ended.
+        state: ``"COMPLETE"``, ``"PRUNED"`` or ``"FAIL"``.
+        finished: Complete and pruned trials of the study.
+        total: Trials the study ends with.
+        best: Lowest mean of the metric so far; None before a trial is complete.
+    """
+
+    trial: int
+    state: str
+    finished: int
+    total: int
+    best: float | None
+
+
+def run_search(
+    spec: StudySpec,
+    evaluator: Measures,
+    held_out: Measures,
+    *,
+    out: Path,
+    storage: str | None = None,
+    study_name: str | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    resume: bool = True,
+    worker: int = 0,
+    others: AbstractContextManager[object] | None = None,
+) -> SearchResult | FrontResult:
+    """Run or resume a study, choose the best config, and write it with the study's files.
+
+    Args:
+        spec: What is searched.
+        evaluator: On the calibration split.
+        held_out: On the held-out split.
+        out: Folder for ``study.db``, ``spec.toml``, ``config.json`` and ``log.jsonl``.
+        storage: Database URL; None for SQLite in ``out``.
+        study_name: None for ``spec.study_name``.
+        on_progress: Called after every trial.
+        resume: Continue a study of that name; without, its existence is an error.
+        worker: Number of this worker among those that a command starts; each draws other points.
+        others: Entered once the study exists, left when it has enough trials: other workers.
+
+    Raises:
+        StudyError: The study cannot be used or resumed, its trials keep failing, or none finished.
+        ConfigError: The budget cannot be met in this space.
+        KeyboardInterrupt: Interrupted; the study can be resumed by the same call.
+    """
+    begun = time.monotonic()
+    study = run_trials(
+        spec,
+        evaluator,
+        out=out,
+        storage=storage,
+        study_name=study_name,
+        on_progress=on_progress,
+        resume=resume,
+        worker=worker,
+        others=others,
+    )
+    if spec.pareto:
+        return conclude_front(study, spec, evaluator, held_out, out, begun)
+    return selection.conclude(study, spec, evaluator, held_out, out / CONFIG_FILE, begun)
+
+
+def run_trials(
+    spec: StudySpec,
+    evaluator: Measures,
+    *,
+    out: Path,
+    storage: str | None = None,
+    study_name: str | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    resume: bool = True,
+    worker: int = 0,
+    others: AbstractContextManager[object] | None = None,
+    records: bool = True,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Study:
+    """Create or resume a study and run trials until it has enough; see ``run_search``.
+
+    Args:
+        records: Write ``spec.toml`` and ``log.jsonl``; of a command's workers only one does.
+        stopped: Tells that no further trial is to be started.
+    """
+    space = Space.of(spec, evaluator.facts())
+    check_folder(out)
+    url = storage_url(out, storage)
+    opened = open_storage(url)
+    with _failures_told(url):
+        study = open_study(
+            spec, space, opened, study_name or spec.study_name, resume, Seat(worker, bool(storage))
+        )
+        if records:
+            spec.save(out / SPEC_FILE)
+        log = TrialLog(out / LOG_FILE) if records else _no_log
+        log(study)
+        objective = Objective(space, evaluator, spec.metric, study)
+
+        def after(trial: FrozenTrial) -> None:
+            log(study)
+            if on_progress is not None:
+                on_progress(_progress(study, trial, spec.trials))
+
+        with others or nullcontext():
+            Loop(
+                study,
+                opened,
+                objective,
+                total=spec.trials,
+                timeout=spec.timeout,
+                after=after,
+                stopped=lambda: stopped() or on_plateau(study, spec.patience),
+            ).run()
+        opened.sweep(study._study_id)
+        log(study)
+    return study
+
+
+@contextmanager
+def _failures_told(url: str) -> Iterator[None]:
+    """Say which database failed, and that nothing is lost."""
+    try:
+        yield
+    except optuna.exceptions.OptunaError as error:
+        reason = redact(" ".join(str(error.__cause__ or error).split()))[:200]
+        raise StudyError(
+            f"the study database {redact(url)} failed: {reason}; finished trials are kept, "
+            "run the same command to resume"
+        ) from error
+
+
+def _no_log(study: Study) -> None:
+    """Write nothing: another process writes this study's log."""
+
+
+def _progress(study: Study, trial: FrozenTrial, total: int) -> Progress:
+    best = best_complete(study)
+    value = None if best is None else metric_of(best)
+    return Progress(trial.number, trial.state.name, finished(study), total, value)

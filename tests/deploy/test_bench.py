@@ -1,0 +1,323 @@
+"""``bench``: exact counts, verdicts that follow from the times, refusals before memory is taken."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from cli_runner import call, refused
+from test_architecture import SEARCH_ONLY, loaded_by_step
+
+from prunetune.budget import mean_retention
+from prunetune.config import ModelRef, PruningConfig
+from prunetune.deploy import bench as benching
+from prunetune.deploy import memory, shapes, subject
+from prunetune.deploy.request import processed_request, tokens_of
+from prunetune.deploy.shapes import SHAPES, count_parameters
+from prunetune.deploy.subject import Asked, Wanted, loaded_subject, random_subject
+from prunetune.deploy.timing import Run, Stopwatch, interleave, spread
+from prunetune.deploy.verdict import judge
+from prunetune.errors import ConfigError
+from prunetune.models import load_model
+from prunetune.presets import load_preset
+from prunetune.runtime import choose
+from prunetune.runtime.apply import family_of
+
+torch.set_num_threads(1)
+SMALL = {name: SHAPES[name].shrunk() for name in ("llava-next-7b", "llava-1.5-7b")}
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Make ``--shape`` mean the shrunk shapes."""
+    for name, shape in SMALL.items():
+        monkeypatch.setitem(SHAPES, name, shape)
+
+
+def config_for(shape, stages=((1, 0.55), (3, 0.23))):
+    return PruningConfig(
+        model=ModelRef(model_type=shape.model_type, num_layers=shape.num_layers),
+        stages=[
+            {"layer": layer, "retention": share, "scorers": [{"name": "coverage"}]}
+            for layer, share in stages
+        ],
+    )
+
+
+def made(shape, config, **asked):
+    wanted = Wanted(None, "random", 0.5)
+    wanted.config_for = lambda *args: (config, "")
+    return random_subject(wanted, Asked(**asked), shape, device="cpu")
+
+
+def measured(shape, config=None, new_tokens=3, rounds=1, **asked):
+    about = made(shape, config or config_for(shape), new_tokens=new_tokens, **asked)
+    return about, benching.bench(
+        about.family, about.config, about.request, new_tokens=new_tokens, rounds=rounds
+    )
+
+
+# -- what is counted is exact ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_cache_is_what_the_retentions_say_to_the_token(name):
+    shape = SMALL[name]
+    about, result = measured(shape, batch=2, images=2, prompt_tokens=9)
+    image = about.request.images[0]
+    # By the contract alone: each image keeps retention x tokens, rounded half up.
+    per_image = [image, *[int(0.55 * image + 0.5)] * 2, int(0.23 * image + 0.5)]
+    unpruned, pruned, uniform = result.cases
+    assert [case.name for case in result.cases] == ["unpruned", "pruned", "uniform"]
+    assert unpruned.visual_slots == 2 * 2 * 4 * image
+    assert pruned.visual_slots == 2 * 2 * sum(per_image) == pruned.promised_slots
+    assert pruned.kv_ratio == sum(per_image) / (4 * image)
+    assert pruned.kv_ratio == pytest.approx(mean_retention(about.config.stages, 4), abs=0.5 / image)
+    assert uniform.visual_slots == uniform.promised_slots
+    assert uniform.mean_retention == pytest.approx(pruned.mean_retention)
+    text = shape.text
+    slot = 2 * text["num_key_value_heads"] * text["hidden_size"] // text["num_attention_heads"] * 4
+    for case in result.cases:
+        assert case.kv_bytes == (case.visual_slots + 2 * 4 * 9) * slot
+    assert unpruned.flops_ratio == 1
+    assert pruned.flops_ratio < 1
+
+
+def test_a_runtime_that_keeps_one_more_would_be_seen(monkeypatch):
+    right = choose.keep_count
+    monkeypatch.setattr(choose, "keep_count", lambda n, r, m: min(m, right(n, r, m) + 1))
+    _, result = measured(SMALL["llava-1.5-7b"])
+    pruned = result.cases[1]
+    assert pruned.visual_slots == pruned.promised_slots + 3
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_tokens_are_the_models_own(name):
+    shape = SMALL[name]
+    about = made(shape, config_for(shape))
+    inputs = {k: v for k, v in about.request.inputs.items() if k[:5] in ("pixel", "image")}
+    with torch.no_grad():
+        features = about.family.base.get_image_features(**inputs, return_dict=True).pooler_output
+    assert [len(part) for part in features] == [tokens_of(shape, None)[1]]
+    assert about.request.image_tokens == len(features[0])
+
+
+def test_the_real_sizes():
+    """Parameters as the hub counts them; tokens as the papers do (separators beside them)."""
+    assert count_parameters(SHAPES["llava-next-7b"].config()) == 7_566_747_648
+    assert tokens_of(SHAPES["llava-next-7b"], None)[:2] == (5, 2880 + 48)
+    assert tokens_of(SHAPES["llava-1.5-7b"], None)[:2] == (1, 576)
+    assert tokens_of(SHAPES["mid"], None)[:2] == (5, 1479)
+    assert tokens_of(SHAPES["llava-next-7b"], (336, 1008))[0] == 4
+
+
+# -- times ---------------------------------------------------------------------------------------
+
+
+def test_the_parts_add_up_and_the_model_stays_as_it_was():
+    shape = SMALL["llava-next-7b"]
+    about = made(shape, config_for(shape))
+    base, model = about.family.base, about.family.model
+    before = dict(base.__dict__), len(model._forward_hooks), len(model._forward_pre_hooks)
+    run = Stopwatch(about.family).run(about.request.inputs, 4)
+    assert (dict(base.__dict__), len(model._forward_hooks), len(model._forward_pre_hooks)) == before
+    assert min(run.encode, run.prefill, run.decode) > 0
+    assert run.encode + run.prefill + 3 * run.decode <= run.total
+    assert run.lengths == (about.request.image_tokens + 64,) * 4
+    assert math.isnan(Stopwatch(about.family).run(about.request.inputs, 1).decode)
+
+
+def test_rounds_are_interleaved():
+    order = []
+    cases = {n: lambda n=n: order.append(n) or made_run(1.0) for n in "abc"}
+    runs = interleave(cases, 3)
+    assert "".join(order) == "abc" + "abc" + "bca" + "cab"
+    assert {name: len(found) for name, found in runs.items()} == dict.fromkeys("abc", 3)
+
+
+def made_run(total, decode=0.01, prefill=0.1):
+    return Run(0.0, prefill, decode, total, (1,), 1, None)
+
+
+@pytest.mark.parametrize("n", range(1, 16))
+def test_the_interval_holds_the_median(n):
+    """Coverage by counting: the true median is between two order statistics."""
+    found = spread(range(n))
+    cut = int(found.low)
+    coverage = 1 - 2 * sum(math.comb(n, k) for k in range(cut + 1)) / 2**n
+    assert found.high == n - 1 - cut
+    assert found.median == (n - 1) / 2
+    if n >= 5:
+        assert coverage >= 0.9
+        wider = 1 - 2 * sum(math.comb(n, k) for k in range(cut + 2)) / 2**n
+        assert wider < 0.9, "the interval could be narrower"
+
+
+NOISE = (0.99, 1.0, 1.01, 1.0, 0.995)
+
+
+def case(first, step, new=10):
+    """Five rounds of one case, all of them slow or fast alike."""
+    return [made_run((first + (new - 1) * step) * s, step * s) for s in NOISE]
+
+
+@pytest.mark.parametrize(
+    ("after", "word", "at"),
+    [
+        (case(0.5, 0.01), "pays", None),
+        (case(0.5, 0.02), "pays", 51),
+        (case(1.0, 0.01), "breaks even", None),
+        (case(1.5, 0.01), "does not pay", None),
+        (case(1.02, 0.005), "pays", 5),
+        (case(1.2, 0.009), "does not pay", 201),
+    ],
+)
+def test_verdicts_follow_from_the_times(after, word, at):
+    found = judge(case(1.0, 0.01), after, 10)
+    assert (found.word, found.at_new_tokens) == (word, at)
+    assert found.text.startswith(word)
+
+
+def test_a_difference_within_the_spread_is_none():
+    noisy = [made_run(1.09 * s, 0.01) for s in (0.8, 1.3, 0.7, 1.2, 1.0)]
+    found = judge(case(1.0, 0.01), noisy, 10)
+    assert found.word == "breaks even"
+    assert found.at_new_tokens is None
+    assert "first token unchanged" in found.text
+    assert "round(s)" in judge(case(1.0, 0.01)[:2], noisy[:2], 10).text
+
+
+# -- memory ---------------------------------------------------------------------------------------
+
+
+def test_what_does_not_fit_is_refused_before_it_is_built(monkeypatch):
+    monkeypatch.setattr(subject, "available", lambda device: 8 << 30)
+    monkeypatch.setattr(subject, "build", lambda *a, **k: pytest.fail("built"))
+    words = ("bench", "--preset", "topv", "--keep", "0.1", "--shape", "llava-next-7b")
+    refused(
+        *words, "--batch-size", "8", has=("needs about", "GiB", "8.0 GiB are free", "--shape mid")
+    )
+    monkeypatch.setattr(subject, "build", lambda *a, **k: (_ for _ in ()).throw(MemoryError()))
+    monkeypatch.setattr(subject, "available", lambda device: None)
+    ran = call(*words)
+    assert ran.status == 2
+    assert "out of memory" in ran.err.splitlines()[-1]
+
+
+def test_needed_memory_is_weights_and_cache():
+    config = SHAPES["llava-next-7b"].config()
+    weights, cache, work = memory.needed(config, 7_566_747_648, size=2, batch=8, tokens=3000)
+    assert weights == 15_133_495_296
+    assert cache == 8 * 3000 * 32 * 2 * 8 * 128 * 2
+    assert 0 < work < cache * 2
+
+
+def test_peak_memory_sees_what_comes_and_goes():
+    peak = memory.Peak(torch.device("cpu"))
+    peak.reset()
+    before = peak.read()
+    if before is None:
+        pytest.skip("this system does not let the peak be reset")
+    block = torch.ones(64 << 20, dtype=torch.uint8)
+    held = peak.read()
+    assert held - before > 60 << 20
+    del block
+    peak.reset()
+    assert peak.read() < held - (50 << 20)
+
+
+# -- a model with a processor ------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return load_model("tiny")
+
+
+def test_a_prompt_is_brought_to_its_length(tiny):
+    family = family_of(tiny.model)
+    how = {"device": "cpu", "batch": 2, "images": 2, "size": (64, 96)}
+    short = processed_request(tiny, family, prompt_tokens=None, **how)
+    long = processed_request(tiny, family, prompt_tokens=short.text + 40, **how)
+    for request in (short, long):
+        ids = request.inputs["input_ids"]
+        marks = ids == family.image_token_id
+        assert marks.sum(1).tolist() == [request.image_tokens] * 2
+        assert ids.shape[1] == request.image_tokens + request.text
+        assert request.inputs["attention_mask"].shape == ids.shape
+    assert long.text == short.text + 40
+    assert long.images == short.images
+    with pytest.raises(ConfigError, match=f"allowed {short.text} or more"):
+        processed_request(tiny, family, prompt_tokens=1, **how)
+
+
+def test_a_configs_own_model_is_loaded(tiny, tmp_path):
+    depth = tiny.model.config.text_config.num_hidden_layers
+    config, _ = load_preset("uniform", model_type="llava_next", num_layers=depth, keep=0.3)
+    named = config.model_copy(update={"model": config.model.model_copy(update={"name": "tiny"})})
+    path = str(named.save(tmp_path / "c.json"))
+    about = loaded_subject(Wanted(path, None, None), Asked(size=(64, 64)), None)
+    assert about.config == named
+    halved = loaded_subject(Wanted(path, None, 0.5), Asked(size=(64, 64)), None)
+    assert mean_retention(halved.config.stages, depth) == pytest.approx(0.5)
+    nameless = str(config.save(tmp_path / "d.json"))
+    with pytest.raises(ConfigError, match="no model"):
+        loaded_subject(Wanted(nameless, None, None), Asked(), None)
+
+
+# -- the command line --------------------------------------------------------------------------
+
+
+def test_the_verb(small, tmp_path):
+    path = config_for(SMALL["llava-next-7b"]).save(tmp_path / "c.json")
+    words = ("--shape", "llava-next-7b", "--rounds", "2", "--new-tokens", "2", "--threads", "1")
+    ran = call("bench", path, *words, "--json", "--batch-size", "2", "--device", "cpu")
+    assert ran.status == 0, ran.err
+    found = ran.json
+    assert found["verdict"]["word"] in ("pays", "breaks even", "does not pay")
+    assert [case["name"] for case in found["cases"]] == ["unpruned", "pruned", "uniform"]
+    assert found["batch_size"] == found["rounds"] == 2
+    assert found["dtype"] == "float32"
+    assert json.dumps(found)
+    shown = call("bench", "--preset", "uniform", "--keep", "0.2", *words, "--image-size", "64x32")
+    assert shown.status == 0, shown.err
+    assert "FLOP ratio" in shown.out
+    heading, unpruned = (
+        x.split() for x in shown.out.splitlines() if x.startswith(("case", "unpr"))
+    )
+    assert "KV MiB" in " ".join(heading)
+    assert unpruned[-3] == f"{found['cases'][0]['kv_bytes'] / 2 / 2**20:.1f}"
+    assert "to the token" in shown.out
+    assert "at this shape" in shown.out or "breaks even" in shown.out
+
+
+def test_words_that_are_wrong(small, tmp_path):
+    path = config_for(SMALL["llava-1.5-7b"]).save(tmp_path / "c.json")
+    shape = ("--shape", "llava-next-7b")
+    preset = ("--preset", "topv", "--keep", "0.4")
+    refused("bench", has=("neither", "--preset"))
+    refused("bench", path, *preset, *shape, has=("both",))
+    refused("bench", path, *shape, has=("llava of 4", "llava_next of 4", "--preset NAME --keep B"))
+    refused("bench", path, "--shape", "mid", has=("llava_next of 24",))
+    refused("bench", *preset, "--shape", "llava-next", has=("did you mean 'llava-next-7b'",))
+    refused("bench", *preset, *shape, "--model", "tiny", has=("exclude each other",))
+    refused("bench", *preset, *shape, "--device-map", "auto", has=("--shape loads no weights",))
+    refused("bench", "--preset", "topp", *shape, has=("did you mean 'topv'",))
+    refused("bench", "--preset", "topv", "--keep", "2", *shape, has=("keep: received 2",))
+    refused("bench", *preset, *shape, "--image-size", "big", has=("--image-size", "672x672"))
+    refused("bench", *preset, "--shape", "llava-1.5-7b", "--image-size", "64", has=("64x64", "32"))
+    refused("bench", *preset, *shape, "--rounds", "0", has=("--rounds",))
+    refused("bench", *preset, *shape, "--device", "gpu", has=("'gpu'", "cpu, cuda"))
+    refused("bench", *preset, *shape, "--dtype", "int4", has=("'int4'",))
+    refused("bench", *preset, *shape, "--prompt-tokens", "40000", has=("allowed 32768",))
+    refused("bench", *preset, has=("no model",))
+    assert shapes.shape_named("mid").num_layers == 24
+
+
+def test_the_gpu_benchmark_needs_no_more_than_a_deployment():
+    folder = Path(__file__).resolve().parents[2] / "benchmarks"
+    code = f"import sys; sys.path.insert(0, {str(folder)!r}); import gpu"
+    loaded, more = loaded_by_step(code, "import typer")
+    assert loaded & (SEARCH_ONLY | {"rich", "scipy"}) == set()
+    assert more & SEARCH_ONLY == {"typer"}

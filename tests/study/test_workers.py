@@ -1,0 +1,136 @@
+"""Workers that share a study: seeds, answers of others, and processes that end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import optuna
+import pytest
+from cli_runner import call, write_set
+from fakes import Fake, search, spec, trials_of, wait
+
+from prunetune.errors import StudyError
+from prunetune.space.space import Space
+from prunetune.study.database.connect import open_storage
+from prunetune.study.database.storage import quiet
+from prunetune.study.database.urls import redact, storage_url
+from prunetune.study.study import run_trials
+from prunetune.study.trials import loop
+from prunetune.study.trials.trials import Objective
+from prunetune.study.workers.workers import Crew
+
+NAME = "fake/keep0.25/cosine"
+
+
+# Seeds.
+
+
+def test_each_worker_draws_its_own_points_and_one_worker_the_same(tmp_path):
+    def draw(name, worker):
+        run_trials(spec(trials=8, presets=()), Fake(), out=tmp_path / name, worker=worker)
+        return [t.params for t in trials_of(tmp_path / name)]
+
+    first = draw("a", 0)
+    assert draw("b", 0) == first
+    assert draw("c", 1) != first
+
+
+def test_workers_that_join_a_database_draw_fresh_points(tmp_path):
+    url = f"sqlite:///{tmp_path}/shared.db"
+    for total in (3, 6, 9):
+        run_trials(spec(trials=total, presets=()), Fake(), out=tmp_path, storage=url)
+    trials = optuna.load_study(study_name=NAME, storage=url).trials
+    assert len({json.dumps(t.params, sort_keys=True) for t in trials}) == 9
+
+
+def test_a_config_that_another_worker_measured_is_answered_from_memory(tmp_path):
+    evaluator = Fake()
+    storage = open_storage(storage_url(tmp_path, None))
+    with quiet():
+        search(tmp_path, trials=9, presets=())
+        study = optuna.load_study(study_name=NAME, storage=storage)
+        space = Space(spec().space, 0.25, evaluator.facts())
+        objective = Objective(space, evaluator, "cosine", study)
+        study.enqueue_trial(study.trials[8].params)
+        trial = study.ask()
+        study.tell(trial, objective(trial))
+    assert study.trials[9].user_attrs["repeats"] == 8
+    assert evaluator.configs == []
+
+
+# Processes.
+
+
+def order(tmp_path, **fields):
+    spec = {"model": "tiny", "trials": 4, "data": "tiny", "samples": 8, **fields}
+    return {
+        "spec": spec,
+        "prepare": {"out": str(tmp_path), "storage": None, "study_name": None},
+        "batch_size": 8,
+        "cache": {},
+    }
+
+
+def test_a_worker_that_cannot_start_is_one_line_and_no_more(tmp_path, caplog):
+    with Crew(1, order(tmp_path, keep=7), 1) as crew:
+        crew.processes[0].process.wait(120)
+        crew.processes[0]._listener.join(120)
+    lines = [r.getMessage() for r in caplog.records if "worker 1 ended early" in r.getMessage()]
+    assert len(lines) == 1
+    assert "keep" in lines[0]
+    assert "\n" not in lines[0]
+
+
+def test_a_crew_ends_with_whoever_started_it(tmp_path):
+    with pytest.raises(KeyboardInterrupt), Crew(2, order(tmp_path), 1) as crew:
+        raise KeyboardInterrupt
+    assert all(p.process.poll() is not None for p in crew.processes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_stopped_search_leaves_no_orphan_and_can_be_resumed(tmp_path, number):
+    data, tmp_path = write_set(tmp_path / "data"), tmp_path / "run"
+    argv = ["search", "--model", "tiny", "--data", str(data), "--out", str(tmp_path)]
+    argv += ["--workers", "2", "--threads", "1"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "prunetune", *argv, "--trials", "100000"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    folder = f"/proc/{process.pid}/task/{process.pid}/children"
+    wait((tmp_path / "log.jsonl").exists, 120)
+    children = [int(pid) for pid in open(folder).read().split()]  # noqa: SIM115
+    assert len(children) == 1
+    process.send_signal(number)
+    _, said = process.communicate(timeout=90)
+    assert process.returncode == (-9 if number == signal.SIGKILL else 130)
+    assert "Traceback" not in said
+    wait(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in children), 60)
+    before = sum(t.state in loop.FINISHED for t in trials_of(tmp_path))
+    total = before + 2
+    ran = call(*argv, "--trials", total, "--json")
+    assert ran.status == 0, ran.err
+    counts = ran.json["trials"]
+    assert counts["complete"] + counts["pruned"] == total
+
+
+# Passwords.
+
+
+def test_passwords_are_nowhere(tmp_path):
+    for url in ("postgresql://me:p@ss/w:rd@host/db", "postgresql://me:secret@host:5432/db"):
+        assert redact(f"cannot reach {url} now") == (
+            f"cannot reach postgresql://me:***@{url.rpartition('@')[2]} now"
+        )
+    url = "postgresql://me:hidden@127.0.0.1:1/db"
+    argv = ("search", "--model", "tiny", "--out", tmp_path, "--storage", url, "--debug")
+    ran = call(*argv)
+    assert ran.status == 2
+    assert "hidden" not in ran.err + ran.out
+    with pytest.raises(StudyError) as error:
+        run_trials(spec(), Fake(), out=tmp_path, storage=url)
+    assert "hidden" not in str(error.value)
