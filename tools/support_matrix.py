@@ -20,9 +20,9 @@ from xml.etree import ElementTree
 
 from packaging.version import Version
 
-from prunetune.aliases import ALIASES, RECORD
 from prunetune.families import FAMILIES
 from prunetune.files import write_atomically
+from prunetune.models.aliases import ALIASES, RECORD
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- support:begin -->", "<!-- support:end -->"

@@ -17,8 +17,8 @@ from prunetune.calibration import (
     exact_answer,
 )
 from prunetune.config import PruningConfig
-from prunetune.devices import device_of
 from prunetune.errors import DataError
+from prunetune.models.devices import device_of
 from prunetune.numerics import exactly
 from prunetune.release import cache_of
 from prunetune.runtime.apply import Handle, family_of

@@ -17,7 +17,7 @@ from prunetune.calibration import CalibrationSet, Sample, encode
 from prunetune.config import PruningConfig
 from prunetune.deploy.masked import why_not
 from prunetune.deploy.runs import Run, Runner, worst
-from prunetune.devices import device_of
+from prunetune.models.devices import device_of
 from prunetune.runtime.apply import family_of
 
 MOST = 32

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from prunetune.config import PruningConfig
 from prunetune.deploy.memory import Peak
-from prunetune.devices import device_of
 from prunetune.families import Family
+from prunetune.models.devices import device_of
 from prunetune.release import cache_of
 from prunetune.runtime.apply import apply
 

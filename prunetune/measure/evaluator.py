@@ -14,17 +14,17 @@ from prunetune.budget import ModelFacts
 from prunetune.calibration import CalibrationSet, Sample, end_ids, exact_answer
 from prunetune.calibration.collate import batches_by_length
 from prunetune.config import PruningConfig
-from prunetune.devices import device_of
 from prunetune.errors import DataError
+from prunetune.measure.facts import model_facts
+from prunetune.measure.packing import collate
+from prunetune.measure.reference import Prompts, Recorder, Reference, given_positions, prepare
+from prunetune.measure.results import SampleResult, compare
+from prunetune.measure.store import DiskStore, MemoryStore, Store, store_key
+from prunetune.models.devices import device_of
 from prunetune.numerics import exactly
 from prunetune.runtime.apply import Handle, check_fits, family_of
 from prunetune.runtime.suffix import run_suffix, run_whole
-from prunetune.search.facts import model_facts
-from prunetune.search.packing import collate
-from prunetune.search.reference import Prompts, Recorder, Reference, given_positions, prepare
-from prunetune.search.results import SampleResult, compare
-from prunetune.search.spec import FIRST_LOOK
-from prunetune.search.store import DiskStore, MemoryStore, Store, store_key
+from prunetune.spec import FIRST_LOOK
 
 __all__ = ["Evaluator", "SampleResult"]
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from prunetune.calibration import exact_answer
+from prunetune.measure.reference import Reference
 from prunetune.numerics import exactly
-from prunetune.search.reference import Reference
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunetune.devices import brought
+from prunetune.models.devices import brought
 from prunetune.runtime.segment import NOWHERE, Segment, places
 from prunetune.runtime.sight import Sight, visible
 from prunetune.runtime.taps import cached_keys, query_row

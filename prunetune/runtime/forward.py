@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from prunetune.devices import brought
+from prunetune.models.devices import brought
 from prunetune.runtime.vision import VisionCapture
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunetune.devices import brought
+from prunetune.models.devices import brought
 from prunetune.release import Told
 
 NOWHERE = -1

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunetune.devices import brought, execution_device
 from prunetune.errors import UnsupportedModelError
+from prunetune.models.devices import brought, execution_device
 from prunetune.numerics import exactly, fitting
 from prunetune.runtime.cache import physical_length
 

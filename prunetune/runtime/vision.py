@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunetune.devices import brought
 from prunetune.families import Family, VisionCall
 from prunetune.families.base import TappedAttention, refuse
+from prunetune.models.devices import brought
 from prunetune.numerics import exactly
 from prunetune.runtime.attention import attention_map, attention_row
 from prunetune.runtime.compiled import never_compiled

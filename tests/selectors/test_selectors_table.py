@@ -16,8 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import prunetune
 from prunetune.errors import ConfigError
 from prunetune.registry import Tunable
-from prunetune.search.units import decode_field, encode_field
 from prunetune.selectors import SELECTORS, SelectContext, Selector, base, base_covering, cover
+from prunetune.space.units import decode_field, encode_field
 from prunetune.tokens import ImageGeometry, grid_geometry
 
 torch.set_num_threads(1)

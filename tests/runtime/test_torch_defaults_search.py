@@ -13,9 +13,9 @@ from torch_modes import entered, every_mode, modes
 import prunetune
 from prunetune.calibration import CalibrationSet, encode, load_calibration
 from prunetune.deploy.meter import Tally, _compare, _Run
+from prunetune.measure.evaluator import Evaluator
+from prunetune.measure.results import compare
 from prunetune.models import load_model
-from prunetune.search.objective import Evaluator
-from prunetune.search.results import compare
 
 PACKAGE = Path(prunetune.__file__).parent
 
