@@ -24,9 +24,11 @@ from prunetune.messages import allowed, describe
 from prunetune.restorers import RESTORERS, Restorer
 from prunetune.schedules import check_schedule
 from prunetune.scorers import SCORERS, Scorer
+from prunetune.selectors import SELECTORS, Selector
 
 FORMAT: Final = "prunetune.config"
-VERSION: Final = 1
+VERSIONS: Final = (1, 2)
+"""Of the schema: 2 has selectors, mass and exits."""
 
 
 def _scorer(value: Any) -> Any:
@@ -35,6 +37,10 @@ def _scorer(value: Any) -> Any:
 
 def _restorer(value: Any) -> Any:
     return _component(value, RESTORERS)
+
+
+def _selector(value: Any) -> Any:
+    return _component(value, SELECTORS)
 
 
 def _component(value: Any, table: Any) -> Any:
@@ -55,11 +61,13 @@ def _component(value: Any, table: Any) -> Any:
 
 Whole = Annotated[int, Strict()]
 Number = Annotated[float, Strict()]
-Retention = Annotated[Number, Field(gt=0.0, le=1.0), allowed("a number above 0 and at most 1")]
+Retention = Annotated[Number, Field(ge=0.0, le=1.0), allowed("a number above 0 and at most 1")]
+Mass = Annotated[Number, Field(ge=0.0, le=1.0), allowed("a number from 0 to 1")]
 Layer = Annotated[Whole, Field(ge=0), allowed("a whole number of at least 0")]
 Depth = Annotated[Whole, Field(ge=1), allowed("a whole number of at least 1")]
 AnyScorer = Annotated[SerializeAsAny[Scorer], BeforeValidator(_scorer)]
 AnyRestorer = Annotated[SerializeAsAny[Restorer], BeforeValidator(_restorer)]
+AnySelector = Annotated[SerializeAsAny[Selector], BeforeValidator(_selector)]
 
 
 class _Frozen(BaseModel):
@@ -90,15 +98,36 @@ class Stage(_Frozen):
     Attributes:
         layer: 0 is before the language model, k >= 1 at the input of decoder layer k (0-based).
         retention: Share of the original image tokens (patches and separators) alive after the
-            stage, cumulative and after restoring, in (0, 1].
-        scorers: Summed by score weight; empty means: reuse the previous stage's scores.
+            stage, cumulative and after restoring, in (0, 1]; since version 2 the last stage may
+            have 0, from layer 1 on: an exit.
+        scorers: Summed by score weight; empty means: reuse the previous stage's scores. A first
+            stage may have none beside a selector: all patches then count alike.
         restorer: Puts information of dropped tokens back; None for none.
+        selector: Chooses the set that is kept; None: the highest scores. Since version 2.
+        mass: h of proportional attention: a kept token that stands for n gets h log(n) added to
+            its key's logits in every later layer. 0: off. Since version 2.
     """
 
     layer: Layer
     retention: Retention
     scorers: tuple[AnyScorer, ...] = ()
     restorer: AnyRestorer | None = None
+    selector: AnySelector | None = None
+    mass: Mass = 0.0
+
+    @property
+    def is_new(self) -> bool:
+        """Whether it has what files of version 1 cannot have."""
+        return self.selector is not None or self.mass > 0 or self.retention == 0
+
+    @model_serializer(mode="wrap")
+    def _dump(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        data: dict[str, Any] = handler(self)
+        for name, unset in (("selector", None), ("mass", 0.0)):
+            if data.get(name) == unset:
+                # What uses nothing new keeps its bytes, and so its digest.
+                data.pop(name, None)
+        return data
 
 
 class Provenance(_Frozen):
@@ -152,7 +181,8 @@ class PruningConfig(_Frozen):
 
     Attributes:
         format: Always ``"prunetune.config"``.
-        version: Schema version; files of version 1 load in every later release.
+        version: Schema version; files of version 1 load in every later release, and what uses
+            nothing newer is written as version 1.
         model: Which model it is for.
         separators: Whether image tokens that are not patches stay (``"keep"``, thinned evenly when
             they would take more than half of a stage) or go at the first stage (``"drop"``).
@@ -162,15 +192,40 @@ class PruningConfig(_Frozen):
     """
 
     format: Literal["prunetune.config"] = FORMAT
-    version: Literal[1] = VERSION
+    version: Literal[1, 2] = 1
     model: ModelRef
     separators: Literal["keep", "drop"] = "keep"
     positions: Literal["original", "packed"] = "original"
     stages: tuple[Stage, ...] = Field(min_length=1)
     provenance: Provenance = Field(default_factory=Provenance)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _write_as(cls, data: Any) -> Any:
+        """Say the version of a config that is made in code."""
+        if isinstance(data, dict) and "version" not in data:
+            stages = data.get("stages") or ()
+            new = any(isinstance(stage, Stage) and stage.is_new for stage in stages)
+            return {**data, "version": 2 if new else 1}
+        return data
+
+    @property
+    def prompt_dependent(self) -> bool:
+        """Whether another question about the same picture can change what is kept."""
+        return any(
+            (stage.selector is not None and stage.selector.prompt_dependent)
+            or any({"question", "last_query"} & scorer.needs for scorer in stage.scorers)
+            for stage in self.stages
+        )
+
     @model_validator(mode="after")
     def _check(self) -> "PruningConfig":
+        new = [i for i, stage in enumerate(self.stages) if stage.is_new]
+        if new and self.version == 1:
+            raise ValueError(
+                f"version: received 1, but stages.{new[0]} has a selector, mass or an exit, which "
+                "are of version 2; write \"version\": 2"
+            )
         check_schedule(self.stages, self.model.num_layers)
         if self.positions == "packed" and self.stages[0].layer != 0:
             raise ValueError(
@@ -194,10 +249,10 @@ class PruningConfig(_Frozen):
                 "this is not a prunetune config"
             )
         version = data.get("version")
-        if type(version) is not int or version != VERSION:
+        if type(version) is not int or version not in VERSIONS:
             raise ConfigError(
-                f"{origin}: version: received {version!r}, this release reads version {VERSION}; "
-                "upgrade prunetune or export the config again"
+                f"{origin}: version: received {version!r}, this release reads versions "
+                f"{' and '.join(map(str, VERSIONS))}; upgrade prunetune or export the config again"
             )
         try:
             return cls.model_validate(data)

@@ -31,7 +31,11 @@ def check_schedule(stages: "Sequence[Stage]", num_layers: int) -> None:
                 f"{where}.retention: received {stage.retention}, allowed above 0 and at most "
                 f"{retention}: retentions never rise"
             )
-        _check_scorers(where, stage, first=i == 0)
+        if not stage.retention:
+            _check_exit(where, stage, last=i == len(stages) - 1)
+        else:
+            _check_scorers(where, stage, first=i == 0)
+            _check_selector(where, stage)
         if stage.restorer is not None:
             least = stage.restorer.least_retention() * retention
             if stage.retention < least - 1e-9:
@@ -43,15 +47,55 @@ def check_schedule(stages: "Sequence[Stage]", num_layers: int) -> None:
         layer, retention = stage.layer, stage.retention
 
 
+def _check_exit(where: str, stage: "Stage", *, last: bool) -> None:
+    if not stage.layer:
+        raise ValueError(
+            f"{where}.retention: received 0, allowed above 0 at layer 0: a prompt without its "
+            "pictures is another prompt; exit at a later layer"
+        )
+    if not last:
+        raise ValueError(
+            f"{where}.retention: received 0, but a stage follows: nothing is left to choose from; "
+            "make the exit the last stage"
+        )
+    extra = [n for n in ("scorers", "restorer", "selector", "mass") if getattr(stage, n)]
+    if extra:
+        raise ValueError(
+            f"{where}.{extra[0]}: received a value beside retention 0, which keeps nothing; leave "
+            "it out"
+        )
+
+
+def _check_selector(where: str, stage: "Stage") -> None:
+    from prunetune.restorers import Restorer
+
+    selector, restorer = stage.selector, stage.restorer
+    if selector is None:
+        return
+    if restorer is not None and type(restorer).keep is not Restorer.keep:
+        raise ValueError(
+            f"{where}.restorer: {restorer.name} chooses what is kept by itself, and so does the "
+            f"selector {selector.name}; leave one of them out"
+        )
+    missing = selector.uses_scorers - {scorer.name for scorer in stage.scorers}
+    if missing:
+        raise ValueError(
+            f"{where}.selector: {selector.name} uses the scorer {', '.join(sorted(missing))}, "
+            "which the stage does not have; add it to scorers (with weight 0 it counts there "
+            "only)"
+        )
+
+
 def _check_scorers(where: str, stage: "Stage", *, first: bool) -> None:
     if not stage.scorers:
-        if first:
+        if first and stage.selector is None:
             raise ValueError(f"{where}.scorers: the first stage needs at least one scorer")
         return
     names = [scorer.name for scorer in stage.scorers]
     if len(set(names)) != len(names):
         raise ValueError(f"{where}.scorers: received {names}, every scorer may appear once")
-    if not any(scorer.usable_at(stage.layer) for scorer in stage.scorers):
+    usable = [scorer.usable_at(stage.layer) for scorer in stage.scorers]
+    if not any(usable) and stage.selector is None:
         raise ValueError(
             f"{where}.scorers: {', '.join(names)} need states of a decoder layer, which a stage at "
             "layer 0 has not; move the stage to layer 1 or later, or add another scorer"

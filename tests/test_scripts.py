@@ -19,6 +19,7 @@ SCRIPTS = {
     "benchmarks/prefill.py": "--rounds 1 --tiny",
     "benchmarks/report.py": "--study {study} --trials 3",
     "benchmarks/report_open.py": "{study}/report.html --rounds 1",
+    "benchmarks/selecting.py": "--tiny",
     "benchmarks/scoring.py": "--rounds 2 --tiny",
     "benchmarks/search_cost.py": "--quick --cases tiny",
     "benchmarks/search_memory.py": "--samples 1 2 --trials 1",
