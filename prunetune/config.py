@@ -222,9 +222,14 @@ class PruningConfig(_Frozen):
     def _check(self) -> "PruningConfig":
         new = [i for i, stage in enumerate(self.stages) if stage.is_new]
         if new and self.version == 1:
+            if not self.stages[new[0]].retention:
+                raise ValueError(
+                    f"stages.{new[0]}.retention: received 0, allowed a number above 0 and at most "
+                    "1 in a file of version 1; 0, an exit, is of version 2"
+                )
             raise ValueError(
-                f"version: received 1, but stages.{new[0]} has a selector, mass or an exit, which "
-                "are of version 2; write \"version\": 2"
+                f"version: received 1, but stages.{new[0]} has a selector or mass, which are of "
+                "version 2; write \"version\": 2"
             )
         check_schedule(self.stages, self.model.num_layers)
         if self.positions == "packed" and self.stages[0].layer != 0:
