@@ -229,7 +229,7 @@ class PruningConfig(_Frozen):
                 )
             raise ValueError(
                 f"version: received 1, but stages.{new[0]} has a selector or mass, which are of "
-                "version 2; write \"version\": 2"
+                'version 2; write "version": 2'
             )
         check_schedule(self.stages, self.model.num_layers)
         if self.positions == "packed" and self.stages[0].layer != 0:

@@ -257,4 +257,4 @@ class _Tester:
 
 def _most(values: list[float]) -> float:
     """Return the largest; not a number where one is none."""
-    return float(torch.tensor(values, dtype=torch.float64).amax())
+    return float(torch.tensor(values, dtype=torch.float64, device="cpu").amax())

@@ -12,6 +12,7 @@ from prunetune.families import FAMILIES, Family
 from prunetune.families.base import refuse
 from prunetune.models.fingerprint import weights_digest
 from prunetune.runtime.handle import Handle
+from prunetune.runtime.mass import check_kernel
 from prunetune.runtime.taps import row_readable
 
 __all__ = ["Handle", "apply", "check_fits", "family_of"]
@@ -128,7 +129,8 @@ def check_fits(family: Family, config: PruningConfig, *, strict: bool) -> None:
     Raises:
         ConfigError: Another model type or depth, positions that have no meaning here, or with
             ``strict`` another fingerprint.
-        UnsupportedModelError: A scorer reads attention that this language model does not show.
+        UnsupportedModelError: A scorer reads attention that this language model does not show, or
+            its attention takes no bias of keys.
     """
     from prunetune.models.fingerprint import fingerprint
 
@@ -150,6 +152,8 @@ def check_fits(family: Family, config: PruningConfig, *, strict: bool) -> None:
             "multimodal rotary positions are rows and columns, which renumbering would erase"
         )
     _check_rows(family, config)
+    if any(stage.mass for stage in config.stages):
+        check_kernel(getattr(family.text_model.config, "_attn_implementation", None))
     if ref.fingerprint is not None and ref.fingerprint != fingerprint(family.config):
         message = (
             "the config was made for a model of another architecture fingerprint "

@@ -48,7 +48,8 @@ def asked_row(
         at = place.gather(1, slot[:, None])[:, 0]
         past = 0 if keys is None else keys.shape[2]
         shown = _seen_by(slot, brought(mask, home), segment, sight, past, seen)
-        row: Tensor = brought(query_row(layer, hidden, rotary, shown, at, keys), home)
+        bias = segment.key_bias(shown.shape[1])
+        row: Tensor = brought(query_row(layer, hidden, rotary, shown, at, keys, bias), home)
         return row
 
     if sight is None:

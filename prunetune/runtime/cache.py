@@ -42,7 +42,7 @@ class CacheState:
     def rows(self, stage: int, batch: int) -> Held:
         """Return ``held`` of a stage for ``batch`` rows (beams repeat a sample's row)."""
         held = self.held[stage]
-        return replace(held, slots=_repeat(held.slots, batch))
+        return replace(held, slots=_repeat(held.slots, batch), bias=_repeat(held.bias, batch))
 
     def shifts(self, batch: int) -> Tensor | None:
         """Return ``shift`` for ``batch`` rows."""
@@ -58,12 +58,20 @@ class CacheState:
     @property
     def differs_by_row(self) -> bool:
         """Whether some of it is another for each row of the cache."""
-        rows = [self.shift, self.position, *(held.slots for held in self.held)]
+        rows = [self.shift, self.position]
+        rows += [part for held in self.held for part in (held.slots, held.bias)]
         return any(isinstance(part, Tensor) and len(part) > 1 for part in rows)
 
     def move_rows(self, move: Callable[[Tensor], Tensor], batch: int) -> None:
         """Do to all of it what is done to the ``batch`` rows of the cache."""
-        self.held = [replace(held, slots=_moved(held.slots, move, batch)) for held in self.held]
+        self.held = [
+            replace(
+                held,
+                slots=_moved(held.slots, move, batch),
+                bias=_moved(held.bias, move, batch),
+            )
+            for held in self.held
+        ]
         self.shift = _moved(self.shift, move, batch)
         if isinstance(self.position, Tensor):
             self.position = _moved(self.position, move, batch)

@@ -9,6 +9,7 @@ from torch import Tensor
 from prunetune.config import Stage
 from prunetune.numerics import exactly
 from prunetune.runtime.images import ImageTokens
+from prunetune.runtime.mass import stood_for
 from prunetune.runtime.plan import Plan
 from prunetune.runtime.taps import LayerTap
 from prunetune.scorers import ScoreContext, Scorer
@@ -102,8 +103,16 @@ def choose(
             if decision is not None:
                 alive = decision
             decisions.leave((number, b, m), alive)
+            if plan.uses_mass:
+                _join(image, alive, hidden[b, place[b, image.slots[image.alive]]])
             image.alive = alive
     return restored
+
+
+def _join(image: ImageTokens, alive: Tensor, states: Tensor) -> None:
+    """Let what a stage drops join what it keeps."""
+    kept = torch.isin(image.alive, alive).nonzero().flatten()
+    image.mass[alive] = stood_for(states, kept, image.mass[image.alive])
 
 
 def _scores(

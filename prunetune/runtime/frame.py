@@ -21,6 +21,7 @@ from prunetune.runtime.forward import Forward
 from prunetune.runtime.images import ImageTokens, stage_trace
 from prunetune.runtime.leave import leave
 from prunetune.runtime.masks import check_window, segment_mask
+from prunetune.runtime.mass import bias_of
 from prunetune.runtime.plan import Plan
 from prunetune.runtime.positions import packed_ids, prompt_end, rows_of
 from prunetune.runtime.promises import check_position
@@ -100,8 +101,7 @@ class Frame:
         if not self.started:
             self._start(call)
         hidden, told = call.hidden, call.told
-        due = self.stage + 1
-        if due < len(self.plan.stages) and self.plan.stages[due].layer == index:
+        if self.plan.due(self.stage + 1, index):
             hidden = self._begin_stage(index, hidden)
         if self.segment is not None:
             told = self._told(index, hidden, call.told)
@@ -172,10 +172,9 @@ class Frame:
         elif self.state is not None:
             self.segment = Segment(index=None, valid=self.valid, padded=self.padded)
         if self.segment is not None:
-            self.segment.past = physical_length(self.cache, index)
+            past = self.segment.past = physical_length(self.cache, index)
             if self.state is not None:
-                held = self.state.rows(self.stage, hidden.shape[0])
-                self.segment.held = held.cropped(self.segment.past)
+                self.segment.held = self.state.rows(self.stage, len(hidden)).cropped(past)
             self.segments.append(self.segment)
         return hidden
 
@@ -215,6 +214,8 @@ class Frame:
             slots, valid = left_pad([row.nonzero().flatten() for row in self.alive])
             move.index = place.gather(1, slots)
             self.segment = Segment(slots, valid, padded=not bool(valid.all()), move=move)
+        if self.plan.uses_mass:
+            self.segment.bias = bias_of(self.rows, self.segment, self.valid, stage.mass)
         assert self.trace is not None
         self.trace.stages.append(stage_trace(stage.layer, before, after, self.rows))
         return move(hidden)

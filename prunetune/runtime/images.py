@@ -19,9 +19,10 @@ class ImageTokens:
         alive: ``[m]`` int64 ascending, which of its tokens are alive.
         importance: ``[n]`` float32 of the last scored stage; 0 at separators.
         stage_scores: ``[patches]`` float32 of the last stage.
+        mass: ``[n]`` float32, how many tokens each one that is alive stands for.
     """
 
-    __slots__ = ("alive", "capture", "importance", "slots", "stage_scores")
+    __slots__ = ("alive", "capture", "importance", "mass", "slots", "stage_scores")
 
     def __init__(self, slots: Tensor, capture: ImageCapture) -> None:
         self.slots = slots
@@ -29,6 +30,7 @@ class ImageTokens:
         self.alive = torch.arange(len(slots), device=slots.device)
         self.importance: Tensor | None = None
         self.stage_scores = torch.zeros(0, dtype=torch.float32, device=slots.device)
+        self.mass = torch.ones(len(slots), dtype=torch.float32, device=slots.device)
 
     def hide(self, valid: Tensor) -> None:
         """Take tokens that the caller hides for gone.

@@ -8,6 +8,7 @@ from prunetune.errors import UnsupportedModelError
 from prunetune.families.base_configs import text_window
 from prunetune.release import causal_mask, unsupported
 from prunetune.runtime.cache import CacheView
+from prunetune.runtime.mass import biased
 from prunetune.runtime.segment import Segment
 from prunetune.runtime.sight import carried_over
 
@@ -40,13 +41,29 @@ def segment_mask(
             attention implementation takes no mask.
     """
     view = None if cache is None else CacheView(cache)
+    width = hidden.shape[1] if view is None else view.get_mask_sizes(hidden.shape[1], layer)[0]
+    mask = _plain_mask(config, hidden, segment, own, view, layer, seen, length, width)
+    bias = segment.key_bias(width)
+    if bias is None:
+        return mask
+    return biased(mask, bias, hidden, getattr(config, "_attn_implementation", None))
+
+
+def _plain_mask(
+    config: Any,
+    hidden: Tensor,
+    segment: Segment,
+    own: Any,
+    view: CacheView | None,
+    layer: int,
+    seen: int,
+    length: int,
+    width: int,
+) -> Any:
     if isinstance(own, Tensor) and own.dim() in (2, 4):
         if segment.in_place:
             return own
         total = seen + length
-        width = hidden.shape[1]
-        if view is not None:
-            width = view.get_mask_sizes(hidden.shape[1], layer)[0]
         static = view is not None and view.static
         if own.shape[-1] == total or (static and own.shape[-1] > total):
             return carried_over(own, segment, seen, width)

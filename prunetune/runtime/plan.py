@@ -21,6 +21,7 @@ class Plan:
         packed: Whether positions are renumbered after the layer-0 stage.
         separators: Whether separators stay, as the config says.
         digest: Of the config.
+        uses_mass: Whether tokens count for how many they stand for.
         first_of_kinds: The first decoder layer of each kind; others of it share its mask.
         memo_keys: Scorer's ``id`` to what identifies its scores of an untouched image; scorers
             with tunable hyperparameters have none.
@@ -38,6 +39,7 @@ class Plan:
         self.tapped = frozenset(k - 1 for k, _ in layered)
         self.row_layers = frozenset(k - 1 for k, sc in layered if "last_query" in sc.needs)
         self.norm_layers = frozenset(k - 1 for k, sc in layered if "layer_states" in sc.needs)
+        self.uses_mass = any(stage.mass > 0 for stage in self.stages)
         self.memo_keys = {
             id(sc): f"{k}:{sc.model_dump_json(exclude={'weight'})}"
             for k, sc in used
@@ -46,6 +48,10 @@ class Plan:
         kinds = [family.layer_kind(k) for k in range(len(family.layers))]
         self.first_of_kinds = sorted({kinds.index(kind) for kind in kinds})
         self.needs = frozenset(need for _, sc in used for need in sc.needs)
+
+    def due(self, number: int, layer: int) -> bool:
+        """Tell whether stage ``number`` (from 0) is there and at ``layer``."""
+        return number < len(self.stages) and self.stages[number].layer == layer
 
     def scorers_of(self, stage: Stage) -> list[Scorer]:
         """Return the stage's scorers that have their inputs at its layer."""

@@ -46,17 +46,21 @@ class Held:
             token ``i`` is token ``i`` of the sequence.
         behind: What is cached behind them, at ``i``, is token ``i + behind``.
         padded: Whether some of ``slots`` is ``NOWHERE``.
+        bias: ``[B, n]`` float32, what is added to the logits of the first ``n`` cached ones as
+            keys; None: nothing.
     """
 
     slots: Tensor | None = None
     behind: int = 0
     padded: bool = False
+    bias: Tensor | None = None
 
     def cropped(self, past: int) -> "Held":
         """Return the same of a cache that holds ``past`` tokens now: some may be cropped off."""
         if self.slots is None or self.slots.shape[1] <= past:
             return self
-        return Held(self.slots[:, :past], self.behind, self.padded)
+        bias = None if self.bias is None else self.bias[:, :past]
+        return Held(self.slots[:, :past], self.behind, self.padded, bias)
 
     def of(self, count: int, batch: int, device: Any) -> Tensor:
         """Return the tokens that the first ``count`` cached ones are, ``[batch, count]`` int64."""
@@ -78,6 +82,8 @@ class Segment:
         move: What the stage does to the states entering it.
         past: Tokens that its layers had cached before this forward.
         held: Which ones those are.
+        bias: ``[B, m]`` float32, what is added to the logits of its own tokens as keys; None:
+            nothing.
         inputs: By kind of layer, what its layers get instead of what the model prepared.
     """
 
@@ -87,6 +93,7 @@ class Segment:
     move: Move = field(default_factory=Move)
     past: int = 0
     held: Held = field(default_factory=Held)
+    bias: Tensor | None = None
     inputs: dict[str, Told] = field(default_factory=dict)
 
     @property
@@ -128,6 +135,23 @@ class Segment:
         held = self.held.of(self.past, len(self.valid), self.valid.device) != NOWHERE
         return torch.cat([held, self.valid], 1)
 
+    def key_bias(self, width: int) -> Tensor | None:
+        """Return what is added to the logits of each key of its layers, ``[B, width]`` float32.
+
+        Args:
+            width: Keys of the layers; a static cache has more than it holds.
+        """
+        held, own = self.held.bias, self.bias
+        if held is None and own is None:
+            return None
+        batch, device = len(self.valid), self.valid.device
+        none = torch.zeros(batch, 0, dtype=torch.float32, device=device)
+        first = none if held is None else brought(held, device)[:, : self.past]
+        # What was cached behind the last pruned forward is text.
+        first = torch.nn.functional.pad(first, (0, self.past - first.shape[1]))
+        bias = torch.cat([first, none if own is None else own], 1)
+        return torch.nn.functional.pad(bias, (0, width - bias.shape[1]))
+
     def after(self, seen: int, length: int) -> Held:
         """Return which tokens its layers hold after this forward, of ``length`` input slots."""
         if self.index is None and not self.padded:
@@ -136,7 +160,8 @@ class Segment:
         held = self.held.of(self.past, batch, self.valid.device)
         slots = torch.cat([held, self.tokens(seen)], 1)
         behind = seen + length - self.past - own
-        return Held(slots, behind, self.padded or self.held.padded)
+        bias = self.key_bias(self.past + own)
+        return Held(slots, behind, self.padded or self.held.padded, bias)
 
 
 def places(segment: Segment | None, alive: Tensor, sight: Any = None, *, none: int = 0) -> Tensor:

@@ -36,6 +36,7 @@ def query_row(
     seen: Tensor,
     at: Tensor,
     keys: Tensor | None,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """Return the attention row of one token of each sequence, wherever the layer's weights are.
 
@@ -46,13 +47,14 @@ def query_row(
         seen: ``[B, P + m]`` bool, the keys that the token sees, cached ones first.
         at: ``[B]`` int64, where it stands in ``states``.
         keys: Cached keys, ``[B, heads, P, head_dim]``; None: there are none.
+        bias: ``[B, P + m]`` float32, added to the logits of each key; None: nothing.
 
     Returns:
         ``[B, m]`` float32.
     """
     past = 0 if keys is None else keys.shape[2]
     cached = None if keys is None else (keys, seen[:, :past])
-    given = (states, rotary, seen[:, past:], cached, at)
+    given = (states, rotary, seen[:, past:], cached, at, bias)
     return last_query_row(layer, *brought(given, execution_device(layer.input_layernorm)))
 
 
@@ -101,6 +103,7 @@ def last_query_row(
     valid: Tensor,
     past: tuple[Tensor, Tensor | None] | None = None,
     at: Tensor | None = None,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """Return the attention row of each sequence's last token at one decoder layer, head mean.
 
@@ -114,6 +117,7 @@ def last_query_row(
         past: Cached keys ``[B, heads, P, head_dim]`` and which of them are real (``[B, P]``).
         at: ``[B]`` int64, the querying token of each sequence; None: the last real one. Tokens
             behind it are not attended to.
+        bias: ``[B, P + S]`` float32, added to the logits of each key; None: nothing.
 
     Returns:
         ``[B, S]`` float32; 0 at padding; with ``past`` the rows do not sum to 1.
@@ -148,6 +152,8 @@ def last_query_row(
     softcap = getattr(attention, "attn_logit_softcapping", None)
     if softcap is not None:
         logits = softcap * (logits / softcap).tanh()
+    if bias is not None:
+        logits = logits + bias[:, None, None]
     logits = logits.masked_fill(~keep[:, None, None], -torch.inf)
     row: Tensor = logits.softmax(-1).mean((1, 2))[:, -length:]
     return row

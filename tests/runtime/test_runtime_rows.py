@@ -70,6 +70,6 @@ def test_moved_rows_go_on_as_they_were(schedule, positions, kind, moves):
 
 @torch.no_grad()
 def test_a_state_that_stays_behind_would_be_noticed(monkeypatch):
-    monkeypatch.setattr("prunetune.runtime.frame.follow_rows", lambda cache, state: None)
+    monkeypatch.setattr("prunetune.runtime.leave.follow_rows", lambda cache, state: None)
     logits, expected = moved("2+4", "original", "dynamic", ["reorder_cache"])
     assert worst(logits, expected) > 0.1

@@ -1,5 +1,6 @@
 """What selectors do with views and with many patches, and what their table promises."""
 
+import os
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -95,7 +96,7 @@ def test_scratch_memory_is_bounded():
         text=True,
         check=True,
         timeout=200,
-        cwd=Path(__file__).parent,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
     )
     packed, whole = map(int, done.stdout.split())
     assert packed < 256
