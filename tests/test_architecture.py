@@ -22,7 +22,7 @@ ORDER = (
     ("space",),
     ("calibration", "runtime"),
     ("presets", "budget"),
-    ("config", "schedules", "models"),
+    ("config", "provenance", "schedules", "models"),
     ("scorers", "selectors", "restorers", "families"),
     ("tokens", "registry", "files", "messages", "interrupts", "numerics", "release", "errors"),
 )

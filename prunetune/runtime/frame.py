@@ -292,8 +292,7 @@ class Frame:
     def restore_length(self, hidden: Tensor) -> Tensor:
         """Return final states of this forward's slots, ``[B, S, d]``.
 
-        Where a token was dropped, the state of the last survivor before it that it saw, which is
-        what the compacted sequence has there; 0 where there is none.
+        Where one was dropped, the state of the last survivor before it that it saw; 0: none.
         """
         if self.segment is None or self.segment.index is None:
             return hidden
