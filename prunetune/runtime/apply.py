@@ -41,7 +41,7 @@ def apply(model: nn.Module, config: PruningConfig, *, strict: bool = False) -> "
 
     The model's code and weights are not changed: forward pre-hooks on its decoder layers drop
     tokens in the prefill, so that later layers compute on and cache fewer. Outputs keep their
-    full length; states of dropped tokens are zero.
+    full length; a dropped token's place holds the state of the last survivor before it.
 
     Example::
 
