@@ -38,6 +38,7 @@ __all__ = [
     "check_names",
     "image_blocks",
     "layer_arguments",
+    "takes_bounds",
     "unsupported",
     "warn_of_version",
 ]
@@ -52,6 +53,10 @@ CACHE_NAMES = ("cache", "past_key_values")
 
 LAYER_NAMES = ("attention_mask", "position_ids", "position_embeddings")
 """What decoder layers are told beside their states."""
+
+BOUNDS = "cu_seq_lens_q"
+PACKED_NAMES = (BOUNDS, "cu_seq_lens_k", "max_length_q", "max_length_k")
+"""How a caller tells FlashAttention where the samples of a packed row begin and end."""
 
 _warned: set[str] = set()
 
@@ -157,11 +162,14 @@ class LayerCall:
         hidden: ``[B, m, d]`` states entering it.
         told: What the model told it.
         cache: The cache that it will grow, or None.
+        bounds: ``[samples + 1]`` int, where the samples of a packed row begin and end, as the
+            caller told FlashAttention; None: not told.
     """
 
     hidden: Tensor
     told: Told
     cache: Any
+    bounds: Tensor | None
     _args: tuple[Any, ...]
     _kwargs: dict[str, Any]
 
@@ -179,12 +187,15 @@ class LayerCall:
             what = ", ".join(missing) or "its states"
             raise unsupported(f"a decoder layer was called without {what}")
         told = Told(kwargs[mask], kwargs[rotary], kwargs.get(positions))
-        return cls(hidden, told, cache_of(kwargs), args, kwargs)
+        return cls(hidden, told, cache_of(kwargs), kwargs.get(BOUNDS), args, kwargs)
 
     def with_(self, hidden: Tensor, told: Told) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the layer's args and kwargs with other states (``[B, m, d]``), told otherwise."""
         replaced = zip(LAYER_NAMES, (told.mask, told.positions, told.rotary), strict=True)
         kwargs = self._kwargs | dict(replaced)
+        if told is not self.told:
+            # Of the whole row: positions tell what is left of each sample.
+            kwargs = {name: kwargs[name] for name in kwargs if name not in PACKED_NAMES}
         if self._args:
             return (hidden, *self._args[1:]), kwargs
         return (), kwargs | {"hidden_states": hidden}
@@ -211,6 +222,11 @@ def check_names(base: nn.Module, layer: nn.Module) -> None:
         missing += [name for name in LAYER_NAMES if name not in taken]
     if missing:
         raise unsupported(f"{type(base).__name__} has no argument {', '.join(missing)}")
+
+
+def takes_bounds(config: Any) -> bool:
+    """Tell whether a text model's attention is told samples of a row by their bounds."""
+    return "flash" in str(getattr(config, "_attn_implementation", ""))
 
 
 # -- masks -------------------------------------------------------------------------------------

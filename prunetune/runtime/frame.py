@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from prunetune.models.devices import brought
-from prunetune.release import LayerCall, Told
+from prunetune.release import LayerCall, Told, takes_bounds
 from prunetune.runtime.asked import asked_row
 from prunetune.runtime.cache import (
     CacheState,
@@ -123,8 +123,7 @@ class Frame:
         self.started = True
         self.cache = layer.cache
         self.length = hidden.shape[1]
-        # Layers may be on several devices: everything is decided where the first states are.
-        self.home = hidden.device
+        self.home = hidden.device  # Layers may be on several: all is decided where the first is.
         call.bring(self.home)
         if layer.told.positions is not None:
             call.positions = layer.told.positions
@@ -138,9 +137,10 @@ class Frame:
         self.alive = self.valid.clone()
         if self.prunes:
             positions = call.positions if call.mask is None and self.cache is None else None
+            flash = takes_bounds(self.plan.family.text_model.config)
             self.sight, self.samples = look(
                 brought(layer.told.mask, self.home), call.mask, brought(positions, self.home),
-                call.past, hidden.shape[:2],
+                call.past, hidden.shape[:2], brought(layer.bounds, self.home) if flash else None,
             )  # fmt: skip
             self._find_query()
         elif self.state is not None and self.length == 1:

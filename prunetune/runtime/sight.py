@@ -103,7 +103,12 @@ class Sight:
 
 
 def look(
-    mask: Any, given: Any, positions: Tensor | None, past: int, shape: Sequence[int]
+    mask: Any,
+    given: Any,
+    positions: Tensor | None,
+    past: int,
+    shape: Sequence[int],
+    bounds: Tensor | None = None,
 ) -> tuple[Sight | None, Tensor | None]:
     """Find out whether more than padding decides which tokens see which.
 
@@ -114,6 +119,7 @@ def look(
             mask and a cache.
         past: Tokens of the sequence before this forward.
         shape: ``(B, S)``.
+        bounds: ``[samples + 1]`` int, where samples begin and end, as told to FlashAttention.
 
     Returns:
         The sight, or None; and the sample of each token, ``[B, S]`` int64, where the attention
@@ -126,6 +132,9 @@ def look(
             return None, None
         seen = visible(mask)[:, :, past : past + length]
         return Sight(seen.expand(batch, -1, -1)), None
+    if bounds is not None and len(bounds) > 2:
+        slots = torch.arange(length, device=bounds.device)
+        samples = torch.bucketize(slots, bounds[1:-1], right=True)[None].to(bounds.device)
     if samples is None or batch > 1:
         return None, None
     same = samples[:, :, None] == samples[:, None]
