@@ -93,7 +93,9 @@ class Stage(Frozen):
     @property
     def is_new(self) -> bool:
         """Whether it has what files of version 1 cannot have."""
-        return self.selector is not None or self.mass > 0 or self.retention == 0
+        if self.selector is not None or self.mass > 0 or self.retention == 0:
+            return True
+        return self.restorer is not None and self.restorer.since > 1
 
     @model_serializer(mode="wrap")
     def _dump(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:

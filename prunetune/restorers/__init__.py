@@ -11,6 +11,7 @@ RESTORERS: Registry[Restorer] = Registry(
     "prunetune.restorers.base:Restorer",
     {
         "grid_recycling": "prunetune.restorers.grid_recycling:GridRecycling",
+        "similarity_merge": "prunetune.restorers.similarity_merge:SimilarityMerge",
         "uniform_recovery": "prunetune.restorers.uniform_recovery:UniformRecovery",
     },
 )

@@ -18,6 +18,8 @@ class Restorer(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     summary: ClassVar[str] = ""
+    since: ClassVar[int] = 1
+    """Version of the config file that it came with."""
     name: str
 
     def keep(self, scores: Tensor, count: int, geometry: ImageGeometry) -> Tensor:
@@ -31,7 +33,7 @@ class Restorer(BaseModel):
         return top_indices(scores, count)
 
     def blend(
-        self, states: Tensor, scores: Tensor, keep: Tensor, geometry: ImageGeometry, mass: Tensor
+        self, states: Tensor, scores: Tensor, keep: Tensor, geometry: ImageGeometry, weights: Tensor
     ) -> Tensor | None:
         """Return new states of the kept patches, ``[count, d]``, or None to leave them as they are.
 
@@ -40,7 +42,7 @@ class Restorer(BaseModel):
             scores: ``[visual]`` float32 importance.
             keep: ``[count]`` int64, what ``keep`` returned.
             geometry: Of the ``visual`` patches.
-            mass: ``[visual]`` float32 above 0, to weigh states by: the scorer's own score where
+            weights: ``[visual]`` float32 above 0, to weigh states by: the scorer's own score where
                 the stage has a single scorer of positive weight, else the exponential of the
                 stage's weighted sum.
         """

@@ -17,7 +17,7 @@ class GridRecycling(Restorer):
 
     The picture is cut into square cells of ``size`` patches, the thumbnail and the mosaic of tiles
     (stitched, unpadded) each on its own. The removed tokens of a cell become their mean, weighted
-    by ``mass``; it takes the place, and for later stages the score, of the heaviest of them.
+    by ``weights``; it takes the place, and for later stages the score, of the heaviest of them.
 
     The release removes ``N - count + floor(N / size^2)`` tokens and gets back as many as there
     are cells with a removed token, mostly more than it reckoned with: the budget is overshot.
@@ -56,7 +56,7 @@ class GridRecycling(Restorer):
 
     @exactly()
     def blend(
-        self, states: Tensor, scores: Tensor, keep: Tensor, geometry: ImageGeometry, mass: Tensor
+        self, states: Tensor, scores: Tensor, keep: Tensor, geometry: ImageGeometry, weights: Tensor
     ) -> Tensor | None:
         """Return the states of the kept patches, ``[count, d]``, heads replaced by cell means."""
         total = scores.shape[0]
@@ -75,7 +75,7 @@ class GridRecycling(Restorer):
             return None
         gone[head] = True
         source = gone.nonzero().flatten()
-        weight = mass.float()[source] * (cell[source] == cell[head][:, None])
+        weight = weights.float()[source] * (cell[source] == cell[head][:, None])
         mean = (weight / weight.sum(1, keepdim=True)) @ states[source].float()
         new = states.float().index_copy(0, head, mean)
         return new[keep]

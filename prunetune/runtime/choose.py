@@ -94,8 +94,8 @@ def choose(
             )
             if stage.restorer is not None and len(patches):
                 states = hidden[b, at]
-                mass = _mass(plan, stage, scores, ctx)
-                new = stage.restorer.blend(states, scores, kept, ctx.geometry, mass)
+                weights = _weights(plan, stage, scores, ctx)
+                new = stage.restorer.blend(states, scores, kept, ctx.geometry, weights)
                 if new is not None:
                     restored.append((b, at[kept], new.to(hidden.dtype)))
             stay = separators[spread_indices(len(separators), count - len(kept), kept.device)]
@@ -182,7 +182,7 @@ def _context(
 
 
 @exactly()
-def _mass(plan: Plan, stage: Stage, scores: Tensor, ctx: ScoreContext) -> Tensor:
+def _weights(plan: Plan, stage: Stage, scores: Tensor, ctx: ScoreContext) -> Tensor:
     scorers = plan.scorers_of(stage)
     if len(scorers) == 1 and scorers[0].weight > 0:
         return scorers[0].score(ctx).float().clamp_min(1e-6)

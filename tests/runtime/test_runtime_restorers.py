@@ -17,8 +17,8 @@ class Blend(Restorer):
 
     name: str = "blend"
 
-    def blend(self, states, scores, keep, geometry, mass):
-        return states[keep] + 0.2 * (scores + mass.sqrt())[keep, None] * states.mean(0)
+    def blend(self, states, scores, keep, geometry, weights):
+        return states[keep] + 0.2 * (scores + weights.sqrt())[keep, None] * states.mean(0)
 
 
 def images_of(trace, geometries):
