@@ -3,6 +3,7 @@
 import copy
 import logging
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import transformers
 from reference import worst
 from reference_models import family, make_batch, make_config, tiny
 from test_runtime_generate import generate
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
@@ -295,3 +297,41 @@ def test_no_step_reads_a_device():
     assert not right
     assert check_position(state, 45, torch.tensor([[42]]), 1, chosen=True, dropped=3)
     assert not check_position(state, 45, torch.tensor([[44]]), 1, chosen=True, dropped=3)
+
+
+class Reads(TorchDispatchMode):
+    """Counts what would make a step wait for a device: tensors' values read by the host."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function.name() in ("aten::_local_scalar_dense", "aten::equal")
+        return function(*args, **(kwargs or {}))
+
+
+def reads_of_a_step(model, batch, config=None):
+    with torch.no_grad(), prunetune.apply(model, config) if config else nullcontext():
+        cache = cache_of(model(**batch.inputs, use_cache=True))
+        mask = torch.nn.functional.pad(batch.inputs["attention_mask"], (0, 1), value=1)
+        ids = torch.full((len(mask), 1), 5)
+        with Reads() as reads:
+            model(input_ids=ids, attention_mask=mask, **cache_argument(model, cache))
+    return reads.count
+
+
+@pytest.mark.parametrize("rows", [None, ((3, (20, 20), 6),)], ids=["ragged", "one"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_decoding_step_waits_no_more_often_than_an_unpruned_one(schedule, rows, monkeypatch):
+    model = tiny("llava")
+    batch, config = make_batch(model, rows), make_config(model, schedule)
+    plain = reads_of_a_step(model, batch)
+    # On the host a comparison is read at once; on a device, one step later.
+    assert reads_of_a_step(model, batch, config) == plain + 1
+    monkeypatch.setattr(handle.Suspicion, "note", lambda self, wrong: None)
+    assert reads_of_a_step(model, batch, config) == plain
+    # The twin: a step that asks a tensor.
+    real = frame.new_slots
+    monkeypatch.setattr(frame, "new_slots", lambda *a: (bool(a[1].any()), real(*a))[1])
+    assert reads_of_a_step(model, batch, config) == plain + 1
