@@ -118,7 +118,12 @@ class Stage(_Frozen):
     @property
     def is_new(self) -> bool:
         """Whether it has what files of version 1 cannot have."""
-        return self.selector is not None or self.mass > 0 or self.retention == 0
+        return (
+            self.selector is not None
+            or self.mass > 0
+            or self.retention == 0
+            or any(scorer.since > 1 for scorer in self.scorers)
+        )
 
     @model_serializer(mode="wrap")
     def _dump(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -223,8 +228,8 @@ class PruningConfig(_Frozen):
         new = [i for i, stage in enumerate(self.stages) if stage.is_new]
         if new and self.version == 1:
             raise ValueError(
-                f"version: received 1, but stages.{new[0]} has a selector, mass or an exit, which "
-                "are of version 2; write \"version\": 2"
+                f"version: received 1, but stages.{new[0]} has a selector, mass, an exit or a "
+                'newer field of a scorer, which are of version 2; write "version": 2'
             )
         check_schedule(self.stages, self.model.num_layers)
         if self.positions == "packed" and self.stages[0].layer != 0:

@@ -10,6 +10,10 @@ import torch
 from torch import Tensor
 
 
+def _unset() -> Tensor:
+    return torch.zeros(0, dtype=torch.long, device="cpu")
+
+
 @dataclass(frozen=True)
 class ImageGeometry:
     """Where each of one image's tokens comes from, in sequence order.
@@ -27,6 +31,10 @@ class ImageGeometry:
         width: ``[n]`` float32 in (0, 1], width of the patch in the original picture.
         separator: ``[n]`` bool, True for image tokens that are not patches.
         frame: ``[n]`` int64, a video's frame in order of time; 0 in images.
+        row_off: ``[n]`` float32 in [-0.5, 0.5]; how far below the patch at ``row`` a token lies
+            that was interpolated from several, in patches of the stitched tiles; 0 for others.
+        col_off: ``[n]`` float32; likewise, how far to the right of ``col``.
+        across: ``[n]`` int64, tiles in a row of the picture's mosaic; 1 where it is not known.
     """
 
     tile: Tensor
@@ -39,11 +47,17 @@ class ImageGeometry:
     height: Tensor
     width: Tensor
     separator: Tensor
-    frame: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long, device="cpu"))
+    frame: Tensor = field(default_factory=_unset)
+    row_off: Tensor = field(default_factory=_unset)
+    col_off: Tensor = field(default_factory=_unset)
+    across: Tensor = field(default_factory=_unset)
 
     def __post_init__(self) -> None:
-        if len(self.frame) != len(self.tile):
-            object.__setattr__(self, "frame", torch.zeros_like(self.tile))
+        like = {"frame": self.tile, "row_off": self.y, "col_off": self.x, "across": self.tile}
+        for name, model in like.items():
+            if len(getattr(self, name)) != len(self.tile):
+                fill = torch.full_like(model, 1 if name == "across" else 0)
+                object.__setattr__(self, name, fill)
 
     def __len__(self) -> int:
         return int(self.tile.shape[0])

@@ -69,3 +69,33 @@ def test_a_share_of_the_depth_and_a_model_type_of_its_own(monkeypatch):
     for model_type, num_layers, layer in (("llava", 28, 7), ("llava", 16, 4), ("qwen", 16, 8)):
         config, _ = load_preset("uniform", model_type=model_type, num_layers=num_layers)
         assert config.stages[0].layer == layer
+
+
+def test_internvl_has_topvs_settings_of_its_own():
+    stage = load_preset("topv", model_type="internvl", num_layers=24)[0].stages[0]
+    assert (stage.layer, stage.restorer.every, stage.scorers[0].central) == (2, 3, 0.1)
+    # Three quarters dropped, a third of them recovered.
+    assert stage.retention == pytest.approx(0.25 + 0.75 / 3)
+
+
+def test_a_preset_is_of_the_first_version_that_can_say_it():
+    assert {name: preset(name)[0].version for name in ("uniform", "topv", "vflowopt")} == {
+        "uniform": 1,
+        "topv": 1,
+        "vflowopt": 2,
+    }
+    moved, _ = preset("vflowopt", 16, 0.2)
+    assert moved.version == 2
+    [scorer] = moved.stages[0].scorers
+    assert (scorer.unit, scorer.interpolated) == ("mean", True)
+
+
+def test_a_file_of_version_1_cannot_say_what_is_newer():
+    data = preset("vflowopt")[0].model_dump(mode="json")
+    with pytest.raises(ConfigError, match="version: received 1"):
+        PruningConfig.parse(data | {"version": 1})
+    for name in ("unit", "interpolated"):
+        del data["stages"][0]["scorers"][0][name]
+    old = PruningConfig.parse(data | {"version": 1})
+    assert old.stages[0].scorers[0].unit == "uniform"
+    assert old.digest() != preset("vflowopt")[0].digest()
