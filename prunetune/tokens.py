@@ -102,6 +102,55 @@ def grid_geometry(rows: int, cols: int) -> ImageGeometry:
     )
 
 
+def even_cells(geometry: ImageGeometry, count: int) -> Tensor:
+    """Cut one image into ``count`` cells of one view each, as even as that many can be.
+
+    Pictures are cut one by one (a thumbnail, the mosaic of all tiles, a frame), each into its share
+    of the cells. It is cut into bands in raster order, each band from left to right, so that no two
+    cells of a picture differ by more than two patches. Where the count is a quarter of an even
+    grid the cells are its blocks of 2 x 2; other counts have ragged edges.
+
+    Args:
+        geometry: Of the image's ``n`` patches, in any order.
+        count: In 1 .. ``n``.
+
+    Returns:
+        ``[n]`` int64 in 0 .. ``count - 1``, none of them unused; -1 for the patches of a picture
+        whose share is no whole cell.
+    """
+    picture = torch.where(geometry.whole, geometry.frame, 1)
+    out = torch.full_like(picture, -1)
+    seen, first, total = 0, 0, len(geometry)
+    for number in torch.unique(picture).tolist():
+        member = (picture == number).nonzero().flatten()
+        seen += len(member)
+        last = (2 * seen * count + total) // (2 * total)
+        if last > first:
+            out[member] = first + _cells(geometry.select(member), last - first)
+        first = last
+    return out
+
+
+def _cells(geometry: ImageGeometry, count: int) -> Tensor:
+    """Return the cells of one picture, ``[m]`` int64, all of them used."""
+    row, col = (torch.unique(place, return_inverse=True)[1] for place in (geometry.y, geometry.x))
+    m, rows, cols = len(row), int(row.max()) + 1, int(col.max()) + 1
+    bands = min(count, max(1, round(rows * (count / m) ** 0.5)))
+    # Cells and patches before each band; the patches of a band are in proportion to its cells.
+    cells = torch.arange(bands + 1, device=row.device) * count // bands
+    ends = cells * m // count
+    place = torch.arange(m, device=row.device)
+    down = torch.argsort(row * cols + col, stable=True)
+    band = torch.empty_like(row)
+    band[down] = torch.bucketize(place, ends[1:], right=True)
+    order = torch.argsort((band * cols + col) * rows + row, stable=True)
+    band = band[order]
+    inside, size = place - ends[band], ends[band + 1] - ends[band]
+    out = torch.empty_like(row)
+    out[order] = cells[band] + inside * (cells[band + 1] - cells[band]) // size
+    return out
+
+
 @dataclass(frozen=True)
 class Mosaic:
     """One picture as the vision tower got it: tiles in raster order, then the thumbnail.
