@@ -225,11 +225,17 @@ class PruningConfig(_Frozen):
 
     @model_validator(mode="after")
     def _check(self) -> "PruningConfig":
+        newer = [scorer.name for stage in self.stages for scorer in stage.scorers if scorer.since > 1]
+        if newer and self.version == 1:
+            raise ValueError(
+                f"version: received 1, but scorer {newer[0]} has a field of version 2; write "
+                '"version": 2'
+            )
         new = [i for i, stage in enumerate(self.stages) if stage.is_new]
         if new and self.version == 1:
             raise ValueError(
-                f"version: received 1, but stages.{new[0]} has a selector, mass, an exit or a "
-                'newer field of a scorer, which are of version 2; write "version": 2'
+                f"version: received 1, but stages.{new[0]} has a selector, mass or an exit, which "
+                "are of version 2; write \"version\": 2"
             )
         check_schedule(self.stages, self.model.num_layers)
         if self.positions == "packed" and self.stages[0].layer != 0:
