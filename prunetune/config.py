@@ -225,7 +225,9 @@ class PruningConfig(_Frozen):
 
     @model_validator(mode="after")
     def _check(self) -> "PruningConfig":
-        newer = [scorer.name for stage in self.stages for scorer in stage.scorers if scorer.since > 1]
+        newer = [
+            scorer.name for stage in self.stages for scorer in stage.scorers if scorer.since > 1
+        ]
         if newer and self.version == 1:
             raise ValueError(
                 f"version: received 1, but scorer {newer[0]} has a field of version 2; write "
@@ -235,7 +237,7 @@ class PruningConfig(_Frozen):
         if new and self.version == 1:
             raise ValueError(
                 f"version: received 1, but stages.{new[0]} has a selector, mass or an exit, which "
-                "are of version 2; write \"version\": 2"
+                'are of version 2; write "version": 2'
             )
         check_schedule(self.stages, self.model.num_layers)
         if self.positions == "packed" and self.stages[0].layer != 0:
