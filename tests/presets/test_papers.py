@@ -194,7 +194,7 @@ def preset_data(num_layers, stages):
     return PruningConfig.parse(
         {
             "format": "prunetune.config",
-            "version": 1,
+            "version": 2,
             "model": {"model_type": "llava_next", "num_layers": num_layers},
             "stages": stages,
         }
