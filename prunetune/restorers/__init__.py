@@ -10,9 +10,9 @@ RESTORERS: Registry[Restorer] = Registry(
     "restorer",
     "prunetune.restorers.base:Restorer",
     {
-        "cell_mean": "prunetune.restorers.cell_mean:CellMean",
         "grid_recycling": "prunetune.restorers.grid_recycling:GridRecycling",
         "uniform_recovery": "prunetune.restorers.uniform_recovery:UniformRecovery",
+        "cell_mean": "prunetune.restorers.cell_mean:CellMean",
     },
 )
 
