@@ -20,7 +20,7 @@ from prunetune.files import write_atomically
 from prunetune.messages import allowed, describe
 from prunetune.provenance import Frozen, ModelRef, Number, Provenance, Whole
 from prunetune.restorers import RESTORERS, Restorer
-from prunetune.schedules import check_schedule
+from prunetune.schedules import check_schedule, check_version
 from prunetune.scorers import SCORERS, Scorer
 from prunetune.selectors import SELECTORS, Selector
 
@@ -95,7 +95,9 @@ class Stage(Frozen):
         """Whether it has what files of version 1 cannot have."""
         if self.selector is not None or self.mass > 0 or self.retention == 0:
             return True
-        return self.restorer is not None and self.restorer.since > 1
+        if self.restorer is not None and self.restorer.since > 1:
+            return True
+        return any(scorer.since > 1 for scorer in self.scorers)
 
     @model_serializer(mode="wrap")
     def _dump(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -151,17 +153,7 @@ class PruningConfig(Frozen):
 
     @model_validator(mode="after")
     def _check(self) -> "PruningConfig":
-        new = [i for i, stage in enumerate(self.stages) if stage.is_new]
-        if new and self.version == 1:
-            if not self.stages[new[0]].retention:
-                raise ValueError(
-                    f"stages.{new[0]}.retention: received 0, allowed a number above 0 and at most "
-                    "1 in a file of version 1; 0, an exit, is of version 2"
-                )
-            raise ValueError(
-                f"version: received 1, but stages.{new[0]} has a selector or mass, which are of "
-                'version 2; write "version": 2'
-            )
+        check_version(self.version, self.stages)
         check_schedule(self.stages, self.model.num_layers)
         if self.positions == "packed" and self.stages[0].layer != 0:
             raise ValueError(

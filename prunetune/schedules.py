@@ -7,6 +7,33 @@ if TYPE_CHECKING:
     from prunetune.config import Stage
 
 
+def check_version(version: int, stages: "Sequence[Stage]") -> None:
+    """Check that a file's version has all that its stages use.
+
+    Raises:
+        ValueError: One line that names what came with a later version.
+    """
+    if version > 1:
+        return
+    for i, stage in enumerate(stages):
+        if not stage.retention:
+            raise ValueError(
+                f"stages.{i}.retention: received 0, allowed a number above 0 and at most 1 in a "
+                "file of version 1; 0, an exit, is of version 2"
+            )
+        for scorer in stage.scorers:
+            if scorer.since > 1:
+                raise ValueError(
+                    f"version: received 1, but scorer {scorer.name} has a field of version 2; "
+                    'write "version": 2'
+                )
+        if stage.is_new:
+            raise ValueError(
+                f"version: received 1, but stages.{i} has a selector, mass or a restorer of "
+                'version 2; write "version": 2'
+            )
+
+
 def check_schedule(stages: "Sequence[Stage]", num_layers: int) -> None:
     """Check that a schedule can be run on a model of ``num_layers`` decoder layers.
 

@@ -10,6 +10,10 @@ import torch
 from torch import Tensor
 
 
+def _unset() -> Tensor:
+    return torch.zeros(0, dtype=torch.long, device="cpu")
+
+
 @dataclass(frozen=True)
 class ImageGeometry:
     """Where each of one image's tokens comes from, in sequence order.
@@ -27,6 +31,10 @@ class ImageGeometry:
         width: ``[n]`` float32 in (0, 1], width of the patch in the original picture.
         separator: ``[n]`` bool, True for image tokens that are not patches.
         frame: ``[n]`` int64, a video's frame in order of time; 0 in images.
+        row_off: ``[n]`` float32 in [-0.5, 0.5]; how far below the patch at ``row`` a token lies
+            that was interpolated from several, in patches of the stitched tiles; 0 for others.
+        col_off: ``[n]`` float32; likewise, how far to the right of ``col``.
+        across: ``[n]`` int64, tiles in a row of the picture's mosaic; 1 where it is not known.
     """
 
     tile: Tensor
@@ -39,11 +47,17 @@ class ImageGeometry:
     height: Tensor
     width: Tensor
     separator: Tensor
-    frame: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long, device="cpu"))
+    frame: Tensor = field(default_factory=_unset)
+    row_off: Tensor = field(default_factory=_unset)
+    col_off: Tensor = field(default_factory=_unset)
+    across: Tensor = field(default_factory=_unset)
 
     def __post_init__(self) -> None:
-        if len(self.frame) != len(self.tile):
-            object.__setattr__(self, "frame", torch.zeros_like(self.tile))
+        like = {"frame": self.tile, "row_off": self.y, "col_off": self.x, "across": self.tile}
+        for name, model in like.items():
+            if len(getattr(self, name)) != len(self.tile):
+                fill = torch.full_like(model, 1 if name == "across" else 0)
+                object.__setattr__(self, name, fill)
 
     def __len__(self) -> int:
         return int(self.tile.shape[0])
@@ -86,6 +100,55 @@ def grid_geometry(rows: int, cols: int) -> ImageGeometry:
         width=torch.full((n,), 1.0 / cols, dtype=torch.float32, device="cpu"),
         separator=torch.zeros_like(row, dtype=torch.bool),
     )
+
+
+def even_cells(geometry: ImageGeometry, count: int) -> Tensor:
+    """Cut one image into ``count`` cells of one view each, as even as that many can be.
+
+    Pictures are cut one by one (a thumbnail, the mosaic of all tiles, a frame), each into its share
+    of the cells. It is cut into bands in raster order, each band from left to right, so that no two
+    cells of a picture differ by more than two patches. Where the count is a quarter of an even
+    grid the cells are its blocks of 2 x 2; other counts have ragged edges.
+
+    Args:
+        geometry: Of the image's ``n`` patches, in any order.
+        count: In 1 .. ``n``.
+
+    Returns:
+        ``[n]`` int64 in 0 .. ``count - 1``, none of them unused; -1 for the patches of a picture
+        whose share is no whole cell.
+    """
+    picture = torch.where(geometry.whole, geometry.frame, 1)
+    out = torch.full_like(picture, -1)
+    seen, first, total = 0, 0, len(geometry)
+    for number in torch.unique(picture).tolist():
+        member = (picture == number).nonzero().flatten()
+        seen += len(member)
+        last = (2 * seen * count + total) // (2 * total)
+        if last > first:
+            out[member] = first + _cells(geometry.select(member), last - first)
+        first = last
+    return out
+
+
+def _cells(geometry: ImageGeometry, count: int) -> Tensor:
+    """Return the cells of one picture, ``[m]`` int64, all of them used."""
+    row, col = (torch.unique(place, return_inverse=True)[1] for place in (geometry.y, geometry.x))
+    m, rows, cols = len(row), int(row.max()) + 1, int(col.max()) + 1
+    bands = min(count, max(1, round(rows * (count / m) ** 0.5)))
+    # Cells and patches before each band; the patches of a band are in proportion to its cells.
+    cells = torch.arange(bands + 1, device=row.device) * count // bands
+    ends = cells * m // count
+    place = torch.arange(m, device=row.device)
+    down = torch.argsort(row * cols + col, stable=True)
+    band = torch.empty_like(row)
+    band[down] = torch.bucketize(place, ends[1:], right=True)
+    order = torch.argsort((band * cols + col) * rows + row, stable=True)
+    band = band[order]
+    inside, size = place - ends[band], ends[band + 1] - ends[band]
+    out = torch.empty_like(row)
+    out[order] = cells[band] + inside * (cells[band + 1] - cells[band]) // size
+    return out
 
 
 @dataclass(frozen=True)

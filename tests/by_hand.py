@@ -7,11 +7,14 @@ import numpy as np
 from torch import Tensor
 
 
-def importance(attention: Tensor, entropy: Tensor, threshold: float, alpha: float) -> np.ndarray:
+def importance(
+    attention: Tensor, entropy: Tensor, threshold: float, alpha: float, unit: str = "uniform"
+) -> np.ndarray:
     """One crop: ``attention[i, j]`` is what patch i pays to patch j; ``entropy`` in bits."""
     a, n = attention.double().numpy(), len(attention)
     received = [math.fsum(a[:, j]) / n for j in range(n)]
-    queries = [j for j in range(n) if received[j] > threshold / n] or list(range(n))
+    one = 1 / n if unit == "uniform" else math.fsum(received) / n
+    queries = [j for j in range(n) if received[j] > threshold * one] or list(range(n))
     weights = [math.exp(h) for h in entropy.double().tolist()]
     return np.array(
         [

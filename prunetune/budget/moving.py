@@ -56,7 +56,8 @@ def _moved(
     latest = min(budget.latest_first_layer(num_layers, floor), num_layers - 1)
     if first.layer <= latest:
         return stages, []
-    if not any(scorer.usable_at(latest) for scorer in first.scorers):
+    usable = any(scorer.usable_at(latest) for scorer in first.scorers)
+    if not usable and first.selector is None:
         names = ", ".join(scorer.name for scorer in first.scorers)
         least = short(budget.least(1, num_layers, floor) * budget.unit)
         raise ConfigError(

@@ -19,7 +19,7 @@ class AnyResolution(Family):
     The geometry is not re-implemented: the model's own ``pack_image_features`` is run on the
     patches' coordinates instead of features, with a marker as the newline, so it is exact by
     construction. A token that was interpolated from several patches has the place that its
-    coordinates say, and the tile, row and column of the patch there.
+    coordinates say, the tile, row and column of the patch there, and how far from it it lies.
     """
 
     has_separators: ClassVar[bool] = True
@@ -90,6 +90,9 @@ class AnyResolution(Family):
             height=torch.full((len(mosaic),), 1.0 / rows, dtype=torch.float32, device="cpu"),
             width=torch.full((len(mosaic),), 1.0 / cols, dtype=torch.float32, device="cpu"),
             separator=separator,
+            row_off=(down - nearest_down).float(),
+            col_off=(right - nearest_right).float(),
+            across=torch.full_like(mosaic, across),
         )
         if views > 1:
             whole = self._packed(patches, size, None)

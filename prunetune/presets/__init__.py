@@ -1,7 +1,8 @@
 """Presets: published methods and controls as configs. Data, not code: one JSON file each.
 
-A new preset is one file in this folder. A stage's place is ``layer`` (as published) or ``depth``,
-a share of the decoder layers; ``by_model_type`` may replace fields for one ``model_type``.
+A new preset is one file in this folder; its config is of the first version that can say it. A
+stage's place is ``layer`` (as published) or ``depth``, a share of the decoder layers;
+``by_model_type`` may replace fields for one ``model_type``.
 A method that was released for several budgets has ``released`` instead of ``stages``: a list of
 ``keep`` and ``stages``, the first of which stands for the method where no budget is asked for.
 """
@@ -58,7 +59,7 @@ def load_preset(
         ConfigError: The name is unknown, or the preset cannot be run or meet ``keep`` here.
     """
     from prunetune.budget import as_budget, rebudget
-    from prunetune.config import PruningConfig
+    from prunetune.config import VERSIONS, PruningConfig
 
     data, share = read_preset(name), None if keep is None else as_budget(keep).share
     data |= data.get("by_model_type", {}).get(model_type, {})
@@ -69,7 +70,7 @@ def load_preset(
     config = PruningConfig.parse(
         {
             "format": "prunetune.config",
-            "version": 1,
+            "version": VERSIONS[-1],
             "model": {"model_type": model_type, "num_layers": num_layers},
             "separators": data["separators"],
             "positions": data["positions"],
@@ -77,6 +78,8 @@ def load_preset(
         },
         origin=f"preset {name}",
     )
+    if not any(stage.is_new for stage in config.stages):
+        config = config.model_copy(update={"version": VERSIONS[0]})
     if keep is not None:
         config, note = rebudget(config, keep, num_layers)
         notes += [note] if note else []
@@ -101,4 +104,13 @@ def _placed(stage: dict[str, Any], num_layers: int) -> dict[str, Any]:
     placed = {key: value for key, value in stage.items() if key != "depth"}
     if "depth" in stage:
         placed["layer"] = round(stage["depth"] * num_layers)
+    if placed.get("restorer", {}).get("name") == "similarity_merge" and not _can_merge():
+        del placed["restorer"]
     return placed
+
+
+def _can_merge() -> bool:
+    # Until the part is in the table: VisionZip is loaded without its merging, instead of not.
+    from prunetune.restorers import RESTORERS
+
+    return "similarity_merge" in RESTORERS

@@ -13,6 +13,7 @@ RESTORERS: Registry[Restorer] = Registry(
         "grid_recycling": "prunetune.restorers.grid_recycling:GridRecycling",
         "similarity_merge": "prunetune.restorers.similarity_merge:SimilarityMerge",
         "uniform_recovery": "prunetune.restorers.uniform_recovery:UniformRecovery",
+        "cell_mean": "prunetune.restorers.cell_mean:CellMean",
     },
 )
 

@@ -1,7 +1,8 @@
 """What a scorer is, what it may ask for, and how scores are made comparable."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -110,6 +111,9 @@ class Scorer(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     needs: ClassVar[frozenset[str]] = frozenset()
+    searched: ClassVar[Mapping[str, Any]] = {}
+    """Fields that a search sets beside the tunable ones: where a default is what older files mean,
+    what newer ones shall."""
     standardise: ClassVar[Literal["linear", "log"]] = "linear"
     summary: ClassVar[str] = ""
 
@@ -126,6 +130,11 @@ class Scorer(BaseModel):
         """Tell whether no hyperparameter is tunable: one image then has one score for good."""
         fields = cls.model_fields.values()
         return not any(isinstance(m, Tunable) for field in fields for m in field.metadata)
+
+    @property
+    def since(self) -> int:
+        """First version of the config format whose files can say what this scorer says."""
+        return 1
 
     def usable_at(self, layer: int) -> bool:
         """Tell whether a stage at ``layer`` can give this scorer its inputs."""

@@ -16,6 +16,7 @@ SELECTORS: Registry[Selector] = Registry(
         "maxmin": "prunetune.selectors.maxmin:MaxMin",
         "mmr": "prunetune.selectors.mmr:Mmr",
         "distinct": "prunetune.selectors.distinct:Distinct",
+        "cells": "prunetune.selectors.cells:Cells",
         "spread": "prunetune.selectors.spread:Spread",
         "quota": "prunetune.selectors.quota:Quota",
     },

@@ -131,6 +131,7 @@ class WeightCodec:
         return {
             name: self.scorers[name](
                 name=name,
+                **self.scorers[name].searched,
                 **{
                     field: decode_field(t, units[f"{name}.{field}"], whole=self._whole(name, field))
                     for field, t in fields.items()

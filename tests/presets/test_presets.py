@@ -1,7 +1,11 @@
 import pytest
+import torch
+from ready import presets_here, waiting
+from selector_naive import distinct, image
+from test_selectors_plain import is_greedy
 
 from prunetune import presets
-from prunetune.budget import mean_retention
+from prunetune.budget import mean_retention, rebudget
 from prunetune.config import PruningConfig
 from prunetune.errors import ConfigError
 from prunetune.presets import load_preset, preset_names, read_preset
@@ -12,10 +16,13 @@ def preset(name, num_layers=32, keep=None):
 
 
 def test_the_published_methods_and_the_controls_are_there():
-    assert {"topv", "fastervlm", "fastv", "uniform", "random"} <= set(preset_names())
+    assert set(preset_names()) == {
+        *("topv", "fastervlm", "fastv", "vflowopt", "uniform", "random", "pool"),
+        *("divprune", "cdpruner", "visionzip", "vispruner", "scope", "mmtok"),
+    }
 
 
-@pytest.mark.parametrize("name", preset_names())
+@pytest.mark.parametrize("name", presets_here(runs=False))
 def test_every_preset_is_a_config_with_its_source_and_meets_budgets(name):
     data = read_preset(name)
     assert data["name"] == name
@@ -69,3 +76,112 @@ def test_a_share_of_the_depth_and_a_model_type_of_its_own(monkeypatch):
     for model_type, num_layers, layer in (("llava", 28, 7), ("llava", 16, 4), ("qwen", 16, 8)):
         config, _ = load_preset("uniform", model_type=model_type, num_layers=num_layers)
         assert config.stages[0].layer == layer
+
+
+def test_internvl_has_topvs_settings_of_its_own():
+    stage = load_preset("topv", model_type="internvl", num_layers=24)[0].stages[0]
+    assert (stage.layer, stage.restorer.every, stage.scorers[0].central) == (2, 3, 0.1)
+    # Three quarters dropped, a third of them recovered.
+    assert stage.retention == pytest.approx(0.25 + 0.75 / 3)
+
+
+def test_a_preset_is_of_the_first_version_that_can_say_it():
+    assert {name: preset(name)[0].version for name in ("uniform", "topv", "vflowopt")} == {
+        "uniform": 1,
+        "topv": 1,
+        "vflowopt": 2,
+    }
+    for name in ("divprune", "pool", "scope"):
+        config = preset(name)[0]
+        assert config.version == 2
+        with pytest.raises(ConfigError, match="version: received 1"):
+            PruningConfig.parse(config.model_dump(mode="json") | {"version": 1})
+    moved, _ = preset("vflowopt", 16, 0.2)
+    assert moved.version == 2
+    [scorer] = moved.stages[0].scorers
+    assert (scorer.unit, scorer.interpolated) == ("mean", True)
+
+
+def test_a_file_of_version_1_cannot_say_what_is_newer():
+    data = preset("vflowopt")[0].model_dump(mode="json")
+    with pytest.raises(ConfigError, match="version: received 1"):
+        PruningConfig.parse(data | {"version": 1})
+    for name in ("unit", "interpolated"):
+        del data["stages"][0]["scorers"][0][name]
+    old = PruningConfig.parse(data | {"version": 1})
+    assert old.stages[0].scorers[0].unit == "uniform"
+    assert old.digest() != preset("vflowopt")[0].digest()
+
+
+def selector(name):
+    return preset(name)[0].stages[0].selector
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("name", ["divprune", "cdpruner", "scope", "mmtok"])
+def test_a_set_is_its_papers(name, seed):
+    """Each one is taken greedily by the paper's formula, written a second time in float64."""
+    if why := waiting(name, runs=False):
+        pytest.skip(why)
+    chosen = selector(name)
+    is_greedy(chosen.name, chosen.model_dump(exclude={"name", "scope"}), seed)
+
+
+def test_the_sets_settings_are_the_papers():
+    assert (selector("divprune").first, selector("divprune").centred) == ("isolated", False)
+    scope, mmtok = selector("scope"), selector("mmtok")
+    assert (scope.kernel, scope.beta, scope.spatial, scope.text) == ("cosine", 1.0, 0.0, 0.0)
+    assert (mmtok.kernel, mmtok.tau, mmtok.text, mmtok.text_tau) == ("softmax", 0.2, 2.0, 0.02)
+    assert mmtok.spatial == mmtok.beta == 0.0
+    assert [preset(name)[0].prompt_dependent for name in ("mmtok", "scope")] == [True, False]
+
+
+def test_cdpruner_is_the_papers_with_the_question():
+    if why := waiting("cdpruner", runs=False):
+        pytest.skip(why)
+    config = preset("cdpruner")[0]
+    dpp = config.stages[0].selector
+    assert (dpp.theta, dpp.relevance, dpp.scope, dpp.centred) == (0.5, "exp", "view", False)
+    assert config.prompt_dependent
+
+
+def test_visionzip_is_the_highest_and_every_mth_of_the_rest_of_each_view():
+    ctx = image(8, 16, seed=3)
+    kept = set(selector("visionzip").keep(ctx, 64).tolist())
+    ranked = sorted(range(128), key=lambda i: -float(ctx.scores[i]))
+    rest = sorted(ranked[54:])
+    assert kept == {*ranked[:54], *(rest[(len(rest) // 10) * i] for i in range(10))}
+
+
+def test_vispruner_is_half_the_highest_and_half_without_duplicates():
+    ctx = image(8, 16, seed=3)
+    chosen = selector("vispruner")
+    kept = set(chosen.keep(ctx, 33).tolist())
+    ranked = sorted(range(128), key=lambda i: -float(ctx.scores[i]))
+    rest = torch.tensor(sorted(ranked[16:]))
+    own = distinct(ctx.select(rest), chosen.parts[1].selector, 17)
+    assert kept == {*ranked[:16], *rest[own].tolist()}
+
+
+def test_merging_is_visionzips_once_the_part_is_there():
+    from prunetune.restorers import RESTORERS
+
+    restorer = preset("visionzip")[0].stages[0].restorer
+    assert (restorer is not None) is ("similarity_merge" in RESTORERS)
+    assert read_preset("visionzip")["stages"][0]["restorer"]["name"] == "similarity_merge"
+
+
+def test_a_set_at_a_late_layer_needs_no_score_to_be_moved():
+    data = preset("divprune")[0].model_dump(mode="json")
+    data["stages"][0]["layer"] = 6
+    moved, note = rebudget(PruningConfig.parse(data), 0.1, 32)
+    assert note == "moved from layer 6 to 2"
+    assert moved.stages[0].selector == selector("divprune")
+    data["stages"][0] |= {"selector": None, "scorers": [{"name": "last_query"}]}
+    with pytest.raises(ConfigError, match="last_query cannot meet"):
+        rebudget(PruningConfig.parse(data), 0.02, 32)
+
+
+def test_pool_keeps_one_a_cell_and_averages():
+    stage = preset("pool")[0].stages[0]
+    assert (stage.selector.name, stage.restorer.name, stage.scorers) == ("cells", "cell_mean", ())

@@ -1,5 +1,6 @@
 """VFlowOpt's importance: against a second implementation, and where the release goes wrong."""
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -21,9 +22,9 @@ torch.set_num_threads(1)
 ContextEntropy = SCORERS.get("context_entropy")
 
 
-def expected(ctx, threshold, alpha):
+def expected(ctx, threshold, alpha, unit="uniform"):
     views = [
-        by_hand.importance(a, h, threshold, alpha)
+        by_hand.importance(a, h, threshold, alpha, unit)
         for a, h in zip(ctx.vision_map, ctx.patch_entropy, strict=True)
     ]
     place = ctx.geometry
@@ -53,6 +54,46 @@ def test_the_comparison_can_fail(change):
         ctx = replace(ctx, vision_map=ctx.vision_map.mT)
     score = ContextEntropy(**settings).score(ctx).double()
     assert not torch.allclose(score, expected(context(), 1.0, 0.5), rtol=1e-3)
+
+
+def without_cls(seed=0, share=0.3):
+    """Maps that a CLS token, dropped, takes a part of: about ``share``, another in each view."""
+    ctx = context(seed=seed)
+    dice = torch.Generator().manual_seed(seed)
+    left = 1 - 2 * share * torch.rand(len(ctx.vision_map), 1, 1, generator=dice)
+    return replace(ctx, vision_map=ctx.vision_map * left)
+
+
+@settings(max_examples=40)
+@given(seed=st.integers(0, 2**31), threshold=st.sampled_from([0.5, 1.0, 1.3, 2.0]))
+def test_the_unit_of_the_threshold_is_what_a_patch_receives_on_average(seed, threshold):
+    """As in the release; a CLS token that is dropped keeps its share of the attention."""
+    ctx = without_cls(seed)
+    for unit in ("mean", "uniform"):
+        score = ContextEntropy(threshold=threshold, unit=unit).score(ctx)
+        torch.testing.assert_close(
+            score.double(), expected(ctx, threshold, 0.0, unit), rtol=1e-5, atol=1e-7
+        )
+
+
+def test_the_units_differ_where_a_cls_token_is_dropped_and_only_there():
+    for ctx, same in ((without_cls(), False), (context(), True)):
+        scores = [ContextEntropy(threshold=1.3, unit=u).score(ctx) for u in ("mean", "uniform")]
+        assert torch.allclose(*scores, rtol=1e-5) is same
+
+
+def test_what_version_1_means_is_written_as_ever():
+    """Its bytes hold no newer field, and it stays of version 1; a search writes the newer ones."""
+    plain = ContextEntropy(threshold=2.0)
+    assert plain.since == 1
+    assert set(json.loads(plain.model_dump_json())) == {
+        "name", "weight", "per_crop", "threshold", "alpha",
+    }  # fmt: skip
+    for field, value in ContextEntropy.searched.items():
+        newer = ContextEntropy(**{field: value})
+        assert newer.since == 2
+        assert json.loads(newer.model_dump_json())[field] == value
+        assert ContextEntropy.model_validate_json(newer.model_dump_json()) == newer
 
 
 def test_without_a_patch_above_the_threshold_all_patches_are_queries():
