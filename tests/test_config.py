@@ -284,7 +284,7 @@ RECOVERY = {"name": "uniform_recovery"}
         ("stages.0.scorers.0", TOPV | {"solver": "x"}, "solver: received 'x', input should be 's"),
         ("stages.0.scorers.0", TOPV | {"iterations": 2.5}, "iterations: received 2.5, input shou"),
         ("stages.0.restorer", 5, "stages.0.restorer: received 5"),
-        ("stages.0.restorer", {"name": "x"}, "stages.0.restorer: unknown restorer 'x'; known: g"),
+        ("stages.0.restorer", {"name": "x"}, "stages.0.restorer: unknown restorer 'x'; known: c"),
         ("stages.0.restorer", RECOVERY | {"every": 1}, "every: received 1, input should be great"),
         ("provenance.trial", "7", "provenance.trial: received '7', input should be a valid integ"),
         ("provenance.seed", True, "provenance.seed: received True, input should be a valid integ"),

@@ -104,13 +104,5 @@ def _placed(stage: dict[str, Any], num_layers: int) -> dict[str, Any]:
     placed = {key: value for key, value in stage.items() if key != "depth"}
     if "depth" in stage:
         placed["layer"] = round(stage["depth"] * num_layers)
-    if placed.get("restorer", {}).get("name") == "similarity_merge" and not _can_merge():
-        del placed["restorer"]
     return placed
 
-
-def _can_merge() -> bool:
-    # Until the part is in the table: VisionZip is loaded without its merging, instead of not.
-    from prunetune.restorers import RESTORERS
-
-    return "similarity_merge" in RESTORERS

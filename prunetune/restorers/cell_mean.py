@@ -25,7 +25,7 @@ class CellMean(Restorer):
 
     @exactly()
     def blend(
-        self, states: Tensor, scores: Tensor, keep: Tensor, geometry: ImageGeometry, mass: Tensor
+        self, states: Tensor, scores: Tensor, keep: Tensor, geometry: ImageGeometry, weights: Tensor
     ) -> Tensor | None:
         """Return the states of the kept patches, ``[count, d]`` float32."""
         gone = torch.ones(len(geometry), dtype=torch.bool, device=keep.device)
