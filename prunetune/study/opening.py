@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from prunetune.errors import ConfigError, StudyError
 from prunetune.models.versions import versions
 from prunetune.space.space import Space
-from prunetune.space.starts import starts
+from prunetune.space.starts import first_starts, starts
 from prunetune.spec import FIRST_LOOK, StudySpec, difference
 from prunetune.study.database.leases import identity
 from prunetune.study.database.storage import BatchedStorage, quiet
@@ -189,6 +189,8 @@ def _warn_other_versions(study: Study) -> None:
 
 
 def _enqueue(study: Study, spec: StudySpec, space: Space) -> None:
+    for name, units in first_starts(space).items():
+        study.enqueue_trial(units, user_attrs={"start": name}, skip_if_exists=True)
     budgets = [space.least, space.budget, space.most] if space.ranges else [space.budget]
     for preset in (p for budget in budgets for p in presets_at(spec.presets, space, budget)):
         if preset.config is None or not space.holds(preset.config):
