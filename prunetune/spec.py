@@ -254,6 +254,18 @@ def difference(stored: StudySpec, now: StudySpec) -> list[str]:
     ]
 
 
+def as_stored(spec: StudySpec, stored: StudySpec) -> StudySpec:
+    """Return the spec that goes on with a study of before there were selectors.
+
+    The same command means what it meant then, unless it names what has come since.
+    """
+    if stored.space.version != 1 or spec.space.version == 1:
+        return spec
+    unsaid = {"version"} | {"selectors", "mass", "per_crop"} - spec.space.model_fields_set
+    before = {name: getattr(stored.space, name) for name in unsaid}
+    return spec.model_copy(update={"space": spec.space.model_copy(update=before)})
+
+
 def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     out: dict[str, Any] = {}
     for key, value in data.items():
