@@ -47,7 +47,8 @@ class StudySpec(BaseModel):
         seed: Of the sampler and of the order of the samples.
         sampler: ``tpe`` (multivariate), ``tpe-uni``, ``gp``, ``cmaes``, ``nsga2``, ``qmc`` or
             ``random``.
-        startup: Random points before the sampler models anything.
+        startup: Points before the sampler models anything.
+        start: Where these come from: ``random``, or ``qmc``, a Sobol sequence that fills the space.
         trial_pruner: Optuna's early stopping, sample by sample; it has none for two objectives.
         metric: What is minimised.
         space: What is searched over.
@@ -74,6 +75,7 @@ class StudySpec(BaseModel):
     seed: int = Field(default=0, ge=0)
     sampler: Literal["tpe", "tpe-uni", "gp", "cmaes", "nsga2", "qmc", "random"] = "tpe"
     startup: int = Field(default=10, ge=1)
+    start: Literal["random", "qmc"] = "random"
     trial_pruner: Literal["wilcoxon", "none"] = "wilcoxon"
     metric: Metric = "cosine"
     space: SpaceSpec = Field(default_factory=SpaceSpec)

@@ -93,6 +93,7 @@ def open_study(
             seat.seed(spec.seed, created, trials),
             spec.startup,
             len(study.directions),
+            spec.start,
         )
         study.pruner = (
             MeanWilcoxonPruner(p_threshold=0.1, n_startup_steps=FIRST_LOOK)
