@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from prunetune.budget import KINDS, Budget, Kind, ModelFacts, check_keep, make_budget
 from prunetune.errors import ConfigError
 from prunetune.files import write_atomically
-from prunetune.space.narrowed import SpaceSpec
+from prunetune.space.narrowed import FIRST_RESTORERS, SpaceSpec
 
 __all__ = ["FREE_FIELDS", "SpaceSpec", "StudySpec", "difference"]
 
@@ -264,6 +264,8 @@ def as_stored(spec: StudySpec, stored: StudySpec) -> StudySpec:
     if stored.space.version != 1 or spec.space.version == 1:
         return spec
     unsaid = {"version"} | {"selectors", "mass", "per_crop"} - spec.space.model_fields_set
+    if stored.space.restorers == FIRST_RESTORERS:
+        unsaid |= {"restorers"} - spec.space.model_fields_set
     before = {name: getattr(stored.space, name) for name in unsaid}
     return spec.model_copy(update={"space": spec.space.model_copy(update=before)})
 

@@ -12,6 +12,8 @@ SELECTORS = ("top", "cover", "dpp")
 """Searched unless told otherwise: the best of each idea; the others are a name away."""
 FIRST_SCORERS = ("topv", "cls_attention", "context_entropy", "last_query", "coverage", "tile_prior")
 """What an empty ``scorers`` meant before there were selectors."""
+FIRST_RESTORERS = ("none", "uniform_recovery")
+"""What ``restorers`` were by default then."""
 _BEFORE: dict[str, Any] = {
     "version": 1,
     "selectors": ("top",),
@@ -23,6 +25,13 @@ _ALWAYS_WRITTEN = frozenset(
     {"min_stages", "max_stages", "scorers", "floor", "per_stage_weights", "restorers"}
     | {"separators", "positions"}
 )
+
+
+def _restorers() -> tuple[str, ...]:
+    """Return what is searched unless told otherwise: cell means are one scorer's own."""
+    from prunetune.restorers import RESTORERS
+
+    return (*FIRST_RESTORERS, *(name for name in ("similarity_merge",) if name in RESTORERS))
 
 
 class SpaceSpec(BaseModel):
@@ -70,7 +79,7 @@ class SpaceSpec(BaseModel):
     per_crop: tuple[bool, ...] = Field(default=(False, True), min_length=1)
     parts: Literal["all", "layer-0", "flash"] = "all"
     ranges: dict[str, Values] = Field(default_factory=dict)
-    restorers: tuple[str, ...] = Field(default=("none", "uniform_recovery"), min_length=1)
+    restorers: tuple[str, ...] = Field(default_factory=_restorers, min_length=1)
     separators: tuple[Literal["keep", "drop"], ...] = Field(default=("keep", "drop"), min_length=1)
     positions: tuple[Literal["original", "packed"], ...] = Field(
         default=("original",), min_length=1
