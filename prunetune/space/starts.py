@@ -7,6 +7,7 @@ saliency wins look-ups, an even spread wins counting).
 
 from typing import Any
 
+from prunetune.budget import Budget
 from prunetune.space.space import Space
 from prunetune.space.units import Units, place
 
@@ -32,20 +33,27 @@ _BLENDS: dict[str, tuple[int, int, dict[str, float]]] = {
 }
 
 
-def first_starts(space: Space) -> dict[str, Units]:
-    """Return the named points to begin with: sets, where the space has a selector for them."""
+def first_starts(space: Space, budget: Budget | None = None) -> dict[str, Units]:
+    """Return the named points to begin with: sets, where the space has a selector for them.
+
+    Args:
+        space: That they lie in.
+        budget: That they meet; None for the space's.
+    """
     from prunetune.config import PruningConfig, Stage
     from prunetune.selectors import SELECTORS
 
     if space.first_layer or "cover" not in space.spec.selectors:
         return {}
+    budget = budget or space.budget
+    retention = min(budget.retention(budget.share), 1.0)
     found: dict[str, Units] = {}
     for name, (fields, mass) in _SETS.items():
         selector = SELECTORS.get("cover").model_validate({"name": "cover", **fields})
         config = PruningConfig(
             model=space.model_ref(),
             separators="drop",
-            stages=(Stage(layer=0, retention=space.budget.share, selector=selector, mass=mass),),
+            stages=(Stage(layer=0, retention=retention, selector=selector, mass=mass),),
         )
         units = space.encode(config)
         decoded = space.decode(units).stages[0]

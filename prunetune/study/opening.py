@@ -192,6 +192,10 @@ def _warn_other_versions(study: Study) -> None:
 def _enqueue(study: Study, spec: StudySpec, space: Space) -> None:
     for name, units in first_starts(space).items():
         study.enqueue_trial(units, user_attrs={"start": name}, skip_if_exists=True)
+    for budget in (space.least, space.most) if space.ranges else ():
+        # The best of them at the ends, too: there a front is hard to find.
+        for name, units in list(first_starts(space, budget).items())[:1]:
+            study.enqueue_trial(units, user_attrs={"start": name}, skip_if_exists=True)
     budgets = [space.least, space.budget, space.most] if space.ranges else [space.budget]
     for preset in (p for budget in budgets for p in presets_at(spec.presets, space, budget)):
         if preset.config is None or not space.holds(preset.config):
