@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from prunetune.budget import KINDS, Budget, Kind, ModelFacts, check_keep, make_budget
 from prunetune.errors import ConfigError
 from prunetune.files import write_atomically
-from prunetune.space.narrowed import SpaceSpec
+from prunetune.space.narrowed import FIRST_RESTORERS, SpaceSpec
 
 __all__ = ["FREE_FIELDS", "SpaceSpec", "StudySpec", "difference"]
 
@@ -47,7 +47,8 @@ class StudySpec(BaseModel):
         seed: Of the sampler and of the order of the samples.
         sampler: ``tpe`` (multivariate), ``tpe-uni``, ``gp``, ``cmaes``, ``nsga2``, ``qmc`` or
             ``random``.
-        startup: Random points before the sampler models anything.
+        startup: Points before the sampler models anything.
+        start: Where these come from: ``random``, or ``qmc``, a Sobol sequence that fills the space.
         trial_pruner: Optuna's early stopping, sample by sample; it has none for two objectives.
         metric: What is minimised.
         space: What is searched over.
@@ -74,6 +75,7 @@ class StudySpec(BaseModel):
     seed: int = Field(default=0, ge=0)
     sampler: Literal["tpe", "tpe-uni", "gp", "cmaes", "nsga2", "qmc", "random"] = "tpe"
     startup: int = Field(default=10, ge=1)
+    start: Literal["random", "qmc"] = "random"
     trial_pruner: Literal["wilcoxon", "none"] = "wilcoxon"
     metric: Metric = "cosine"
     space: SpaceSpec = Field(default_factory=SpaceSpec)
@@ -252,6 +254,20 @@ def difference(stored: StudySpec, now: StudySpec) -> list[str]:
         for field in sorted({*before, *after} - FREE_FIELDS)
         if before.get(field) != after.get(field)
     ]
+
+
+def as_stored(spec: StudySpec, stored: StudySpec) -> StudySpec:
+    """Return the spec that goes on with a study of before there were selectors.
+
+    The same command means what it meant then, unless it names what has come since.
+    """
+    if stored.space.version != 1 or spec.space.version == 1:
+        return spec
+    unsaid = {"version"} | {"selectors", "mass", "per_crop"} - spec.space.model_fields_set
+    if stored.space.restorers == FIRST_RESTORERS:
+        unsaid |= {"restorers"} - spec.space.model_fields_set
+    before = {name: getattr(stored.space, name) for name in unsaid}
+    return spec.model_copy(update={"space": spec.space.model_copy(update=before)})
 
 
 def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -19,6 +19,9 @@ SCRIPTS = {
     "benchmarks/prefill.py": "--rounds 1 --tiny",
     "benchmarks/report.py": "--study {study} --trials 3",
     "benchmarks/report_open.py": "{study}/report.html --rounds 1",
+    "benchmarks/samplers.py": (
+        "--samplers tpe cmaes+qmc --keeps 0.25 --seeds 0 --trials 1 --samples 4 --at 1"
+    ),
     "benchmarks/selecting.py": "--tiny",
     "benchmarks/scoring.py": "--rounds 2 --tiny",
     "benchmarks/search_cost.py": "--quick --cases tiny",

@@ -6,11 +6,21 @@ from typing import Any
 from prunetune.errors import ConfigError
 
 
-def space_of(scorers: str | None, stages: str | None, layers: str | None) -> dict[str, Any]:
+def space_of(
+    scorers: str | None,
+    stages: str | None,
+    layers: str | None,
+    selectors: str | None = None,
+    mass: str | None = None,
+) -> dict[str, Any]:
     """Parse what narrows the space."""
     space: dict[str, Any] = {}
     if scorers is not None:
         space["scorers"] = _names("--scorers", scorers)
+    if selectors is not None:
+        space["selectors"] = _names("--selectors", selectors)
+    if mass is not None:
+        space["mass"] = [_number("--mass", text) for text in _names("--mass", mass)]
     if stages is not None:
         space["min_stages"], space["max_stages"] = _span("--stages", stages)
     if layers is not None:
@@ -47,6 +57,15 @@ def _names(flag: str, text: str) -> list[str]:
     if not names:
         raise ConfigError(f"{flag}: received {text!r}, allowed names with commas between")
     return names
+
+
+def _number(flag: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigError(
+            f"{flag}: received {text!r}, allowed numbers from 0 to 1 with commas between"
+        ) from None
 
 
 def _span(flag: str, text: str) -> Sequence[int]:

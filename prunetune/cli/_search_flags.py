@@ -60,6 +60,14 @@ TrialPruner = Annotated[
 Scorers = Annotated[
     str | None, typer.Option(metavar="A,B", help="Scorers to sum; see: prunetune scorers.")
 ]
+Selectors = Annotated[
+    str | None,
+    typer.Option(metavar="A,B", help="What may choose the kept set.  [default: top,cover,dpp]"),
+]
+Mass = Annotated[
+    str | None,
+    typer.Option(metavar="A,B", help="Allowed mass, 0 to 1; 0: none.  [default: 0,1]"),
+]
 Stages = Annotated[str | None, typer.Option(metavar="A-B", help="Fewest and most stages, in 1-3.")]
 Layers = Annotated[str | None, typer.Option(metavar="A-B", help="First and last layer of a stage.")]
 Presets = Annotated[

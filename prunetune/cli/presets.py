@@ -73,6 +73,12 @@ def _placed(name: str, model_type: str, num_layers: int, keep: float | None) -> 
 
 
 def _stage(stage: Any) -> str:
-    by = " + ".join(scorer.name for scorer in stage.scorers) or "same scores"
+    if not stage.retention:
+        return f"layer {stage.layer}: no image token"
+    by = " + ".join(scorer.name for scorer in stage.scorers)
+    if stage.selector is not None:
+        by = f"{stage.selector.name}({by})" if by else stage.selector.name
+    by = by or "same scores"
     restored = f", {stage.restorer.name}" if stage.restorer is not None else ""
+    restored += f", mass {stage.mass:g}" if stage.mass else ""
     return f"layer {stage.layer}: {percent(stage.retention)} by {by}{restored}"

@@ -61,6 +61,8 @@ def search(
     seed: flags.Seed = None,
     trial_pruner: flags.TrialPruner = None,
     scorers: flags.Scorers = None,
+    selectors: flags.Selectors = None,
+    mass: flags.Mass = None,
     stages: flags.Stages = None,
     layers: flags.Layers = None,
     presets: flags.Presets = None,
@@ -109,7 +111,7 @@ def search(
         "seed": seed,
         "trial_pruner": trial_pruner,
         "presets": [] if presets == "none" else optional_names("--preset", presets),
-        "space": space_of(scorers, stages, layers),
+        "space": space_of(scorers, stages, layers, selectors, mass),
     }
     wanted = _spec(spec, said)
     how = {

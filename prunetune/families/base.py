@@ -40,6 +40,8 @@ class Family:
     """Whether the encoder takes a picture's tiles for images; ``mosaics`` then joins them."""
     can_pack: ClassVar[bool] = True
     """Whether positions can be renumbered: not where they are rows and columns."""
+    one_view: ClassVar[bool] = False
+    """Whether a picture is always seen as one view: nothing can then be ranked view by view."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model

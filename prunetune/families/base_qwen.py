@@ -23,6 +23,7 @@ class QwenVL(Family):
     """
 
     can_pack: ClassVar[bool] = False
+    one_view = True
     video_encoder_method: ClassVar[str | None] = "get_video_features"
 
     @property

@@ -19,6 +19,7 @@ class Llava(Family):
     """
 
     model_type: ClassVar[str] = "llava"
+    one_view = True
 
     def check(self) -> None:
         """Refuse towers whose grid depends on the image (Pixtral)."""

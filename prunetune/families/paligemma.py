@@ -19,6 +19,7 @@ class PaliGemma(FixedViews):
     """
 
     model_type: ClassVar[str] = "paligemma"
+    one_view = True
     first_position: ClassVar[int] = 1
     answer_kind: ClassVar[int] = 1
 

@@ -105,4 +105,3 @@ def _placed(stage: dict[str, Any], num_layers: int) -> dict[str, Any]:
     if "depth" in stage:
         placed["layer"] = round(stage["depth"] * num_layers)
     return placed
-

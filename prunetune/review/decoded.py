@@ -23,7 +23,8 @@ LEAST_TRIALS = 20
 
 def decoded(config: PruningConfig) -> dict[str, Value]:
     """Return what a config decides, by name; a scorer that it leaves out has weight 0."""
-    stages = config.stages
+    stages = [stage for stage in config.stages if stage.retention]
+    exits = [stage.layer for stage in config.stages if not stage.retention]
     scored = [stage for stage in stages if stage.scorers]
     out: dict[str, Value] = {
         "number of stages": len(stages),
@@ -40,6 +41,13 @@ def decoded(config: PruningConfig) -> dict[str, Value]:
                 out.setdefault(f"{scorer.name}: {field}", value)
     if len(stages) > 1:
         out["later stages"] = "score again" if len(scored) > 1 else "reuse scores"
+    selector, mass = stages[0].selector, stages[0].mass
+    out["selector"] = selector.name if selector else "top"
+    if selector is not None:
+        for field, value in _fields(selector.model_dump(exclude={"name"})):
+            out[f"{selector.name}: {field}"] = value
+    out["mass"] = mass
+    out["image tokens leave at"] = exits[0] if exits else config.model.num_layers
     restorer = stages[0].restorer
     out["restorer"] = restorer.name if restorer else "none"
     if restorer is not None:

@@ -9,6 +9,7 @@ from prunetune.config import PruningConfig, Stage
 from prunetune.restorers import Restorer
 from prunetune.review.facts import StudyFacts
 from prunetune.scorers import Scorer
+from prunetune.selectors import Selector
 from prunetune.study.outcome.verdict import TOO_FEW
 
 _LEAST_WORTH_SAYING = 0.02
@@ -40,12 +41,16 @@ class StageWords:
         keeps: What it keeps, and how that is chosen.
         scorers: Largest weight first; empty where the scores before are used again.
         restorer: What puts information back; empty where nothing does.
+        selector: What chooses the kept set; empty where the highest scores stay.
+        mass: What a kept token counts for the tokens it stands for; empty where it does not.
     """
 
     title: str
     keeps: str
     scorers: tuple[ScorerWords, ...]
     restorer: str
+    selector: str = ""
+    mass: str = ""
 
 
 def stage_words(config: PruningConfig) -> list[StageWords]:
@@ -60,18 +65,32 @@ def _stage(stages: Sequence[Stage], k: int) -> StageWords:
         if stage.layer == 0
         else f"At the input of decoder layer {stage.layer}"
     )
+    if not stage.retention:
+        return StageWords(where, "all image tokens leave", (), "")
     share = f"{100 * stage.retention:.3g}% of the image tokens stay"
+    more = _restorer(stage.restorer), _part(stage.selector), _mass(stage.mass)
+    by = f" by {stage.selector.name}" if stage.selector else ""
     if not stage.scorers:
-        return StageWords(where, f"{share}, by the scores of the stage before", (), "")
+        first = k == 0 or not any(before.scorers for before in stages[:k])
+        chosen = f"chosen{by} without scores" if first else f"chosen{by}, " if by else ""
+        again = "" if first else "by the scores of the stage before"
+        return StageWords(where, f"{share}, {chosen}{again}", (), *more)
     scorers = tuple(
         ScorerWords(s.name, s.weight, type(s).summary, _settings(s))
         for s in sorted(stage.scorers, key=lambda s: -abs(s.weight))
     )
     how = "by one score" if len(scorers) == 1 else f"by a weighted sum of {len(scorers)} scores"
-    return StageWords(where, f"{share}, chosen {how}", scorers, _restorer(stage.restorer))
+    chosen = f"chosen{by} with scores, {how}" if by else f"chosen {how}"
+    return StageWords(where, f"{share}, {chosen}", scorers, *more)
 
 
-def _settings(part: Scorer | Restorer) -> str:
+def _mass(mass: float) -> str:
+    if not mass:
+        return ""
+    return f"a kept token counts for those it stands for (mass {mass:g})"
+
+
+def _settings(part: Scorer | Restorer | Selector) -> str:
     data = part.model_dump(mode="json", exclude={"name", "weight"})
     return ", ".join(f"{key} {_value(value)}" for key, value in data.items())
 
@@ -83,11 +102,15 @@ def _value(value: Any) -> str:
 
 
 def _restorer(restorer: Restorer | None) -> str:
-    if restorer is None:
+    return _part(restorer)
+
+
+def _part(part: Restorer | Selector | None) -> str:
+    if part is None:
         return ""
-    settings = _settings(restorer)
+    settings = _settings(part)
     about = f" ({settings})" if settings else ""
-    return f"{restorer.name}{about}: {type(restorer).summary}"
+    return f"{part.name}{about}: {type(part).summary}"
 
 
 def config_sentences(config: PruningConfig) -> list[str]:
@@ -96,6 +119,11 @@ def config_sentences(config: PruningConfig) -> list[str]:
     restored = config.stages[0].restorer
     if restored is not None:
         said.append(f"Dropped tokens are partly restored by {_restorer(restored)}.")
+    first = config.stages[0]
+    if first.selector is not None:
+        said.append(f"The kept set is chosen by {_part(first.selector)}.")
+    if first.mass:
+        said.append(f"{_mass(first.mass)[0].upper()}{_mass(first.mass)[1:]}.")
     return [*said, *rest_sentences(config)]
 
 

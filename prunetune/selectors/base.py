@@ -117,6 +117,11 @@ class Selector(BaseModel):
         return frozenset()
 
     @property
+    def ignores_scores(self) -> bool:
+        """Whether the stage's scores cannot change the choice: it then needs no scorers."""
+        return False
+
+    @property
     def prompt_dependent(self) -> bool:
         """Whether another question about the same picture can change the choice by itself."""
         return "question" in self.needs

@@ -76,6 +76,11 @@ class Cover(Selector):
         """The question, where it has weight."""
         return frozenset({"question"}) if self.text else frozenset()
 
+    @property
+    def ignores_scores(self) -> bool:
+        """Where neither who may be chosen nor what must be covered follows them."""
+        return not (self.beta or self.delta)
+
     def choose(self, ctx: SelectContext, count: int) -> Tensor:
         """Return the positions in the order in which they are taken, ``[count]`` int64."""
         n = len(ctx)

@@ -33,6 +33,11 @@ class MaxMin(Selector):
     first: Literal["score", "isolated"] = "score"
     centred: bool = True
 
+    @property
+    def ignores_scores(self) -> bool:
+        """DivPrune has none."""
+        return not self.alpha and self.first == "isolated"
+
     def choose(self, ctx: SelectContext, count: int) -> Tensor:
         """Return the positions in the order in which they are taken, ``[count]`` int64."""
         similarity = cosines(ctx.features, ctx.mean if self.centred else None)

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from prunetune.budget import every_for, restored_part
+from prunetune.space.ranges import Values, is_open, searched
 
 if TYPE_CHECKING:
     from prunetune.config import Stage
-    from prunetune.registry import Tunable
     from prunetune.restorers import Restorer
 
 # Recovering every n-th token: from half of the kept tokens down to a sixteenth of them.
@@ -27,10 +27,11 @@ class RestorerCodec:
 
     Args:
         allowed: Names of restorers; ``"none"`` for nothing.
+        ranges: Of a study, see ``space/ranges.py``.
     """
 
-    def __init__(self, allowed: Sequence[str]) -> None:
-        self.allowed = tuple(allowed)
+    def __init__(self, allowed: Sequence[str], ranges: Mapping[str, Values] | None = None) -> None:
+        self.allowed, self.ranges = tuple(allowed), ranges or {}
 
     def names(self) -> dict[str, str]:
         """Return the parameters and what each decides."""
@@ -39,7 +40,8 @@ class RestorerCodec:
         if len(self.allowed) > 1 or any("every" in k.model_fields for k in kinds.values()):
             names["restorer"] = f"one of: {', '.join(self.allowed)}; and how much it gives back"
         for name, kind in kinds.items():
-            names |= {f"{name}.{f}": t.shown or f for f, t in _tunables(kind).items()}
+            fields = searched(kind, name, self.ranges).items()
+            names |= {f"{name}.{f}": t.shown or f for f, t in fields if is_open(t)}
         return names
 
     def _kinds(self) -> "dict[str, type[Restorer]]":
@@ -47,8 +49,13 @@ class RestorerCodec:
 
         return {name: RESTORERS.get(name) for name in self.allowed if name != "none"}
 
-    def decode(self, units: Mapping[str, float], share: float) -> "Restorer | None":
-        """Return the restorer of a stage that leaves ``share`` of the tokens."""
+    def decode(
+        self, units: Mapping[str, float], share: float, *, selected: bool = False
+    ) -> "Restorer | None":
+        """Return the restorer of a stage that leaves ``share`` of the tokens.
+
+        Where a selector chooses what is kept (``selected``), none can that chooses by itself.
+        """
         from prunetune.space.units import decode_field
 
         unit, names = units.get("restorer", 0.0), self.allowed
@@ -57,13 +64,17 @@ class RestorerCodec:
         if name == "none":
             return None
         kind = self._kinds()[name]
+        if selected and _chooses(kind):
+            return None
         data: dict[str, Any] = {
             field: decode_field(
-                t, units[f"{name}.{field}"], whole=kind.model_fields[field].annotation is int
+                t,
+                units.get(f"{name}.{field}", 0.5),
+                whole=kind.model_fields[field].annotation is int,
             )
-            for field, t in _tunables(kind).items()
+            for field, t in searched(kind, name, self.ranges).items()
         }
-        if "every" in kind.model_fields:
+        if "every" in kind.model_fields and "every" not in data:
             part = _MOST_RESTORED * _RESTORED_RANGE ** -min(unit * len(names) - index, _INSIDE)
             data["every"] = every_for(part, share)
         restorer = kind(name=name, **data)
@@ -83,12 +94,13 @@ class RestorerCodec:
             inside = math.log(_MOST_RESTORED / part) / math.log(_RESTORED_RANGE)
         found = {"restorer": (names.index(name) + min(max(inside, 0.0), _INSIDE)) / len(names)}
         if restorer is not None:
-            for field, t in _tunables(type(restorer)).items():
+            for field, t in searched(type(restorer), name, self.ranges).items():
                 found[f"{name}.{field}"] = encode_field(t, getattr(restorer, field))
         return found
 
 
-def _tunables(kind: "type[Restorer]") -> "dict[str, Tunable]":
-    from prunetune.space.weighting import tunables
+def _chooses(kind: "type[Restorer]") -> bool:
+    """Tell whether a restorer chooses what is kept by itself."""
+    from prunetune.restorers import Restorer
 
-    return tunables(kind)
+    return kind.keep is not Restorer.keep

@@ -1,9 +1,11 @@
 """Layers and retentions from unit parameters, by stick-breaking: the budget is always met."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 from prunetune.budget import Budget
 from prunetune.budget.moving import last_retention
+from prunetune.space.ranges import Box
 from prunetune.space.units import Units, between, fraction, pick, place
 
 
@@ -20,6 +22,8 @@ class ScheduleCodec:
         stages: Fewest and most stages.
         floor: Smallest retention.
         fixed: Layer of every stage, where only retentions are open.
+        box: Bounds of retentions, kept where the budget allows it.
+        exits: Whether all image tokens may leave at a late layer.
     """
 
     def __init__(
@@ -30,7 +34,10 @@ class ScheduleCodec:
         stages: tuple[int, int],
         floor: float,
         fixed: Sequence[int] = (),
+        box: Box | None = None,
+        exits: bool = False,
     ) -> None:
+        self.box, self.exits = box or Box(), exits
         self.num_layers, self.floor = num_layers, floor
         self.first, self.last = layers
         self.fixed = tuple(fixed)
@@ -45,6 +52,8 @@ class ScheduleCodec:
         if not self.fixed:
             out["layer_1"] = "layer of the first stage, among those that can meet the budget"
             out |= {f"layer_{k}": f"layer of stage {k}, among those left" for k in later}
+        if self.exits:
+            out["exit"] = "all image tokens leave at a late layer (above 0.5), and at which"
         return out | {
             f"keep_{k - 1}": f"retention of stage {k - 1}, among those left" for k in later
         }
@@ -52,10 +61,11 @@ class ScheduleCodec:
     def decode(self, units: Mapping[str, float], budget: Budget) -> tuple[list[int], list[float]]:
         """Return the stages' layers and retentions, within a budget and next to no below it."""
         count, layers = pick(self.counts, units.get("stages", 0.0)), list[int]()
+        end = self.end(units, budget)
         for k in range(count):
             unit = 0.0 if self.fixed else units[f"layer_{k + 1}"]
-            layers.append(pick(self._choices(k, count, layers, budget), unit))
-        spans, left = self._spans(layers), budget.share * self.num_layers - layers[0]
+            layers.append(pick(self._choices(k, count, layers, budget, end), unit))
+        spans, left = self._spans(layers, end), self._room(budget, end) - layers[0]
         chosen: list[float] = []
         for k in range(count - 1):
             low, high = self._range(spans[k:], left, chosen, budget)
@@ -64,16 +74,36 @@ class ScheduleCodec:
         last = last_retention(left / spans[-1], budget)
         return layers, [*chosen, min(last, chosen[-1] if chosen else 1.0)]
 
-    def encode(self, layers: Sequence[int], retentions: Sequence[float], budget: Budget) -> Units:
-        """Return the point that decodes to a schedule, or to the nearest one."""
+    def end(self, units: Mapping[str, float], budget: Budget) -> int:
+        """Return the layer from which on no image token is left; the depth if they stay."""
+        unit = units.get("exit", 0.0)
+        if not self.exits or unit <= 0.5:
+            return self.num_layers
+        ends = self._ends(pick(self.counts, units.get("stages", 0.0)), budget)
+        return pick(ends, 2.0 * unit - 1.0) if ends else self.num_layers
+
+    def encode(
+        self,
+        layers: Sequence[int],
+        retentions: Sequence[float],
+        budget: Budget,
+        end: int | None = None,
+    ) -> Units:
+        """Return the point that decodes to a schedule, or to the nearest one.
+
+        ``end`` is the layer of its exit.
+        """
         count = min(max(len(layers), self.counts[0]), self.counts[-1])
-        units = {"stages": place(self.counts, count)}
+        units = {"stages": place(self.counts, count), "exit": 0.25}
+        if end is not None and (ends := self._ends(count, budget)):
+            units["exit"] = 0.5 + 0.5 * place(ends, min(max(end, ends[0]), ends[-1]))
+        end = self.end(units, budget)
         used: list[int] = []
         for k, layer in enumerate(layers[:count]):
-            choices = self._choices(k, count, used, budget)
+            choices = self._choices(k, count, used, budget, end)
             used.append(min(max(layer, choices[0]), choices[-1]))
             units[f"layer_{k + 1}"] = place(choices, used[-1])
-        spans, left = self._spans(used), budget.share * self.num_layers - used[0]
+        spans, left = self._spans(used, end), self._room(budget, end) - used[0]
         chosen: list[float] = []
         for k, retention in enumerate(retentions[: len(used) - 1]):
             low, high = self._range(spans[k:], left, chosen, budget)
@@ -86,16 +116,35 @@ class ScheduleCodec:
         """Return the last layer at which a first stage can be and meet a budget."""
         return budget.latest_first_layer(self.num_layers, self.floor)
 
-    def _choices(self, k: int, count: int, before: Sequence[int], budget: Budget) -> range:
+    def _room(self, budget: Budget, end: int) -> float:
+        """Return what the layers before an exit may cost."""
+        return budget.share * self.num_layers - (self.num_layers - end) * budget.layer_cost(0.0)
+
+    def _ends(self, count: int, budget: Budget) -> range:
+        """Return the layers at which image tokens may leave without room being left over."""
+        after = self.fixed[-1] if self.fixed else self.first + count - 1
+        # Before it a layer costs at most 1: what is to be spent has to fit.
+        free = budget.layer_cost(0.0)
+        full = self.num_layers * (budget.share - free) / (1.0 - free)
+        least = max(after + 1, -(-2 * self.num_layers // 3), math.ceil(full - 1e-9))
+        return range(least, self.num_layers)
+
+    def _choices(
+        self, k: int, count: int, before: Sequence[int], budget: Budget, end: int
+    ) -> range:
         if self.fixed:
             return range(self.fixed[k], self.fixed[k] + 1)
-        end = self.last - (count - 1 - k)
+        last = min(self.last, end - 1) - (count - 1 - k)
         if k:
-            return range(before[-1] + 1, end + 1)
-        return range(self.first, min(self.latest(budget), end) + 1)
+            return range(before[-1] + 1, last + 1)
+        least = budget.layer_cost(self.floor)
+        latest = math.floor((self._room(budget, end) - end * least) / (1.0 - least) + 1e-9)
+        if end == self.num_layers:
+            latest = self.latest(budget)
+        return range(self.first, min(latest, last) + 1)
 
-    def _spans(self, layers: Sequence[int]) -> list[int]:
-        return [b - a for a, b in zip(layers, [*layers[1:], self.num_layers])]
+    def _spans(self, layers: Sequence[int], end: int) -> list[int]:
+        return [b - a for a, b in zip(layers, [*layers[1:], end])]
 
     def _range(
         self, spans: Sequence[int], left: float, chosen: Sequence[float], budget: Budget
@@ -104,4 +153,5 @@ class ScheduleCodec:
         rest = budget.layer_cost(self.floor) * sum(spans[1:])
         low = max(self.floor, budget.retention(left / sum(spans)))
         high = min(chosen[-1] if chosen else 1.0, budget.retention((left - rest) / spans[0]))
-        return low, max(low, high)
+        before = chosen[-1] if chosen else 1.0
+        return self.box.within(len(chosen) + 1, low, max(low, high), before)

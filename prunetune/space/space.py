@@ -10,16 +10,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from prunetune.budget import Budget, ModelFacts, as_budget
-from prunetune.errors import ConfigError
 from prunetune.space.narrowed import SpaceSpec
+from prunetune.space.opened import codecs, selector_codec
 from prunetune.space.restoring import RestorerCodec
 
 if TYPE_CHECKING:
     from optuna.trial import BaseTrial
 
     from prunetune.config import ModelRef, PruningConfig
-    from prunetune.space.schedule import ScheduleCodec
-    from prunetune.space.weighting import WeightCodec
+    from prunetune.restorers import Restorer
+    from prunetune.scorers import Scorer
+    from prunetune.selectors import Selector
     from prunetune.spec import StudySpec
 
 # Digits of a searched budget's share.
@@ -63,10 +64,12 @@ class Space:
         facts: ModelFacts,
         up_to: Budget | None = None,
     ) -> None:
-        self.spec, self.facts = spec, facts
+        # As the study says it, and what of that is searched.
+        self.spec, self._open, self.facts = spec, spec.restricted(), facts
         self.least, self.most = as_budget(budget), up_to or as_budget(budget)
-        self._weights, self._schedule = self._codecs()
-        self._restorer = RestorerCodec(spec.restorers)
+        self._weights, self._schedule = codecs(self._open, facts, (self.least, self.most))
+        self._restorer = RestorerCodec(spec.restorers, spec.ranges)
+        self._selector = selector_codec(spec, facts, tuple(self._weights.scorers))
         self.budget = self.budget_at(0.5)
         self._dimensions = self._list_dimensions()
 
@@ -76,58 +79,13 @@ class Space:
         least, most = spec.budgets(facts)
         return cls(spec.space, least, facts, most)
 
-    def _codecs(self) -> "tuple[WeightCodec, ScheduleCodec]":
-        from prunetune.space.schedule import ScheduleCodec
-        from prunetune.space.weighting import WeightCodec
-
-        spec, depth = self.spec, self.facts.num_layers
-        fixed = spec.stage_layers
-        first, last = (fixed[0], fixed[-1]) if fixed else spec.layers or (0, depth - 1)
-        if last >= depth:
-            raise ConfigError(
-                f"space.{'stage_layers' if fixed else 'layers'}: received {last}, allowed 0 to "
-                f"{depth - 1} for a model of {depth} decoder layers"
-            )
-        most = len(fixed) or min(spec.max_stages, last - first + 1)
-        weights = WeightCodec(
-            self._scorers(), most, per_stage=spec.per_stage_weights, fixed=spec.fixed_weights
-        )
-        if not any(weights.usable(name, first) for name in weights.scorers):
-            # Only layer 0 can be without a usable scorer.
-            first, most = 1, 0 if fixed else min(most, last)
-        if most < 1:
-            raise ConfigError(
-                f"space.layers: received {list(fixed or spec.layers or ())}, but all of "
-                f"{', '.join(weights.scorers)} need states of a decoder layer; allow layer 1 or "
-                "add another scorer"
-            )
-        for budget in (self.least, self.most):
-            budget.check(budget.least(first, depth, spec.floor))
-        schedule = ScheduleCodec(
-            depth,
-            layers=(first, last),
-            stages=(min(spec.min_stages, most), most),
-            floor=spec.floor,
-            fixed=fixed,
-        )
-        return weights, schedule
-
-    def _scorers(self) -> "dict[str, type]":
-        from prunetune.scorers import SCORERS
-
-        allowed = self.facts.scorers
-        names = self.spec.scorers or tuple(name for name in SCORERS if name != "random")
-        missing = [name for name in self.spec.scorers if name not in allowed]
-        if missing or not any(name in allowed for name in names):
-            raise ConfigError(
-                f"space.scorers: received {', '.join(missing or names)}, which "
-                f"{self.facts.model_type} cannot give; allowed: {', '.join(allowed) or 'none'}"
-            )
-        return {name: SCORERS.get(name) for name in names if name in allowed}
-
     def _list_dimensions(self) -> tuple[Dimension, ...]:
         names = {"budget": "the budget, between its bounds"} if self.ranges else {}
         names |= self._schedule.names() | self._weights.names()
+        names |= self._selector.names()
+        if len(self._open.mass) > 1:
+            shown = ", ".join(f"{h:g}" for h in self._open.mass)
+            names["mass"] = f"what a kept token counts by the tokens it stands for, one of: {shown}"
         names |= self._restorer.names()
         if len(self.spec.separators) > 1:
             names["separators"] = f"one of: {', '.join(self.spec.separators)}"
@@ -176,10 +134,20 @@ class Space:
         """Most stages of a schedule."""
         return self._schedule.counts[-1]
 
+    @property
+    def first_layer(self) -> int:
+        """First layer at which a stage can be."""
+        return self._schedule.first
+
     def holds(self, config: "PruningConfig") -> bool:
-        """Tell whether the space has all scorers that a config uses."""
+        """Tell whether the space has all that a config is made of: scorers, selectors, the rest."""
         return all(
-            s.name in self._weights.scorers for stage in config.stages for s in stage.scorers
+            {s.name for s in stage.scorers} <= set(self._weights.scorers)
+            and (stage.selector is None or stage.selector.name in self.spec.selectors)
+            and (not stage.mass or any(self._open.mass))
+            and (stage.retention > 0 or self._open.exit)
+            and (self.spec.parts != "layer-0" or stage.layer == 0)
+            for stage in config.stages
         )
 
     def model_ref(self) -> "ModelRef":
@@ -203,19 +171,51 @@ class Space:
         from prunetune.config import PruningConfig, Stage
         from prunetune.space.units import pick
 
-        layers, retentions = self._schedule.decode(units, self.budget_at(units.get("budget", 0.5)))
-        scorers = self._weights.decode(units, layers)
-        restorer = self._restorer.decode(units, retentions[0])
+        budget = self.budget_at(units.get("budget", 0.5))
+        layers, retentions = self._schedule.decode(units, budget)
+        selector, mass = self._selector.decode(units), pick(self._open.mass, units.get("mass", 0.0))
+        restorer = self._restorer.decode(units, retentions[0], selected=selector is not None)
+        scorers = self._scored(units, layers, selector, restorer)
         positions = pick(self.spec.positions, units.get("positions", 0.0))
+        stages = [
+            Stage(
+                layer=layer,
+                retention=retention,
+                scorers=scored,
+                restorer=None if k else restorer,
+                selector=selector,
+                mass=mass,
+            )
+            for k, (layer, retention, scored) in enumerate(zip(layers, retentions, scorers))
+        ]
+        if (end := self._schedule.end(units, budget)) < self.facts.num_layers:
+            stages.append(Stage(layer=end, retention=0.0))
         return PruningConfig(
             model=self.model_ref(),
             separators=pick(self.spec.separators, units.get("separators", 0.0)),
             positions=positions if layers[0] == 0 else "original",
-            stages=tuple(
-                Stage(layer=layer, retention=r, scorers=s, restorer=None if k else restorer)
-                for k, (layer, r, s) in enumerate(zip(layers, retentions, scorers))
-            ),
+            stages=tuple(stages),
         )
+
+    def _scored(
+        self,
+        units: Mapping[str, float],
+        layers: list[int],
+        selector: "Selector | None",
+        restorer: "Restorer | None",
+    ) -> "list[tuple[Scorer, ...]]":
+        """Return the stages' scorers: none where no score counts, and all that a selector uses."""
+        if selector is None:
+            return self._weights.decode(units, layers)
+        if restorer is None and selector.ignores_scores and not selector.uses_scorers:
+            # Equal configs are then seen as equal, and nothing is computed for nothing.
+            return [()] * len(layers)
+        names = sorted(selector.uses_scorers)
+        found = self._weights.decode(units, layers)
+        return [
+            self._weights.added(scorers, names, units) if scorers or not k else ()
+            for k, scorers in enumerate(found)
+        ]
 
     def encode(self, config: "PruningConfig") -> dict[str, float]:
         """Return the point that decodes to ``config``, or to the nearest config of this space.
@@ -224,15 +224,21 @@ class Space:
         """
         from prunetune.space.units import place
 
-        stages, unit = config.stages, self._unit_of(config)
-        budget = self.budget_at(unit)
+        unit, stages = self._unit_of(config), [s for s in config.stages if s.retention]
+        exits = [s.layer for s in config.stages if not s.retention]
+        budget, masses = self.budget_at(unit), self._open.mass
         found = {
             "budget": unit,
             **self._restorer.encode(stages[0]),
+            **self._selector.encode(stages[0]),
+            "mass": place(masses, min(masses, key=lambda h: abs(h - stages[0].mass))),
             "separators": place(self.spec.separators, config.separators),
             "positions": place(self.spec.positions, config.positions),
             **self._schedule.encode(
-                [s.layer for s in stages], [s.retention for s in stages], budget
+                [s.layer for s in stages],
+                [s.retention for s in stages],
+                budget,
+                exits[0] if exits else None,
             ),
             **self._weights.encode(stages[: self.spec.max_stages]),
         }

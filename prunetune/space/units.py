@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from prunetune.scorers import Tunable
+from prunetune.registry import Tunable
 
 T = TypeVar("T")
 Units = dict[str, float]

@@ -1,12 +1,11 @@
 """Score weights and scorers' hyperparameters from unit parameters."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel
-
-from prunetune.scorers import Scorer, Tunable
-from prunetune.space.units import Units, clip, decode_field, encode_field
+from prunetune.scorers import Scorer
+from prunetune.space.ranges import Values, is_open, searched
+from prunetune.space.units import Units, clip, decode_field, encode_field, pick, place
 
 if TYPE_CHECKING:
     from prunetune.config import Stage
@@ -28,6 +27,8 @@ class WeightCodec:
         stages: Most stages.
         per_stage: Each stage has its own weights, instead of all sharing one set.
         fixed: All weights are 1, and later stages reuse the first scores.
+        ranges: Of a study, see ``space/ranges.py``.
+        per_crop: Whether scorers may rank in each view.
     """
 
     def __init__(
@@ -37,10 +38,19 @@ class WeightCodec:
         *,
         per_stage: bool,
         fixed: bool = False,
+        ranges: Mapping[str, Values] | None = None,
+        per_crop: Sequence[bool] = (False,),
     ) -> None:
         self.scorers, self.stages, self.per_stage = dict(scorers), stages, per_stage
-        self.fixed = fixed
-        self.tunables = {name: tunables(scorer) for name, scorer in scorers.items()}
+        self.fixed, self.per_crop = fixed, tuple(per_crop)
+        ranges = ranges or {}
+        self.tunables = {name: searched(scorer, name, ranges) for name, scorer in scorers.items()}
+        self._ranks = {
+            name
+            for name, scorer in scorers.items()
+            if scorer.model_fields["per_crop"].annotation is bool
+            and f"{name}.per_crop" not in ranges
+        }
         self._plain = {name: scorer(name=name) for name, scorer in scorers.items()}
 
     def names(self) -> dict[str, str]:
@@ -50,7 +60,9 @@ class WeightCodec:
             at = f" at stage {k + 1}" if k else ""
             out |= {self._weight(n, k): f"signed score weight of {n}{at}" for n in self.scorers}
         for name, fields in self.tunables.items():
-            out |= {f"{name}.{field}": t.shown or field for field, t in fields.items()}
+            out |= {f"{name}.{f}": t.shown or f for f, t in fields.items() if is_open(t)}
+        if len(self.per_crop) > 1 and self._ranks:
+            out["per_crop"] = "scorers rank over the whole image, or in each view (above 0.5)"
         if self.stages > 1 and not self.per_stage and not self.fixed:
             out["rescore"] = "later stages reuse the first scores, or score again (above 0.5)"
         return out
@@ -77,11 +89,15 @@ class WeightCodec:
             for scorer in stage.scorers:
                 for field, t in self.tunables.get(scorer.name, {}).items():
                     units[f"{scorer.name}.{field}"] = encode_field(t, getattr(scorer, field))
+        ranking = {s.per_crop for stage in stages for s in stage.scorers if s.name in self._ranks}
+        units["per_crop"] = place(self.per_crop, True in ranking)
         if self.per_stage:
             for k, stage in enumerate(stages):
                 self._set(units, {s.name: s.weight for s in stage.scorers}, k)
             return units
         scored = [stage for stage in stages if stage.scorers]
+        if not scored:
+            return units
         weights = {s.name: s.weight for s in scored[-1].scorers}
         for scorer in scored[0].scorers:
             # Only the layer-0 stage had use for it: too light to show at the others.
@@ -128,17 +144,26 @@ class WeightCodec:
         return {heaviest: -1.0 if spare[heaviest] < 0 else 1.0}
 
     def _built(self, units: Mapping[str, float]) -> dict[str, Scorer]:
-        return {
-            name: self.scorers[name](
-                name=name,
-                **self.scorers[name].searched,
-                **{
-                    field: decode_field(t, units[f"{name}.{field}"], whole=self._whole(name, field))
-                    for field, t in fields.items()
-                },
-            )
-            for name, fields in self.tunables.items()
-        }
+        in_views = pick(self.per_crop, units.get("per_crop", 0.0))
+        built: dict[str, Scorer] = {}
+        for name, fields in self.tunables.items():
+            given: dict[str, Any] = dict(self.scorers[name].searched)
+            if name in self._ranks:
+                given["per_crop"] = in_views
+            for field, t in fields.items():
+                unit = units.get(f"{name}.{field}", 0.5)
+                given[field] = decode_field(t, unit, whole=self._whole(name, field))
+            built[name] = self.scorers[name](name=name, **given)
+        return built
+
+    def added(
+        self, scorers: tuple[Scorer, ...], names: Sequence[str], units: Mapping[str, float]
+    ) -> tuple[Scorer, ...]:
+        """Return a stage's scorers with those of ``names`` that it lacks, without weight."""
+        missing = [name for name in names if name not in {s.name for s in scorers}]
+        built = self._built(units) if missing else {}
+        more = (built[name].model_copy(update={"weight": 0.0}) for name in missing)
+        return (*scorers, *more)
 
     def usable(self, name: str, layer: int) -> bool:
         """Tell whether a stage at ``layer`` can give a scorer its inputs."""
@@ -146,12 +171,3 @@ class WeightCodec:
 
     def _whole(self, name: str, field: str) -> bool:
         return self.scorers[name].model_fields[field].annotation is int
-
-
-def tunables(kind: type[BaseModel]) -> dict[str, Tunable]:
-    """Return the hyperparameters of a scorer or restorer that have a search range."""
-    return {
-        field: next(m for m in info.metadata if isinstance(m, Tunable))
-        for field, info in kind.model_fields.items()
-        if any(isinstance(m, Tunable) for m in info.metadata)
-    }

@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from prunetune.errors import ConfigError, StudyError
 from prunetune.models.versions import versions
 from prunetune.space.space import Space
-from prunetune.space.starts import starts
+from prunetune.space.starts import first_starts, starts
 from prunetune.spec import FIRST_LOOK, StudySpec, difference
 from prunetune.study.database.leases import identity
 from prunetune.study.database.storage import BatchedStorage, quiet
@@ -93,6 +93,7 @@ def open_study(
             seat.seed(spec.seed, created, trials),
             spec.startup,
             len(study.directions),
+            spec.start,
         )
         study.pruner = (
             MeanWilcoxonPruner(p_threshold=0.1, n_startup_steps=FIRST_LOOK)
@@ -189,6 +190,12 @@ def _warn_other_versions(study: Study) -> None:
 
 
 def _enqueue(study: Study, spec: StudySpec, space: Space) -> None:
+    for name, units in first_starts(space).items():
+        study.enqueue_trial(units, user_attrs={"start": name}, skip_if_exists=True)
+    for budget in (space.least, space.most) if space.ranges else ():
+        # The best of them at the ends, too: there a front is hard to find.
+        for name, units in list(first_starts(space, budget).items())[:1]:
+            study.enqueue_trial(units, user_attrs={"start": name}, skip_if_exists=True)
     budgets = [space.least, space.budget, space.most] if space.ranges else [space.budget]
     for preset in (p for budget in budgets for p in presets_at(spec.presets, space, budget)):
         if preset.config is None or not space.holds(preset.config):

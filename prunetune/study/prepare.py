@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunetune.errors import ConfigError, StudyError
-from prunetune.spec import StudySpec, difference
+from prunetune.spec import StudySpec, as_stored, difference
 
 if TYPE_CHECKING:
     from prunetune.calibration import CalibrationSet
+    from prunetune.study.database.storage import BatchedStorage
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,8 @@ def prepare(
     folder = check_folder(Path(out) if out is not None else default_folder(spec))
     if storage is None and study_name is None:
         _refuse_other_spec(folder, spec)
-    open_storage(storage_url(folder, storage))
+    opened = open_storage(storage_url(folder, storage))
+    spec = _as_stored(spec, opened, study_name or spec.study_name)
     calibration, held_out = load_data(spec, skip_bad=skip_bad)
     loaded = load_model(
         spec.model,
@@ -139,6 +141,18 @@ def deepest_first_stage(spec: StudySpec, loaded: Any, calibration: "CalibrationS
     return max(0, min(most.latest_first_layer(depth, floor), depth - 1))
 
 
+def _as_stored(spec: StudySpec, storage: "BatchedStorage", name: str) -> StudySpec:
+    """Return the spec as a study of an older release has it, if there is one of that name."""
+    from prunetune.study.database.storage import quiet
+
+    with quiet():
+        try:
+            attrs = storage.get_study_user_attrs(storage.get_study_id_from_name(name))
+        except KeyError:
+            return spec
+    return as_stored(spec, StudySpec.parse(attrs["spec"])) if "spec" in attrs else spec
+
+
 def _refuse_other_spec(folder: Path, spec: StudySpec) -> None:
     """Refuse before minutes are spent what resuming would refuse, or would overwrite."""
     from prunetune.study.database.urls import DATABASE
@@ -146,7 +160,8 @@ def _refuse_other_spec(folder: Path, spec: StudySpec) -> None:
 
     if not ((folder / DATABASE).exists() and (folder / SPEC_FILE).exists()):
         return
-    fields = difference(StudySpec.load(folder / SPEC_FILE), spec)
+    stored = StudySpec.load(folder / SPEC_FILE)
+    fields = difference(stored, as_stored(spec, stored))
     if fields:
         raise StudyError(
             f"{folder} holds a study with another spec: {', '.join(fields)}; give the stored "

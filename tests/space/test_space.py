@@ -164,7 +164,8 @@ def test_packed_positions_only_with_a_first_stage_at_layer_zero():
 
 
 def test_the_default_space_stays_small():
-    assert len(space().dimensions()) <= 21
+    assert len(space(selectors=("top",), mass=(0.0,), per_crop=(False,)).dimensions()) <= 21
+    assert len(space().dimensions()) <= 32
     assert len({d.name for d in space().dimensions()}) == len(space().dimensions())
 
 

@@ -13,6 +13,8 @@ from prunetune.study.database.connect import open_storage
 from prunetune.study.database.urls import storage_url
 from prunetune.study.study import run_search
 
+SUMS = {"selectors": ("top",), "mass": (0.0,), "per_crop": (False,)}
+"""A space of sums of scores only, whose starts are presets and blends."""
 FILES = {"study.db", "spec.toml", "config.json", "log.jsonl"}
 
 

@@ -5,21 +5,24 @@ from dataclasses import replace
 
 import optuna
 import pytest
-from fakes import Fake, search, spec, trials_of
+from fakes import SUMS, Fake, search, spec, trials_of
 
 from prunetune.calibration import load_calibration
 from prunetune.errors import StudyError
+from prunetune.spec import SpaceSpec
 from prunetune.study.database.connect import open_storage
 from prunetune.study.database.urls import storage_url
 from prunetune.study.find import find_study
 from prunetune.study.study import run_trials
 from prunetune.study.trials.samplers import sampler_seed
 
+SUMMED = SpaceSpec(**SUMS)
+
 
 def test_a_resumed_study_goes_on_with_fresh_points_up_to_the_total(tmp_path):
-    search(tmp_path, trials=4, presets=())
+    search(tmp_path, trials=4, presets=(), space=SUMMED)
     before = [t.params for t in trials_of(tmp_path)]
-    result = search(tmp_path, trials=8, presets=())
+    result = search(tmp_path, trials=8, presets=(), space=SUMMED)
     after = [t.params for t in trials_of(tmp_path)]
     assert after[:4] == before
     assert len(after) == 8 == result.trials["complete"]
@@ -28,7 +31,7 @@ def test_a_resumed_study_goes_on_with_fresh_points_up_to_the_total(tmp_path):
     assert find_study(str(tmp_path)).spec.trials == 8
     assert sampler_seed(0, 0, 0) != sampler_seed(0, 0, 8) != sampler_seed(0, 1, 8)
     evaluator = Fake()
-    search(tmp_path, evaluator, trials=8, presets=())
+    search(tmp_path, evaluator, trials=8, presets=(), space=SUMMED)
     assert len(evaluator.configs) == 1  # the winner's proof only
     numbers = [json.loads(x)["trial"] for x in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert numbers == list(range(8))

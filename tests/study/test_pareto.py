@@ -5,7 +5,7 @@ import json
 import optuna
 import pytest
 from cli_runner import call, refused, write_set
-from fakes import Fake, search, spec, trials_of
+from fakes import SUMS, Fake, search, spec, trials_of
 from hypothesis import given
 from hypothesis import strategies as st
 from optuna.trial import TrialState, create_trial
@@ -14,14 +14,22 @@ from prunetune.budget import mean_retention
 from prunetune.config import PruningConfig
 from prunetune.errors import StudyError
 from prunetune.presets import preset_names
-from prunetune.spec import StudySpec
+from prunetune.space.space import Space
+from prunetune.space.starts import first_starts
+from prunetune.spec import SpaceSpec, StudySpec
 from prunetune.study.outcome.pareto import choose_point
 from prunetune.study.study import run_trials
 from prunetune.study.trials.best import cost_of, front, metric_of, since_better, spread
 
-STARTS = 8
-"""Queued first: four presets, four blends."""
-WIDE = {"objective": "pareto", "keep": 0.05, "up_to": 0.5, "trial_pruner": "none"}
+STARTS = 8 + len(first_starts(Space.of(spec(), Fake().facts())))
+"""Queued first: covering sets, four presets, four blends."""
+WIDE = {
+    "objective": "pareto",
+    "keep": 0.05,
+    "up_to": 0.5,
+    "trial_pruner": "none",
+    "space": SpaceSpec(**SUMS),
+}
 
 
 class Cheap(Fake):

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import optuna
 import pytest
-from fakes import FILES, Fake, search, spec, trials_of
+from fakes import FILES, SUMS, Fake, search, spec, trials_of
 from optuna.trial import TrialState
 
 from prunetune.budget import mean_retention
 from prunetune.config import PruningConfig
 from prunetune.errors import DataError, StudyError
 from prunetune.presets import preset_names
-from prunetune.spec import StudySpec
+from prunetune.spec import SpaceSpec, StudySpec
 from prunetune.study.outcome.summary import render_table
 
 
@@ -81,9 +81,22 @@ def test_the_same_seed_gives_the_same_trials(tmp_path):
     assert runs["a"][:4] == runs["c"][:4]  # the presets
 
 
+SUMMED = SpaceSpec(**SUMS)
+
+
+def test_covering_sets_are_tried_before_presets(tmp_path):
+    search(tmp_path, presets=("fastv",), trials=4)
+    found = [t.user_attrs for t in trials_of(tmp_path)]
+    assert "with mass" in found[0]["start"]
+    assert next(a.get("preset") for a in found if "start" not in a) == "fastv"
+    stage = PruningConfig.parse(found[0]["config"]).stages[0]
+    assert (stage.selector.name, stage.mass, stage.scorers) == ("cover", 1.0, ())
+    # The twin is the test below: without the selector presets are first.
+
+
 def test_presets_are_the_first_trials_and_are_measured_as_they_are(tmp_path):
     evaluator = Fake()
-    search(tmp_path, evaluator, presets=("fastervlm", "fastv", "random"), trials=6)
+    search(tmp_path, evaluator, presets=("fastervlm", "fastv", "random"), trials=6, space=SUMMED)
     first, second, third = trials_of(tmp_path)[:3]
     assert [t.user_attrs.get("preset") for t in (first, second, third)] == [
         "fastervlm",

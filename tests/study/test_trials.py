@@ -6,7 +6,7 @@ import sys
 
 import optuna
 import pytest
-from fakes import Fake, search, trials_of
+from fakes import SUMS, Fake, search, trials_of
 from optuna.trial import TrialState
 
 from prunetune.errors import StudyError
@@ -25,6 +25,7 @@ def test_a_config_that_comes_again_is_answered_from_memory(tmp_path):
         layers=(0, 1),
         restorers=("none",),
         separators=("drop",),
+        **SUMS,
     )
     evaluator = Fake()
     result = search(tmp_path, evaluator, space=small, trials=12, presets=())

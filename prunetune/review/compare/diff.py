@@ -6,6 +6,8 @@ from functools import cache
 from typing import Any
 
 from prunetune.config import PruningConfig, Stage
+from prunetune.restorers import Restorer
+from prunetune.selectors import Selector
 
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
 
@@ -117,6 +119,19 @@ def _stage(before: Stage, after: Stage, field: str) -> list[Change]:
             text = f"restores by {_restorer(after)}, and nothing before"
         was, now = (s.restorer and s.restorer.model_dump() for s in (before, after))
         found.append(Change(f"{field}.restorer", was, now, text))
+    return found + _chosen(before, after, field)
+
+
+def _chosen(before: Stage, after: Stage, field: str) -> list[Change]:
+    """Return what changed in how a set is chosen, and in what it counts."""
+    found = []
+    if before.selector != after.selector:
+        old, new = (s.selector and s.selector.model_dump() for s in (before, after))
+        text = f"chooses by {_part(after.selector)} instead of {_part(before.selector)}"
+        found.append(Change(f"{field}.selector", old, new, text))
+    if before.mass != after.mass:
+        text = f"has mass {_value(after.mass)} instead of {_value(before.mass)}"
+        found.append(Change(f"{field}.mass", before.mass, after.mass, text))
     return found
 
 
@@ -184,9 +199,14 @@ def _names(stage: Stage) -> str:
 
 
 def _restorer(stage: Stage) -> str:
-    if stage.restorer is None:
-        return "nothing"
-    data = stage.restorer.model_dump()
+    return "nothing" if stage.restorer is None else _part(stage.restorer)
+
+
+def _part(part: Restorer | Selector | None) -> str:
+    """Return a part's name and fields; without a selector the highest scores stay."""
+    if part is None:
+        return "top"
+    data = part.model_dump()
     name = data.pop("name")
     return f"{name} ({', '.join(f'{k} {_value(v)}' for k, v in data.items())})" if data else name
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from prunetune.config import PruningConfig
+from prunetune.config import PruningConfig, Stage
 from prunetune.review.facts import StudyFacts, TrialFacts
 from prunetune.review.theme import number, percent
 
@@ -105,8 +105,10 @@ def schedule(config: PruningConfig) -> str:
     for stage in config.stages:
         where = "before the language model" if stage.layer == 0 else f"layer {stage.layer}"
         restorer = markdown(stage.restorer.name) if stage.restorer else "-"
-        rows.append((where, percent(stage.retention), f"{1000 * stage.retention:.0f}", restorer))
-    columns = ("stage", "retention", "of 1000 image tokens", "restorer")
+        selector = markdown(stage.selector.name) if stage.selector else "-"
+        left = percent(stage.retention), f"{1000 * stage.retention:.0f}"
+        rows.append((where, *left, selector, f"{stage.mass:g}", restorer))
+    columns = ("stage", "retention", "of 1000 image tokens", "selector", "mass", "restorer")
     tail = f"separators: {config.separators}; positions: {config.positions}"
     return f"{table(columns, rows)}\n\n{tail}"
 
@@ -120,9 +122,14 @@ def weights(config: PruningConfig) -> str:
             shown = ", ".join(f"{key} {_short(value)}" for key, value in more.items())
             where = f"layer {stage.layer}"
             rows.append((where, markdown(scorer.name), f"{scorer.weight:+.3g}", markdown(shown)))
-        if not stage.scorers:
-            rows.append((f"layer {stage.layer}", "the stage before's scores", "", ""))
+        if not stage.scorers and stage.retention:
+            rows.append((f"layer {stage.layer}", _without_scorers(config, stage), "", ""))
     return table(("stage", "scorer", "score weight", "settings"), rows)
+
+
+def _without_scorers(config: PruningConfig, stage: Stage) -> str:
+    before = config.stages[: config.stages.index(stage)]
+    return "the stage before's scores" if any(s.scorers for s in before) else "none"
 
 
 def _short(value: object) -> str:

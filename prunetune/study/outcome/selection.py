@@ -22,6 +22,7 @@ from prunetune.space.space import Space
 from prunetune.spec import StudySpec
 from prunetune.study.outcome.baselines import compare_preset
 from prunetune.study.outcome.intervals import bootstrap_ci
+from prunetune.study.outcome.noise import settle
 from prunetune.study.outcome.record import write_record
 from prunetune.study.outcome.summary import SearchResult
 from prunetune.study.outcome.verdict import verdict
@@ -78,23 +79,25 @@ def shortlist(study: Study, count: int) -> list[FrozenTrial]:
 
 
 def choose(study: Study, spec: StudySpec, evaluator: Measures) -> Winner:
-    """Score the best trials on all calibration samples and return the one with the lowest mean.
+    """Score the best trials on all calibration samples and return one of the lowest mean.
+
+    Of those that the samples cannot tell from the lowest the simplest is taken; see ``noise.py``.
 
     Raises:
         StudyError: No trial has finished.
     """
     total, spent = len(evaluator.samples), 0
-    values: dict[int, float] = {}
+    values: dict[int, list[float]] = {}
     results: dict[int, list[SampleScore]] = {}
     candidates = {trial.number: trial for trial in shortlist(study, spec.rescored)}
     for number, trial in candidates.items():
         if trial.state is TrialState.COMPLETE and len(trial.intermediate_values) == total:
-            values[number] = metric_of(trial)
+            values[number] = [trial.intermediate_values[step] for step in range(total)]
             continue
         spent += total
         try:
             results[number] = measure(evaluator, config_of(trial), answers=False)
-            values[number] = _mean(spec, results[number])
+            values[number] = [sample_value(spec.metric, r) for r in results[number]]
         except StudyError as error:
             logger.warning("trial %d is not chosen: %s", number, error)
     if candidates and not values:
@@ -104,16 +107,22 @@ def choose(study: Study, spec: StudySpec, evaluator: Measures) -> Winner:
             f"study {study.study_name!r} has no finished trial, so there is nothing to export; "
             "run it longer (--trials, --timeout)"
         )
-    number = min(values, key=lambda n: (values[n], n))
-    config = config_of(candidates[number])
+    configs = {n: config_of(candidates[n]) for n in values}
+    number, near = settle(values, configs, image_ids(evaluator.samples))
+    if number != near[0]:
+        logger.info(
+            "trial %d is simpler than trial %d, and the samples cannot tell them apart",
+            *(number, near[0]),
+        )
+    config, stored = configs[number], math.fsum(values[number]) / total
     if number not in results:
         # For the gap's interval, and to prove that the stored value can be reproduced.
         results[number] = measure(evaluator, config, answers=False)
         spent += total
-        if abs(_mean(spec, results[number]) - values[number]) > 1e-6:
+        if abs(_mean(spec, results[number]) - stored) > 1e-6:
             logger.warning(
                 "trial %d: %s was %.9g in the study and is %.9g now",
-                *(number, spec.metric, values[number], _mean(spec, results[number])),
+                *(number, spec.metric, stored, _mean(spec, results[number])),
             )
     return Winner(number, config, results[number], spent)
 

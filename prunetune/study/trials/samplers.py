@@ -10,6 +10,7 @@ from optuna.samplers.nsgaii import UniformCrossover
 
 from prunetune.errors import StudyError
 from prunetune.study.trials.estimates import EstimatesSampler
+from prunetune.study.trials.spread_start import SpreadStart
 
 # Those that model values; CMA-ES takes pruned trials by itself.
 _MODELS = ("tpe", "tpe-uni", "gp")
@@ -24,7 +25,9 @@ def sampler_seed(seed: int, worker: int, trials: int) -> int:
     return int.from_bytes(digest[:4], "big")
 
 
-def make_sampler(name: str, seed: int, startup: int = 10, objectives: int = 1) -> BaseSampler:
+def make_sampler(
+    name: str, seed: int, startup: int = 10, objectives: int = 1, start: str = "random"
+) -> BaseSampler:
     """Return a sampler with all its arguments written out: defaults change between releases.
 
     Args:
@@ -33,6 +36,7 @@ def make_sampler(name: str, seed: int, startup: int = 10, objectives: int = 1) -
         startup: Random points before it models anything, where it does.
         objectives: How many are minimised. With two, ``tpe`` models each parameter on its own:
             measured better there (hypervolume after 100 trials 1.19 against 1.07).
+        start: What the first points are drawn from, as in ``StudySpec.start``.
 
     Raises:
         StudyError: A package it needs is not installed.
@@ -62,13 +66,14 @@ def make_sampler(name: str, seed: int, startup: int = 10, objectives: int = 1) -
         "qmc": lambda: optuna.samplers.QMCSampler(seed=seed, scramble=True),
         "random": lambda: optuna.samplers.RandomSampler(seed=seed),
     }
-    needed = {"cmaes": "cmaes", "gp": "scipy", "qmc": "scipy"}.get(name)
-    if needed is not None:
+    needed = {"cmaes": ["cmaes"], "gp": ["scipy"], "qmc": ["scipy"]}.get(name, [])
+    for package in [*needed, *(["scipy"] if start == "qmc" else [])]:
         try:
-            importlib.import_module(needed)
+            importlib.import_module(package)
         except ImportError:
             raise StudyError(
-                f"sampler {name!r} needs the package {needed}: pip install 'prunetune[search]'"
+                f"sampler {name!r} needs the package {package}: pip install 'prunetune[search]'"
             ) from None
     sampler = makers[name]()
-    return EstimatesSampler(sampler) if name in _MODELS and objectives == 1 else sampler
+    sampler = EstimatesSampler(sampler) if name in _MODELS and objectives == 1 else sampler
+    return SpreadStart(sampler, startup, seed) if start == "qmc" and name != "qmc" else sampler

@@ -244,7 +244,11 @@ def describe_config(config: PruningConfig) -> dict[str, Any]:
         for stage in stages
         if stage.scorers
     ]
-    return {
+    chosen = {}
+    if any(stage.is_new for stage in stages):
+        selector = stages[0].selector
+        chosen = {"selector": selector.name if selector else "top", "mass": stages[0].mass}
+    return chosen | {
         "schedule": ", ".join(f"{s.layer}: {s.retention:.4g}" for s in stages),
         "weights": "; ".join(weights),
         "mean_retention": mean_retention(stages, config.model.num_layers),

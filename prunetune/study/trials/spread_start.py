@@ -1,0 +1,73 @@
+"""Startup points of a scrambled Sobol sequence instead of random ones, for any sampler."""
+
+from typing import Any
+
+from optuna import Study
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, QMCSampler
+from optuna.trial import FrozenTrial, TrialState
+
+_FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+
+
+class SpreadStart(BaseSampler):
+    """Draws the first points from a Sobol sequence, then leaves it to another sampler.
+
+    Args:
+        inner: The sampler that goes on; it models from its first own draw.
+        startup: Finished trials, enqueued ones included, before it does.
+        seed: Of the sequence's scrambling.
+    """
+
+    def __init__(self, inner: BaseSampler, startup: int, seed: int) -> None:
+        self.inner, self.startup = inner, startup
+        self._spread = QMCSampler(
+            seed=seed,
+            scramble=True,
+            warn_asynchronous_seeding=False,
+            warn_independent_sampling=False,
+        )
+        self._now: tuple[int, BaseSampler] | None = None
+
+    def _active(self, study: Study, trial: FrozenTrial) -> BaseSampler:
+        """Return who draws a trial, the same one for all its parameters."""
+        if self._now is None or self._now[0] != trial.number:
+            done = len(study.get_trials(deepcopy=False, states=_FINISHED))
+            self._now = trial.number, self.inner if done >= self.startup else self._spread
+        return self._now[1]
+
+    def reseed_rng(self) -> None:
+        """Give the samplers other random numbers."""
+        self.inner.reseed_rng()
+        self._spread.reseed_rng()
+
+    def infer_relative_search_space(
+        self, study: Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """Return the parameters that are drawn together."""
+        return self._active(study, trial).infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Draw parameters together."""
+        return self._active(study, trial).sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        """Draw one parameter."""
+        active = self._active(study, trial)
+        return active.sample_independent(study, trial, param_name, param_distribution)
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        """Pass on that a trial begins."""
+        self.inner.before_trial(study, trial)
+
+    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Any) -> None:
+        """Pass on how a trial ended."""
+        self.inner.after_trial(study, trial, state, values)
