@@ -19,9 +19,11 @@ class ImageTokens:
         alive: ``[m]`` int64 ascending, which of its tokens are alive.
         importance: ``[n]`` float32 of the last scored stage; 0 at separators.
         stage_scores: ``[patches]`` float32 of the last stage.
+        question: ``[t, d]`` input embeddings of the question about it; None: nobody asks for it.
+        asked: Slots of the input up to the last token of the question; 0: it is empty.
     """
 
-    __slots__ = ("alive", "capture", "importance", "slots", "stage_scores")
+    __slots__ = ("alive", "asked", "capture", "importance", "question", "slots", "stage_scores")
 
     def __init__(self, slots: Tensor, capture: ImageCapture) -> None:
         self.slots = slots
@@ -29,6 +31,8 @@ class ImageTokens:
         self.alive = torch.arange(len(slots), device=slots.device)
         self.importance: Tensor | None = None
         self.stage_scores = torch.zeros(0, dtype=torch.float32, device=slots.device)
+        self.question = capture.question
+        self.asked = 0
 
     def hide(self, valid: Tensor) -> None:
         """Take tokens that the caller hides for gone.

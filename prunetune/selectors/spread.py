@@ -21,6 +21,11 @@ class Spread(Selector):
 
     name: Literal["spread"] = "spread"
 
+    @property
+    def uses_scores(self) -> bool:
+        """No."""
+        return False
+
     def choose(self, ctx: SelectContext, count: int) -> Tensor:
         """Return ascending positions, ``[count]`` int64."""
         step = len(ctx) // count
