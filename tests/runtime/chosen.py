@@ -17,7 +17,8 @@ QUOTA = {
 }
 SELECTED: dict[str, dict[str, Any]] = {
     **{name: {"name": name} for name in SELECTORS},
-    "cover, asked": {"name": "cover", "text": 1.0, "beta": 0.4, "delta": 0.2},
+    "cover, asked": {"name": "cover", "text": 1.0},
+    "cover, weighed": {"name": "cover", "tau": 0.1, "beta": 0.4, "delta": 0.2},
     "dpp, each view": {"name": "dpp", "scope": "view"},
     "quota": QUOTA,
 }

@@ -65,7 +65,7 @@ def kept_as_chosen(kind, layer, family="llava_next"):
 
 
 @pytest.mark.parametrize("layer", [0, 2])
-@pytest.mark.parametrize("kind", ["cover", "dpp", "dpp, each view", "maxmin", "distinct", "spread"])
+@pytest.mark.parametrize("kind", ["cover, weighed", "dpp", "dpp, each view", "maxmin", "distinct", "spread"])
 def test_what_is_kept_is_what_the_selector_chooses(kind, layer):
     kept_as_chosen(kind, layer)
 
