@@ -9,6 +9,7 @@ from prunetune.config import PruningConfig, Stage
 from prunetune.restorers import Restorer
 from prunetune.review.facts import StudyFacts
 from prunetune.scorers import Scorer
+from prunetune.selectors import Selector
 from prunetune.study.outcome.verdict import TOO_FEW
 
 _LEAST_WORTH_SAYING = 0.02
@@ -40,12 +41,14 @@ class StageWords:
         keeps: What it keeps, and how that is chosen.
         scorers: Largest weight first; empty where the scores before are used again.
         restorer: What puts information back; empty where nothing does.
+        selector: What chooses the set; empty: the highest scores.
     """
 
     title: str
     keeps: str
     scorers: tuple[ScorerWords, ...]
     restorer: str
+    selector: str = ""
 
 
 def stage_words(config: PruningConfig) -> list[StageWords]:
@@ -60,18 +63,29 @@ def _stage(stages: Sequence[Stage], k: int) -> StageWords:
         if stage.layer == 0
         else f"At the input of decoder layer {stage.layer}"
     )
+    if not stage.retention:
+        return StageWords(where, "no image token stays: later layers run on text alone", (), "")
     share = f"{100 * stage.retention:.3g}% of the image tokens stay"
+    selector = "" if stage.selector is None else _selector(stage.selector)
+    chosen = f", chosen by {stage.selector.name}" if stage.selector is not None else ""
     if not stage.scorers:
-        return StageWords(where, f"{share}, by the scores of the stage before", (), "")
+        how = "by the scores of the stage before" if k else "without scores"
+        keeps = f"{share}{chosen}, {how}"
+        return StageWords(where, keeps, (), _restorer(stage.restorer), selector)
     scorers = tuple(
         ScorerWords(s.name, s.weight, type(s).summary, _settings(s))
         for s in sorted(stage.scorers, key=lambda s: -abs(s.weight))
     )
     how = "by one score" if len(scorers) == 1 else f"by a weighted sum of {len(scorers)} scores"
-    return StageWords(where, f"{share}, chosen {how}", scorers, _restorer(stage.restorer))
+    keeps = f"{share}{chosen} {how}" if chosen else f"{share}, chosen {how}"
+    return StageWords(where, keeps, scorers, _restorer(stage.restorer), selector)
 
 
-def _settings(part: Scorer | Restorer) -> str:
+def _selector(selector: Selector) -> str:
+    return f"{selector.name}: {type(selector).summary} ({_settings(selector)})"
+
+
+def _settings(part: Scorer | Restorer | Selector) -> str:
     data = part.model_dump(mode="json", exclude={"name", "weight"})
     return ", ".join(f"{key} {_value(value)}" for key, value in data.items())
 

@@ -119,9 +119,9 @@ def test_a_prompt_of_a_picture_alone_is_refused(rows):
     model = tiny("llava")
     image = family("llava").image
     batch = make_batch(model, [[*row, image] for row in rows])
-    with prunetune.apply(model, staged(model, *BEHIND["alone"])):
-        with pytest.raises(UnsupportedModelError, match=r"\A[^\n]*exit at layer 3[^\n]*\Z"):
-            model(**batch.inputs)
+    refused = pytest.raises(UnsupportedModelError, match=r"\A[^\n]*exit at layer 3[^\n]*\Z")
+    with prunetune.apply(model, staged(model, *BEHIND["alone"])), refused:
+        model(**batch.inputs)
     # The twin: the same prompt without the exit.
     with prunetune.apply(model, staged(model, {"layer": 3, "retention": 0.1, "scorers": SCORED})):
         model(**batch.inputs)

@@ -68,7 +68,9 @@ def said(model, *rows, seed=0):
 @torch.no_grad()
 def questions(model, batch, **inputs):
     """Return the ids of the question about each image, in order."""
-    with prunetune.apply(model, staged(model, {"layer": 1, "retention": 0.5, "scorers": [Probe()]})):
+    with prunetune.apply(
+        model, staged(model, {"layer": 1, "retention": 0.5, "scorers": [Probe()]})
+    ):
         Probe.seen.clear()
         model(**batch.inputs | inputs)
     table = model.get_input_embeddings().weight
@@ -165,7 +167,7 @@ def given_right(name, layer):
         plain(**batch.inputs, use_cache=False)
     for hook in hooks:
         hook.remove()
-    geometries = [[g for g in row] for row in trace.geometries]
+    geometries = [list(row) for row in trace.geometries]
     looked = patches_before(batch, geometries, trace, len(stages))
     table = model.get_input_embeddings()
     for (row, slots), ctx in zip(looked, Probe.seen, strict=True):
@@ -296,7 +298,9 @@ def test_a_cached_picture_for_another_question_is_refused(fields):
     with pytest.raises(ConfigError, match=r"\A[^\n]*without one; run the picture together[^\n]*\Z"):
         cached(model, asking, prefix, [12, 13])
     end = whole.length - 2
-    with pytest.raises(ConfigError, match=rf"\A[^\n]*cropped to {end - 1}[^\n]*token {end}[^\n]*\Z"):
+    with pytest.raises(
+        ConfigError, match=rf"\A[^\n]*cropped to {end - 1}[^\n]*token {end}[^\n]*\Z"
+    ):
         cached(model, asking, whole, [12, 13], crop=end - 1)
     # The twins: a turn behind the question, a prefix that nothing depends on, a single step.
     cached(model, asking, whole, [12, 13], crop=end)

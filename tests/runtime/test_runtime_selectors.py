@@ -65,7 +65,9 @@ def kept_as_chosen(kind, layer, family="llava_next"):
 
 
 @pytest.mark.parametrize("layer", [0, 2])
-@pytest.mark.parametrize("kind", ["cover, weighed", "dpp", "dpp, each view", "maxmin", "distinct", "spread"])
+@pytest.mark.parametrize(
+    "kind", ["cover, weighed", "dpp", "dpp, each view", "maxmin", "distinct", "spread"]
+)
 def test_what_is_kept_is_what_the_selector_chooses(kind, layer):
     kept_as_chosen(kind, layer)
 
@@ -216,4 +218,3 @@ def test_a_selector_alone_counts_all_patches_alike():
     assert measured.worst < TOLERANCE
     assert not any(s.any() for row in measured.trace.stages[0].scores for s in row)
     assert Handle(family_of(model), config).plan.marks is None
-

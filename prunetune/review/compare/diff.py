@@ -109,6 +109,10 @@ def _stage(before: Stage, after: Stage, field: str) -> list[Change]:
         old, new = _apart(100 * before.retention, 100 * after.retention, digits=3)
         text = f"keeps {new}% instead of {old}%"
         found.append(Change(f"{field}.retention", before.retention, after.retention, text))
+    if before.selector != after.selector:
+        was, now = (s.selector and s.selector.model_dump() for s in (before, after))
+        text = f"chooses by {_selector(after)} instead of {_selector(before)}"
+        found.append(Change(f"{field}.selector", was, now, text))
     if before.restorer != after.restorer:
         text = f"restores by {_restorer(after)} instead of {_restorer(before)}"
         if after.restorer is None:
@@ -118,6 +122,14 @@ def _stage(before: Stage, after: Stage, field: str) -> list[Change]:
         was, now = (s.restorer and s.restorer.model_dump() for s in (before, after))
         found.append(Change(f"{field}.restorer", was, now, text))
     return found
+
+
+def _selector(stage: Stage) -> str:
+    if stage.selector is None:
+        return "the highest scores"
+    settings = stage.selector.model_dump(mode="json", exclude={"name"}, exclude_defaults=True)
+    about = ", ".join(f"{key} {value}" for key, value in settings.items())
+    return f"{stage.selector.name} ({about})" if about else stage.selector.name
 
 
 def _shared(pairs: Sequence[tuple[Stage, Stage]]) -> list[Change]:
