@@ -104,6 +104,17 @@ def _check_selector(where: str, stage: "Stage") -> None:
             f"{where}.restorer: {restorer.name} chooses what is kept by itself, and so does the "
             f"selector {selector.name}; leave one of them out"
         )
+    unusable = sorted(
+        scorer.name
+        for scorer in stage.scorers
+        if scorer.name in selector.uses_scorers and not scorer.usable_at(stage.layer)
+    )
+    if unusable:
+        raise ValueError(
+            f"{where}.selector: {selector.name} uses the scorer {', '.join(unusable)}, which needs "
+            "states of a decoder layer, and a stage at layer 0 has none; move the stage to layer 1 "
+            "or later"
+        )
     missing = selector.uses_scorers - {scorer.name for scorer in stage.scorers}
     if missing:
         raise ValueError(

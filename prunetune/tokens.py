@@ -219,9 +219,14 @@ def keep_count(total: int, retention: float, alive: int) -> int:
 
     Args:
         total: The image's original number of tokens, separators included.
-        retention: Share of ``total`` to be alive after the stage, in (0, 1].
+        retention: Share of ``total`` to be alive after the stage, in [0, 1].
         alive: Tokens alive before the stage; the result never exceeds it.
+
+    Returns:
+        At least 1; 0 at a retention of 0 only, which is an exit.
     """
+    if not retention:
+        return 0
     return max(1, min(alive, int(retention * total + 0.5)))
 
 

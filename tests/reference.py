@@ -75,7 +75,8 @@ def masked(
         keys = fit(valid & alive[layer], states.shape)
         allowed = spec.allowed(model, seen["ids"], keys, valid.shape[1])
         allowed |= torch.eye(states.shape[1], dtype=torch.bool)
-        additive = torch.where(allowed, 0.0, torch.finfo(states.dtype).min)[:, None]
+        additive = torch.zeros(allowed.shape, dtype=states.dtype)
+        additive = additive.masked_fill(~allowed, torch.finfo(states.dtype).min)[:, None]
         return (states,), kwargs | {"attention_mask": additive}
 
     with ExitStack() as stack:

@@ -14,12 +14,13 @@ from prunetune.config import PruningConfig
 from prunetune.registry import Registry
 from prunetune.restorers import RESTORERS
 from prunetune.scorers import SCORERS
+from prunetune.selectors import SELECTORS
 
 SCHEMA = Path(__file__).resolve().parents[1] / "docs" / "config.schema.json"
 
 
 def schema() -> dict[str, Any]:
-    """Return the schema of version 1, with every built-in scorer and restorer.
+    """Return the schema, with every built-in scorer, selector and restorer.
 
     pydantic knows the tables' base classes only; what stands in the tables is put in their place.
     """
@@ -29,6 +30,8 @@ def schema() -> dict[str, Any]:
     whole["required"] = ["format", "version", *whole["required"]]
     definitions = whole["$defs"]
     definitions["Scorer"] = {"oneOf": _entries(SCORERS, definitions)}
+    # Last: a part of a quota knows the base class, too.
+    definitions["Selector"] = {"oneOf": _entries(SELECTORS, definitions)}
     definitions["Restorer"] = {"oneOf": _entries(RESTORERS, definitions)}
     return whole
 
@@ -40,6 +43,7 @@ def _entries(table: Registry[Any], definitions: dict[str, Any]) -> list[dict[str
         if not kind.__module__.startswith("prunetune."):  # installed here, not part of prunetune
             continue
         entry = kind.model_json_schema()
+        definitions |= entry.pop("$defs", {})
         entry["required"] = sorted({"name", *entry.get("required", [])})
         # The reasons in the docstring belong to the code.
         entry["description"] = table.get(name).summary

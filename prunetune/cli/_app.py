@@ -31,6 +31,7 @@ VERBS = (
     "dashboard",
     "models",
     "scorers",
+    "selectors",
     "presets",
     "data",
 )

@@ -4,6 +4,7 @@ import inspect
 from typing import Any
 
 from prunetune.cli._app import AsJson, verb
+from prunetune.cli._hyperparameters import field_of, searched
 from prunetune.cli._output import Output
 
 
@@ -35,7 +36,7 @@ def scorers(as_json: AsJson = False) -> None:
                 row["name"],
                 field["name"],
                 str(field["default"]),
-                _range(field),
+                searched(field),
                 field["allowed"],
                 field["shown"],
             )
@@ -58,53 +59,6 @@ def _described(name: str, scorer: Any) -> dict[str, Any]:
         "standardised": scorer.standardise,
         "source": (inspect.getdoc(scorer) or "").partition("\n")[0],
         "hyperparameters": [
-            _field(key, info) for key, info in scorer.model_fields.items() if key != "name"
+            field_of(key, info) for key, info in scorer.model_fields.items() if key != "name"
         ],
     }
-
-
-def _field(name: str, info: Any) -> dict[str, Any]:
-    from prunetune.scorers import Tunable
-
-    tunable = next((item for item in info.metadata if isinstance(item, Tunable)), None)
-    searched: Any = None
-    if name == "weight":
-        searched = [-1.0, 1.0]
-    elif tunable is not None:
-        searched = list(tunable.choices) or [tunable.low, tunable.high]
-    return {
-        "name": name,
-        "default": info.default,
-        "searched": searched,
-        "log": bool(tunable and tunable.log),
-        "allowed": _allowed(info),
-        "shown": "signed score weight" if name == "weight" else (tunable.shown if tunable else ""),
-    }
-
-
-def _allowed(info: Any) -> str:
-    """Return what the schema allows: bounds, or the values of a choice."""
-    from typing import Literal, get_args, get_origin
-
-    if get_origin(info.annotation) is Literal:
-        return ", ".join(str(value) for value in get_args(info.annotation))
-    if info.annotation is bool:
-        return "true, false"
-    bounds: dict[str, Any] = {}
-    for item in info.metadata:
-        for key in ("ge", "gt", "le", "lt"):
-            if getattr(item, key, None) is not None:
-                bounds[key] = getattr(item, key)
-    low, high = bounds.get("ge", bounds.get("gt")), bounds.get("le", bounds.get("lt"))
-    if low is None and high is None:
-        return str(getattr(info.annotation, "__name__", info.annotation))
-    return f"{low:g} to {high:g}" if high is not None and high < 1e9 else f"{low:g} or more"
-
-
-def _range(field: dict[str, Any]) -> str:
-    if field["searched"] is None:
-        return "-"
-    text = " to ".join(
-        f"{value:g}" if isinstance(value, float) else str(value) for value in field["searched"]
-    )
-    return f"{text} (log)" if field["log"] else text

@@ -38,7 +38,7 @@ def model_facts(
     if family.vision_attention_module() is None:
         missing |= {"vision_attention", "vision_map"}
     if not row_readable(family.layers):
-        missing.add("last_query")
+        missing |= {"last_query", "keys"}
     names = [name for name in SCORERS if not SCORERS.get(name).needs & missing]
     return facts_of(
         family,

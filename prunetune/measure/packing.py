@@ -14,7 +14,7 @@ from prunetune.runtime.vision import ImageCapture, VisionCapture
 from prunetune.tokens import ImageGeometry
 
 _PLAIN = ("position_ids", "image_mask", "tail", "log_probs")
-_OPTIONAL = ("vision_attention", "vision_map", "patch_entropy")
+_OPTIONAL = ("vision_attention", "vision_map", "patch_entropy", "question")
 
 
 def pack(reference: Reference) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from prunetune.calibration import Sample, answer_ids, encode
 from prunetune.families import Family
 from prunetune.release import LayerCall
+from prunetune.runtime.question import note_prompt
 from prunetune.runtime.taps import LayerTap, last_query_row, row_readable
 from prunetune.runtime.views import join_views
 from prunetune.runtime.vision import ImageCapture, VisionCapture, VisionTap, wrap_encoder
@@ -179,6 +180,10 @@ class Recorder:
         if self.family.joins_views:
             slots = [row.nonzero().flatten() for row in image_mask]
             join_views(self.family, self._capture, slots, prompts.input_ids)
+        note_prompt(
+            self.family, self._capture.images, prompts.input_ids[0], prompts.valid[0],
+            prompts.query[0], image_mask[0],
+        )  # fmt: skip
         blocks = self.family.blocks({"input_ids": prompts.input_ids, **prompts.pixels})
         reference = Reference(
             query=int(prompts.query),
@@ -218,8 +223,8 @@ class Recorder:
         tap = VisionTap(self.family, needs)
         hooks = tap.install()
         encode = getattr(base, self.family.encoder_method)
-        noting = wrap_encoder(encode, tap, self._note)
-        base.__dict__[self.family.encoder_method] = self._once(encode, noting)
+        encode = self._once(encode, wrap_encoder(encode, tap, self._note))
+        base.__dict__[self.family.encoder_method] = encode
         text: Any = self.family.text_model
         hooks.append(text.register_forward_pre_hook(self._inject, with_kwargs=True))
         for k in range(self.deepest + 1):

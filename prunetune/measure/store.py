@@ -15,17 +15,18 @@ from typing import Any, Protocol
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import nn
 
 from prunetune.files import write_atomically
 from prunetune.measure.cache_room import make_room, remove_leftovers, taken_by_others
+from prunetune.measure.memos import Memos
 from prunetune.measure.packing import pack, unpack
 from prunetune.measure.reference import Reference
 from prunetune.models.fingerprint import weights_digest
 
 logger = logging.getLogger(__name__)
 
-LAYOUT = 3
+LAYOUT = 4
 """Version of the files' layout; another one is another key, so old files are never misread."""
 
 _GIB = 1 << 30
@@ -50,6 +51,7 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self._references: dict[int, Reference] = {}
+        self._memos = Memos()
 
     def get(self, index: int) -> Reference | None:
         """Return what ``put`` was given."""
@@ -57,6 +59,8 @@ class MemoryStore:
 
     def put(self, index: int, reference: Reference) -> None:
         """Keep it."""
+        for i, image in enumerate(reference.images):
+            image.memo = self._memos.of(index, i)
         self._references[index] = reference
 
     def move_to(self, store: Store) -> None:
@@ -64,39 +68,6 @@ class MemoryStore:
         for index, reference in self._references.items():
             if store.get(index) is None:
                 store.put(index, reference)
-
-
-class Memos:
-    """Scores that need not be computed again, up to a bound whatever the number of samples.
-
-    Args:
-        limit: Bytes.
-    """
-
-    def __init__(self, limit: int = 64 << 20) -> None:
-        self._left = limit
-        self._memos: dict[tuple[int, int], _Memo] = {}
-
-    def of(self, index: int, image: int) -> dict[str, Tensor]:
-        """Return the memo of one image of one sample."""
-        return self._memos.setdefault((index, image), _Memo(self))
-
-    def take(self, size: int) -> bool:
-        """Reserve ``size`` bytes; False where they are not left."""
-        if size > self._left:
-            return False
-        self._left -= size
-        return True
-
-
-class _Memo(dict[str, Tensor]):
-    def __init__(self, memos: Memos) -> None:
-        super().__init__()
-        self._memos = memos
-
-    def __setitem__(self, key: str, value: Tensor) -> None:
-        if self._memos.take(value.numel() * value.element_size()):
-            super().__setitem__(key, value)
 
 
 class DiskStore:

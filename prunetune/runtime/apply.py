@@ -206,7 +206,7 @@ def _check_weights(family: Family, config: PruningConfig) -> None:
 
 def _check_rows(family: Family, config: PruningConfig) -> None:
     used = [sc for stage in config.stages for sc in stage.scorers if sc.usable_at(stage.layer)]
-    names = sorted({scorer.name for scorer in used if "last_query" in scorer.needs})
+    names = sorted({scorer.name for scorer in used if scorer.needs & {"last_query", "keys"}})
     if names and not row_readable(family.layers):
         kind = getattr(family.text_model.config, "model_type", "unknown")
         raise UnsupportedModelError(

@@ -30,6 +30,9 @@ class CacheState:
         position: ``[B]`` int64, position of the last token of the forward that pruned last; an int
             where all rows have the same; None where it is not known.
         reached: Tokens of the sequence up to that one.
+        asked: Tokens of the sequence up to the question that images were chosen by; 0: by none.
+        unasked: Whether the forward that pruned last had images, a config that asks for the
+            question, and none.
     """
 
     digest: str
@@ -38,6 +41,8 @@ class CacheState:
     floor: int = 0
     position: Tensor | int | None = None
     reached: int = 0
+    asked: int = 0
+    unasked: bool = False
 
     def rows(self, stage: int, batch: int) -> Held:
         """Return ``held`` of a stage for ``batch`` rows (beams repeat a sample's row)."""
@@ -54,6 +59,25 @@ class CacheState:
             return None
         last = self.position if isinstance(self.position, int) else _repeat(self.position, batch)
         return None if last is None else last + 1 + past - self.reached
+
+    def note_asked(self, past: int, asked: int | None) -> None:
+        """Remember which question a forward's images were chosen by; see ``leave``."""
+        self.unasked = asked == 0
+        if asked:
+            self.asked = past + asked
+
+    def check_asked(self, past: int) -> None:
+        """Raise if a prompt is a picture that was cached before any question was known.
+
+        Args:
+            past: Tokens of the sequence before a forward of several tokens without images.
+        """
+        if self.unasked and past == self.reached:
+            raise ConfigError(
+                "the config keeps image tokens by the question about them, and the cache holds a "
+                "picture that was run without one; run the picture together with its question, or "
+                "use a config that does not depend on the prompt"
+            )
 
     @property
     def differs_by_row(self) -> bool:
@@ -104,7 +128,8 @@ def state_of(cache: Any, digest: str, past: int) -> CacheState | None:
         past: Tokens seen over it; 0: it is empty, whatever it held before.
 
     Raises:
-        ConfigError: Another config filled it, or it was cropped to before a dropped token.
+        ConfigError: Another config filled it, or it was cropped to before a dropped token or
+            to before the end of a question that images were chosen by.
     """
     state: CacheState | None = getattr(cache, STATE, None)
     if state is None:
@@ -120,6 +145,12 @@ def state_of(cache: Any, digest: str, past: int) -> CacheState | None:
         raise ConfigError(
             f"this cache was cropped to {past} tokens, but tokens of its first {state.floor} were "
             "dropped, so that its layers cannot be cropped alike; start a new cache"
+        )
+    if past < state.asked:
+        raise ConfigError(
+            f"this cache was cropped to {past} tokens, but its images were chosen by a question "
+            f"that ends at token {state.asked}, and another may need others; start a new cache, or "
+            "use a config that does not depend on the prompt"
         )
     if state.digest != digest:
         raise ConfigError("this cache was filled under another pruning config; start a new cache")

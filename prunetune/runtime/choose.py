@@ -11,8 +11,10 @@ from prunetune.numerics import exactly
 from prunetune.runtime.images import ImageTokens
 from prunetune.runtime.mass import stood_for
 from prunetune.runtime.plan import Plan
-from prunetune.runtime.taps import LayerTap
+from prunetune.runtime.selecting import selected
+from prunetune.runtime.taps import LayerTap, key_states
 from prunetune.scorers import ScoreContext, Scorer
+from prunetune.selectors import SelectContext
 from prunetune.tokens import keep_count, split_budget, spread_indices, top_indices
 
 
@@ -66,40 +68,34 @@ def choose(
         What the restorer makes of them: (batch row, places in ``hidden``, new states).
     """
     stage = plan.stages[number]
+    if tap is not None:
+        # Layers may be on several devices; places are counted on one.
+        tap = tap.to(place.device)
     restored: list[tuple[int, Tensor, Tensor]] = []
     for b, row in enumerate(images):
         for m, image in enumerate(row):
             if not len(image.alive):
                 image.stage_scores = image.stage_scores[:0]
                 continue
-            decision = decisions.find((number, b, m))
-            separators, patches = _split(image)
-            at = place[b, image.slots[patches]]
-            ctx = _context(image, stage.layer, patches, at, b, tap)
             memo = image.capture.memo if memoise and number == 0 else None
-            # Of an image that the caller hides in parts, nothing but separators may be left.
-            scores = (
-                _scores(plan, stage, image, patches, ctx, memo)
-                if len(patches)
-                else image.stage_scores[:0]
-            )
-            image.stage_scores = scores
+            looked = _look(plan, stage, image, hidden, place, b, tap, memo)
+            image.stage_scores = looked.scores
             count = keep_count(len(image.slots), stage.retention, len(image.alive))
+            decision = decisions.find((number, b, m))
             kept = (
-                _keep(plan, stage, scores, ctx, len(separators), count)
-                if decision is None and len(patches)
-                else torch.isin(patches, patches[:0] if decision is None else decision)
-                .nonzero()
-                .flatten()
+                _keep(plan, stage, image, looked, count, memo)
+                if decision is None
+                else torch.isin(looked.patches, decision).nonzero().flatten()
             )
-            if stage.restorer is not None and len(patches):
-                states = hidden[b, at]
-                weights = _weights(plan, stage, scores, ctx)
-                new = stage.restorer.blend(states, scores, kept, ctx.geometry, weights)
+            if stage.restorer is not None and len(looked.patches):
+                ctx, weights = looked.ctx, _weights(plan, stage, looked.scores, looked.ctx)
+                states = ctx.given("states")
+                new = stage.restorer.blend(states, looked.scores, kept, ctx.geometry, weights)
                 if new is not None:
-                    restored.append((b, at[kept], new.to(hidden.dtype)))
-            stay = separators[spread_indices(len(separators), count - len(kept), kept.device)]
-            alive = torch.cat([patches[kept], stay]).sort().values
+                    restored.append((b, looked.at[kept], new.to(hidden.dtype)))
+            thinned = spread_indices(len(looked.separators), count - len(kept), kept.device)
+            stay = looked.separators[thinned]
+            alive = torch.cat([looked.patches[kept], stay]).sort().values
             if decision is not None:
                 alive = decision
             decisions.leave((number, b, m), alive)
@@ -115,23 +111,57 @@ def _join(image: ImageTokens, alive: Tensor, states: Tensor) -> None:
     image.mass[alive] = stood_for(states, kept, image.mass[image.alive])
 
 
-def _scores(
+@dataclass(frozen=True)
+class _Looked:
+    """One image at one stage.
+
+    Attributes:
+        separators: ``[s]`` int64, its tokens alive that are no patches.
+        patches: ``[n]`` int64, those that are.
+        at: ``[n]`` int64, where the patches stand in the states.
+        ctx: What scorers may look at.
+        parts: ``[n]`` float32 each, standardised, by the scorer's name.
+        scores: ``[n]`` float32, the stage's sum.
+    """
+
+    separators: Tensor
+    patches: Tensor
+    at: Tensor
+    ctx: ScoreContext
+    parts: dict[str, Tensor]
+    scores: Tensor
+
+
+def _look(
     plan: Plan,
     stage: Stage,
     image: ImageTokens,
-    patches: Tensor,
-    ctx: ScoreContext,
+    hidden: Tensor,
+    place: Tensor,
+    b: int,
+    tap: LayerTap | None,
     memo: dict[str, Tensor] | None,
+) -> _Looked:
+    separators, patches = _split(image)
+    at = place[b, image.slots[patches]]
+    ctx = _context(plan, stage, image, patches, hidden, at, b, tap)
+    # Of an image that the caller hides in parts, nothing but separators may be left.
+    scorers = plan.scorers_of(stage) if len(patches) else []
+    parts = {scorer.name: _importance(plan, scorer, ctx, memo) for scorer in scorers}
+    scores = _scores(plan, stage, image, patches, parts)
+    return _Looked(separators, patches, at, ctx, parts, scores)
+
+
+def _scores(
+    plan: Plan, stage: Stage, image: ImageTokens, patches: Tensor, parts: dict[str, Tensor]
 ) -> Tensor:
-    scorers = plan.scorers_of(stage)
-    if scorers:
+    if parts or image.importance is None:
         total = torch.zeros(len(patches), dtype=torch.float32, device=patches.device)
-        for scorer in scorers:
-            total.add_(_importance(plan, scorer, ctx, memo), alpha=scorer.weight)
+        for scorer in plan.scorers_of(stage) if parts else ():
+            total.add_(parts[scorer.name], alpha=scorer.weight)
         image.importance = torch.zeros(len(image.slots), dtype=torch.float32, device=patches.device)
         image.importance[patches] = total
         return total
-    assert image.importance is not None
     return image.importance[patches]
 
 
@@ -153,24 +183,52 @@ def _split(image: ImageTokens) -> tuple[Tensor, Tensor]:
 
 
 def _keep(
-    plan: Plan, stage: Stage, scores: Tensor, ctx: ScoreContext, separators: int, count: int
+    plan: Plan,
+    stage: Stage,
+    image: ImageTokens,
+    looked: _Looked,
+    count: int,
+    memo: dict[str, Tensor] | None,
 ) -> Tensor:
+    scores, separators = looked.scores, len(looked.separators)
     _, patches = split_budget(separators, count, plan.separators)
     # Whatever the policy, the count is met exactly: the other kind fills up.
     patches = min(len(scores), max(patches, count - separators))
-    if stage.restorer is not None:
-        return stage.restorer.keep(scores, patches, ctx.geometry)
+    if stage.selector is not None and patches:
+        used = stage.selector.uses_scorers
+        given = SelectContext(
+            features=looked.ctx.given("states"),
+            scores=scores,
+            geometry=looked.ctx.geometry,
+            layer=stage.layer,
+            text=image.question,
+            importances={name: part for name, part in looked.parts.items() if name in used},
+            known=memo,
+        )
+        return selected(stage.selector, given, patches, memo)
+    if stage.restorer is not None and patches:
+        return stage.restorer.keep(scores, patches, looked.ctx.geometry)
     return top_indices(scores, patches)
 
 
 def _context(
-    image: ImageTokens, layer: int, patches: Tensor, at: Tensor, b: int, tap: LayerTap | None
+    plan: Plan,
+    stage: Stage,
+    image: ImageTokens,
+    patches: Tensor,
+    hidden: Tensor,
+    at: Tensor,
+    b: int,
+    tap: LayerTap | None,
 ) -> ScoreContext:
-    capture = image.capture
+    capture, needs = image.capture, plan.needs_of(stage)
     attention = capture.vision_attention
+    keys = None
+    if tap is not None and "keys" in needs:
+        keys = key_states(plan.family.layers[stage.layer - 1], tap.source[b, at])
     return ScoreContext(
         geometry=capture.geometry.select(patches),
-        layer=layer,
+        layer=stage.layer,
         vision_attention=None if attention is None else attention[patches],
         source_states=None if tap is None else tap.source[b, at],
         target_states=None if tap is None or tap.target is None else tap.target[b, at],
@@ -178,6 +236,9 @@ def _context(
         image_seed=capture.seed,
         vision_map=capture.vision_map,
         patch_entropy=capture.patch_entropy,
+        states=hidden[b, at] if "states" in needs else None,
+        text=image.question,
+        keys=keys,
     )
 
 

@@ -19,6 +19,7 @@ class Forward:
         video_mask: ``[B, S]`` bool, True at those of videos; None when it has no videos.
         mask: What the caller passed for layer 0: None, 2-D or 4-D.
         ids: ``[B, S]`` int64, where passed.
+        embeds: ``[B, S, d]`` input embeddings, where passed.
         labels: ``[B, S]`` int64, equal where tokens are equal; None where nobody asks.
         captures: Of the encoder calls that belong to this forward, by modality.
         cache: The cache that the base model was given, or None.
@@ -35,6 +36,7 @@ class Forward:
     video_mask: Tensor | None = None
     mask: Any = None
     ids: Tensor | None = None
+    embeds: Tensor | None = None
     labels: Tensor | None = None
     captures: dict[str, VisionCapture] = field(default_factory=dict)
     cache: Any = None

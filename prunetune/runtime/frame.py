@@ -24,7 +24,8 @@ from prunetune.runtime.masks import check_window, segment_mask
 from prunetune.runtime.mass import bias_of
 from prunetune.runtime.plan import Plan
 from prunetune.runtime.positions import packed_ids, prompt_end, rows_of
-from prunetune.runtime.promises import check_position
+from prunetune.runtime.promises import check_left, check_position
+from prunetune.runtime.question import note_questions, question_end
 from prunetune.runtime.segment import (
     NOWHERE,
     Move,
@@ -182,18 +183,16 @@ class Frame:
     def _prune(self, index: int, hidden: Tensor) -> Tensor:
         assert self.alive is not None
         if not self.rows:
-            hidden_by_caller = ~self.valid if self.padded else None
-            self.rows, self.trace = find_images(self.plan.family, self.call, hidden_by_caller)
+            gone = ~self.valid if self.padded else None
+            self.rows, self.trace = find_images(self.plan.family, self.call, gone)
+            note_questions(self.plan, self.call, self.rows, self.valid, self.sight)
         stage = self.plan.stages[self.stage]
         place = places(self.segment, self.alive, self.sight)
         before = [sum(len(image.alive) for image in row) for row in self.rows]
-        tap = self.taps.pop(index - 1, None)
-        if tap is not None:
-            tap = LayerTap(*brought((tap.source, tap.target, tap.row), self.home))
         move = Move(
             choose(
-                self.plan, self.stage, self.rows, hidden, place, tap, self.decisions,
-                memoise=self.call.memoise,
+                self.plan, self.stage, self.rows, hidden, place, self.taps.pop(index - 1, None),
+                self.decisions, memoise=self.call.memoise,
             )
         )  # fmt: skip
         for b, row in enumerate(self.rows):
@@ -211,6 +210,7 @@ class Frame:
                 move=move,
             )
         else:
+            check_left(self.alive, stage.layer)
             slots, valid = left_pad([row.nonzero().flatten() for row in self.alive])
             move.index = place.gather(1, slots)
             self.segment = Segment(slots, valid, padded=not bool(valid.all()), move=move)
@@ -286,7 +286,7 @@ class Frame:
             leave(
                 self.plan, self.cache, self.state, self.segments, self.valid,
                 self.alive if self.prunes else None, self.call.positions, self.shift,
-                self.call.past,
+                self.call.past, question_end(self.plan.marks, self.rows),
             )  # fmt: skip
 
     def restore_length(self, hidden: Tensor) -> Tensor:

@@ -19,10 +19,14 @@ class ImageTokens:
         alive: ``[m]`` int64 ascending, which of its tokens are alive.
         importance: ``[n]`` float32 of the last scored stage; 0 at separators.
         stage_scores: ``[patches]`` float32 of the last stage.
+        question: ``[t, d]`` input embeddings of the question about it; None: nobody asks for it.
+        asked: Slots of the input up to the last token of the question; 0: it is empty.
         mass: ``[n]`` float32, how many tokens each one that is alive stands for.
     """
 
-    __slots__ = ("alive", "capture", "importance", "mass", "slots", "stage_scores")
+    __slots__ = (
+        "alive", "asked", "capture", "importance", "mass", "question", "slots", "stage_scores",
+    )  # fmt: skip
 
     def __init__(self, slots: Tensor, capture: ImageCapture) -> None:
         self.slots = slots
@@ -31,6 +35,8 @@ class ImageTokens:
         self.importance: Tensor | None = None
         self.stage_scores = torch.zeros(0, dtype=torch.float32, device=slots.device)
         self.mass = torch.ones(len(slots), dtype=torch.float32, device=slots.device)
+        self.question = capture.question
+        self.asked = 0
 
     def hide(self, valid: Tensor) -> None:
         """Take tokens that the caller hides for gone.

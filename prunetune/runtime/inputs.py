@@ -59,6 +59,7 @@ class Inputs:
         forward = Forward(
             mask=self._mask_of_layer_0(bound.get("attention_mask")),
             ids=ids,
+            embeds=bound.get("inputs_embeds"),
             cache=cache,
             past=0 if cache is None else int(cache.get_seq_length()),
             # Assisted decoding prefills candidates behind the prompt and asks for all their logits:

@@ -21,6 +21,7 @@ def leave(
     positions: Tensor | None,
     shift: Tensor | None,
     past: int,
+    asked: int | None = None,
 ) -> None:
     """Leave on a cache what later forwards over it need.
 
@@ -35,19 +36,25 @@ def leave(
         shift: ``[B, S]`` int64, how many tokens before each one were dropped at layer 0; None:
             positions have gaps.
         past: Tokens of the sequence before the forward.
+        asked: Slots of the forward up to the question that its images were chosen by; 0: there
+            was none; None: the config does not ask, or the forward has no images.
 
     Raises:
+        ConfigError: Images were chosen by an empty question, and the question comes now.
         UnsupportedModelError: The cache is not as long as the stages promise, or of a kind that
             cannot keep the sequence's length.
     """
     length = valid.shape[1]
     total = past + length
+    if asked is None and state is not None:
+        state.check_asked(past)
     if state is None:
         state = CacheState(plan.digest, [Held() for _ in plan.stages])
         setattr(cache, STATE, state)
     state.held = [segment.after(past, length) for segment in segments]
     state.position = last_position(positions, valid)
     state.reached = total
+    state.note_asked(past, asked)
     if alive is not None:
         check_lengths(cache, plan.lengths(segments, total))
         gone = (valid & ~alive).any(0).nonzero()

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 from prunetune.config import PruningConfig, Stage
 from prunetune.families import Family
+from prunetune.runtime.question import marks_of
 from prunetune.runtime.segment import Segment
 from prunetune.scorers import Scorer
-from prunetune.scorers.base import LAYER_NEEDS
+from prunetune.scorers.base import LAYER_NEEDS, PROMPT_NEEDS
 
 
 class Plan:
@@ -17,7 +18,8 @@ class Plan:
         stages: The config's stages.
         tapped: Decoder layers whose states a later stage scores.
         row_layers: Those of them whose last-query attention row is needed.
-        needs: What the vision tower must be tapped for.
+        needs: What the vision tower and the language model must be tapped for.
+        marks: How the tokens of a question are told; None where nothing asks for them.
         packed: Whether positions are renumbered after the layer-0 stage.
         separators: Whether separators stay, as the config says.
         digest: Of the config.
@@ -47,7 +49,10 @@ class Plan:
         }
         kinds = [family.layer_kind(k) for k in range(len(family.layers))]
         self.first_of_kinds = sorted({kinds.index(kind) for kind in kinds})
-        self.needs = frozenset(need for _, sc in used for need in sc.needs)
+        asked = {need for _, sc in used for need in sc.needs}
+        self.needs = frozenset(asked) - PROMPT_NEEDS
+        asked |= {need for s in self.stages if s.selector is not None for need in s.selector.needs}
+        self.marks = marks_of(family) if "question" in asked else None
 
     def due(self, number: int, layer: int) -> bool:
         """Tell whether stage ``number`` (from 0) is there and at ``layer``."""
@@ -56,6 +61,13 @@ class Plan:
     def scorers_of(self, stage: Stage) -> list[Scorer]:
         """Return the stage's scorers that have their inputs at its layer."""
         return [scorer for scorer in stage.scorers if scorer.usable_at(stage.layer)]
+
+    def needs_of(self, stage: Stage) -> frozenset[str]:
+        """Return what has to be known of an image's patches at a stage."""
+        needs = {need for scorer in self.scorers_of(stage) for need in scorer.needs}
+        if stage.selector is not None or stage.restorer is not None:
+            needs.add("states")
+        return frozenset(needs)
 
     def lengths(self, segments: Sequence[Segment], total: int) -> list[int]:
         """Return how many tokens each decoder layer holds after a forward that pruned.

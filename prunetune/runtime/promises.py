@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prunetune.errors import UnsupportedModelError
 from prunetune.release import cache_of, unsupported
 from prunetune.runtime.cache import CacheState, physical_length
 
@@ -37,6 +38,20 @@ def check_lengths(cache: Any, promised: list[int]) -> None:
     for layer, want in enumerate(promised):
         if (found := physical_length(cache, layer)) != want:
             raise unsupported(f"layer {layer} cached {found} tokens where the config leaves {want}")
+
+
+def check_left(alive: Tensor, layer: int) -> None:
+    """Raise if a stage leaves a row of a batch nothing at all: a prompt without text, at an exit.
+
+    Args:
+        alive: ``[B, S]`` bool, what is left.
+        layer: Of the stage.
+    """
+    if not bool(alive.any(1).all()):
+        raise UnsupportedModelError(
+            f"the exit at layer {layer} drops all image tokens, and a prompt is nothing but "
+            "images; pass text with them, or use a config without a retention of 0"
+        )
 
 
 def last_position(positions: Tensor | None, valid: Tensor) -> Tensor | int | None:

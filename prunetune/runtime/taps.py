@@ -28,6 +28,10 @@ class LayerTap:
     target: Tensor | None = None
     row: Tensor | None = None
 
+    def to(self, device: Any) -> "LayerTap":
+        """Return the tap on a device."""
+        return LayerTap(*brought((self.source, self.target, self.row), device))
+
 
 def query_row(
     layer: Any,
@@ -74,6 +78,30 @@ def cached_keys(cache: Any, layer: int) -> Tensor | None:
             "score an image of a later turn; use a DynamicCache or StaticCache, or a new cache"
         )
     keys: Tensor = entry.keys[:, :, :past]
+    return keys
+
+
+@exactly()
+@torch.no_grad()
+def key_states(layer: Any, states: Tensor) -> Tensor:
+    """Return the keys of tokens at one decoder layer, before they are rotated.
+
+    Computed, not read from the cache: a run has the same ones with and without it.
+
+    Args:
+        layer: Decoder layer; see ``row_readable``.
+        states: ``[n, d]`` residual stream entering it.
+
+    Returns:
+        ``[n, heads, head_dim]``, on the device of ``states``.
+    """
+    attention = layer.self_attn
+    given = brought(states, execution_device(layer.input_layernorm))
+    normed = fitting(layer.input_layernorm(given[None]), attention.k_proj)
+    key = attention.k_proj(normed).view(1, len(states), -1, int(attention.head_dim))
+    if hasattr(attention, "k_norm"):
+        key = attention.k_norm(key)
+    keys: Tensor = brought(key[0], states.device)
     return keys
 
 

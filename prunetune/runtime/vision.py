@@ -35,7 +35,9 @@ class ImageCapture:
         patch_entropy: ``[views, patches]`` float32; likewise.
         seed: Depends on the image's pixels only.
         sketch: ``[side, side]`` float32, a view in grey and small; None once views are joined.
-        memo: Scores that a search need not compute again, by scorer and layer.
+        question: ``[t, d]`` input embeddings of the question about it, where a search knows it;
+            None: the forward finds it in its prompt.
+        memo: What a search need not compute again: scores, likenesses, selections.
     """
 
     geometry: ImageGeometry
@@ -44,6 +46,7 @@ class ImageCapture:
     patch_entropy: Tensor | None = None
     seed: int = 0
     sketch: Tensor | None = None
+    question: Tensor | None = None
     memo: dict[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -55,7 +58,7 @@ class ImageCapture:
         """Return the capture on a device: itself where it is there, else a copy."""
         if self.geometry.tile.device == device:
             return self
-        maps = ("vision_attention", "vision_map", "patch_entropy")
+        maps = ("vision_attention", "vision_map", "patch_entropy", "question")
         moved = {name: brought(getattr(self, name), device) for name in maps}
         return replace(self, geometry=self.geometry.to(device), **moved)
 

@@ -16,6 +16,10 @@ SCORERS: Registry[Scorer] = Registry(
         "last_query": "prunetune.scorers.last_query:LastQuery",
         "coverage": "prunetune.scorers.coverage:Coverage",
         "tile_prior": "prunetune.scorers.tile_prior:TilePrior",
+        "text_relevance": "prunetune.scorers.text_relevance:TextRelevance",
+        "feature_distance": "prunetune.scorers.feature_distance:FeatureDistance",
+        "token_variation": "prunetune.scorers.token_variation:TokenVariation",
+        "key_norm": "prunetune.scorers.key_norm:KeyNorm",
         "random": "prunetune.scorers.random:Random",
     },
 )

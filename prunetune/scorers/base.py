@@ -28,6 +28,9 @@ Need = Literal[
 LAYER_NEEDS: frozenset[str] = frozenset({"layer_states", "last_query", "keys"})
 """Needs that no stage at layer 0 can meet: nothing of the language model has run there."""
 
+PROMPT_NEEDS: frozenset[str] = frozenset({"states", "question"})
+"""Needs that every forward meets by itself, at any layer and without the vision tower."""
+
 
 @dataclass(frozen=True)
 class ScoreContext:
@@ -55,7 +58,7 @@ class ScoreContext:
         states: ``[visual, d]``; residual stream entering decoder layer ``layer``, at layer 0 the
             projected features.
         text: ``[t, d]``; input embeddings of the question's tokens (none of the chat template's).
-        keys: ``[visual, heads, d]``; keys of decoder layer ``layer - 1``.
+        keys: ``[visual, heads, d]``; keys of decoder layer ``layer - 1``, before they are rotated.
     """
 
     geometry: ImageGeometry

@@ -1,6 +1,6 @@
 """What a selector is, what it may look at, and how a selection is shared out among views."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar, Literal
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from prunetune.registry import Tunable
-from prunetune.selectors.base_similarity import finite_rows, mean_row
+from prunetune.selectors.base_similarity import cosines, finite_rows, mean_row
 from prunetune.tokens import ImageGeometry
 
 SelectNeed = Literal["question"]
@@ -38,6 +38,8 @@ class SelectContext:
         importances: Scorer name to ``[n]`` float32, its standardised score; those of the stage's
             scorers that ``Selector.uses_scorers`` names.
         mean: ``[d]`` float32; mean of the whole image's features where these are a part of it.
+        known: Cosines of the whole image's features, where a caller keeps them for selections to
+            come; None: nobody does.
     """
 
     features: Tensor
@@ -47,6 +49,7 @@ class SelectContext:
     text: Tensor | None = None
     importances: Mapping[str, Tensor] = field(default_factory=dict)
     mean: Tensor | None = None
+    known: MutableMapping[str, Tensor] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -64,7 +67,24 @@ class SelectContext:
             scores=self.scores[index],
             geometry=self.geometry.select(index),
             importances={name: score[index] for name, score in self.importances.items()},
+            known=None,
         )
+
+    def cosines(self, *, centred: bool, out: Tensor | None = None) -> Tensor:
+        """Return the cosine of every two patches, ``[n, n]`` float32, for the caller to change.
+
+        Args:
+            centred: Take the mean off first.
+            out: ``[n, n]`` float32 to write to.
+        """
+        name = f"cosines:{self.layer}:{centred}"
+        found = None if self.known is None else self.known.get(name)
+        if found is not None:
+            return found.clone() if out is None else out.copy_(found)
+        made = cosines(self.features, self.mean if centred else None, out)
+        if self.known is not None:
+            self.known[name] = made.clone()
+        return made
 
 
 class Selector(BaseModel):

@@ -9,7 +9,7 @@ from torch import Tensor
 from prunetune.registry import Tunable
 from prunetune.selectors.base import SelectContext, SelectNeed, Selector
 from prunetune.selectors.base_covering import most_covering
-from prunetune.selectors.base_similarity import cosines, cross_cosines
+from prunetune.selectors.base_similarity import cross_cosines
 
 # Rows of a block of distances.
 _ROWS = 256
@@ -98,7 +98,7 @@ class Cover(Selector):
 
     def _kernel(self, ctx: SelectContext, out: Tensor | None = None) -> Tensor:
         """Return how well each patch (row) stands for each, ``[n, n]`` float32, at least 0."""
-        out = cosines(ctx.features, ctx.mean if self.centred else None, out)
+        out = ctx.cosines(centred=self.centred, out=out)
         if self.kernel == "cosine":
             return out.clamp_min_(0.0).pow_(self.power)
         out.sub_(1.0)

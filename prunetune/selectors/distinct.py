@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from prunetune.selectors.base import SelectContext, Selector
-from prunetune.selectors.base_similarity import cosines, falling
+from prunetune.selectors.base_similarity import falling
 
 
 class Distinct(Selector):
@@ -31,7 +31,7 @@ class Distinct(Selector):
 
     def choose(self, ctx: SelectContext, count: int) -> Tensor:
         """Return the positions as they stand at the end, ``[count]`` int64."""
-        similarity = cosines(ctx.features, ctx.mean if self.centred else None)
+        similarity = ctx.cosines(centred=self.centred)
         row = falling(ctx.scores)
         while len(row) > count:
             some, others = row[::2], row[1::2]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from prunetune.registry import Tunable
 from prunetune.selectors.base import SelectContext, Selector
-from prunetune.selectors.base_similarity import cosines, falling, minmax
+from prunetune.selectors.base_similarity import falling, minmax
 
 # Share of a patch's own variance; less is rounding.
 _LEAST = 1e-6
@@ -43,7 +43,7 @@ class Dpp(Selector):
 
     def choose(self, ctx: SelectContext, count: int) -> Tensor:
         """Return the positions in the order in which they are taken, ``[count]`` int64."""
-        similarity = cosines(ctx.features, ctx.mean if self.centred else None)
+        similarity = ctx.cosines(centred=self.centred)
         rank = min(count, ctx.features.shape[1], len(ctx) - self.centred)
         taken = _greedy(similarity, self._weight(ctx.scores), rank)
         if len(taken) == count:

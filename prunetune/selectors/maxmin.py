@@ -7,7 +7,7 @@ from torch import Tensor
 
 from prunetune.registry import Tunable
 from prunetune.selectors.base import SelectContext, Selector
-from prunetune.selectors.base_similarity import cosines, farthest_first
+from prunetune.selectors.base_similarity import farthest_first
 
 
 class MaxMin(Selector):
@@ -40,7 +40,7 @@ class MaxMin(Selector):
 
     def choose(self, ctx: SelectContext, count: int) -> Tensor:
         """Return the positions in the order in which they are taken, ``[count]`` int64."""
-        similarity = cosines(ctx.features, ctx.mean if self.centred else None)
+        similarity = ctx.cosines(centred=self.centred)
         start = ctx.scores
         if self.first == "isolated":
             alone = similarity.clone()

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from prunetune.registry import Tunable
 from prunetune.selectors.base import SelectContext, Selector
-from prunetune.selectors.base_similarity import cosines, farthest_first, minmax
+from prunetune.selectors.base_similarity import farthest_first, minmax
 
 
 class Mmr(Selector):
@@ -33,7 +33,7 @@ class Mmr(Selector):
 
     def choose(self, ctx: SelectContext, count: int) -> Tensor:
         """Return the positions in the order in which they are taken, ``[count]`` int64."""
-        similarity = cosines(ctx.features, ctx.mean if self.centred else None)
+        similarity = ctx.cosines(centred=self.centred)
         similarity.mul_(1.0 - self.relevance)
         bonus = self.relevance * minmax(ctx.scores)
         return farthest_first(similarity, bonus, ctx.scores.argmax(), count)

@@ -112,10 +112,16 @@ def test_models_scorers_and_presets_are_listed():
     assert topv["epsilon"]["log"]
     assert "layer_states" in scorers["topv"]["needs"]
     assert not scorers["topv"]["layer_0"]
+    selectors = {row["name"]: row for row in call("selectors", "--json").json["selectors"]}
+    cover = {field["name"]: field for field in selectors["cover"]["hyperparameters"]}
+    assert cover["tau"]["levels"] == 8
+    assert cover["scope"]["searched"] == ["image", "view"]
+    assert not selectors["cover"]["scores"]
+    assert selectors["dpp"]["scores"]
     presets = call("presets", "--keep", "0.2", "--num-layers", "12", "--json").json["presets"]
     assert {"topv", "uniform", "random"} <= {row["name"] for row in presets}
     assert all(abs(row["mean_retention"] - 0.2) < 1e-6 for row in presets)
-    for verb in ("models", "scorers", "presets"):
+    for verb in ("models", "scorers", "selectors", "presets"):
         assert "{" not in call(verb).out
 
 

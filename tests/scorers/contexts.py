@@ -30,17 +30,20 @@ def context(geometry: ImageGeometry | None = None, seed: int = 0, width: int = 1
         image_seed=1234567,
         vision_map=(2 * torch.randn(views, patches, patches, generator=dice)).softmax(-1),
         patch_entropy=torch.rand(views, patches, generator=dice) * 8,
+        states=torch.randn(n, width, generator=dice),
+        text=torch.randn(5, width, generator=dice),
+        keys=torch.randn(n, 2, width // 2, generator=dice),
     )
 
 
-PER_VIEW = frozenset({"vision_map", "patch_entropy"})
+NOT_PER_TOKEN = frozenset({"vision_map", "patch_entropy", "text"})
 
 
 def mapped(ctx: ScoreContext, change: Any, view: Any = lambda tensor: tensor) -> ScoreContext:
-    """Apply ``change`` to every tensor with one entry a token, ``view`` to those of whole views."""
+    """Apply ``change`` to every tensor with one entry a token, ``view`` to the others."""
     tensors = {f.name: getattr(ctx, f.name) for f in fields(ctx)}
     new = {
-        k: (view if k in PER_VIEW else change)(v)
+        k: (view if k in NOT_PER_TOKEN else change)(v)
         for k, v in tensors.items()
         if isinstance(v, torch.Tensor)
     }

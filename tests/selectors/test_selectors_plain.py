@@ -61,7 +61,7 @@ BUGS = {
     "scores not scaled": (("mmr", {}), ("prunetune.selectors.mmr", "minmax", lambda q: q)),
     "mean not taken off": (
         ("maxmin", {}),
-        ("prunetune.selectors.maxmin", "cosines", lambda x, m: cosines(x)),
+        ("prunetune.selectors.base", "cosines", lambda x, m, out: cosines(x, None, out)),
     ),
     "kept ones not projected out": (
         ("dpp", {}),
