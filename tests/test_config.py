@@ -265,7 +265,7 @@ RECOVERY = {"name": "uniform_recovery"}
         ("stages.0.layer", "2", "stages.0.layer: received '2', allowed a whole number"),
         ("stages.0.layer", True, "stages.0.layer: received True, allowed a whole number"),
         ("stages.0.layer", 8, "stages.0.layer: received 8, allowed 0 to 7 for a model of 8"),
-        ("stages.0.retention", 0, "version: received 1, but stages.0 has a selector, mass or an e"),
+        ("stages.0.retention", 0, "retention: received 0, allowed a number above 0 and at most 1"),
         ("stages.0.retention", 1.5, "retention: received 1.5, allowed a number above 0 and at mo"),
         ("stages.0.retention", "0.5", "retention: received '0.5', allowed a number above 0"),
         ("stages.0.retention", True, "retention: received True, allowed a number above 0"),

@@ -11,6 +11,7 @@ from prunetune.errors import ConfigError
 from prunetune.restorers import RESTORERS, Restorer
 from prunetune.scorers import SCORERS, Scorer
 from prunetune.selectors import SELECTORS
+from prunetune.space.narrowed import FIRST_SCORERS
 from prunetune.space.space import Space
 from prunetune.space.starts import first_starts
 from prunetune.spec import SpaceSpec, StudySpec, difference
@@ -57,8 +58,8 @@ def test_the_round_trip_would_notice_a_lost_selector():
 
 
 def test_top_alone_is_the_space_of_before():
-    found = space(**PLAIN)
-    assert names(found)[-4:] == ["topv.epsilon", "rescore", "restorer", "separators"]
+    found = space(**PLAIN, scorers=FIRST_SCORERS)
+    assert names(found)[-3:] == ["rescore", "restorer", "separators"]
     config = found.decode(dict.fromkeys(names(found), 0.7))
     assert config.version == 1
     assert not any(stage.is_new for stage in config.stages)
@@ -92,7 +93,7 @@ def test_half_of_all_points_do_not_depend_on_the_prompt():
     assert found.decode(units | {"cover.text": 0.5}).stages[0].selector.text == 0
     # A model that cannot give the question has no such parameter.
     assert "cover.text" in names(found)
-    assert "cover.text" not in names(space(selectors=("cover",), scorers=tuple(SCORERS)))
+    assert "cover.text" not in names(space(selectors=("cover",), scorers=FIRST_SCORERS))
 
 
 def test_a_restorer_that_chooses_is_left_out_beside_a_selector():
@@ -246,7 +247,7 @@ def test_the_first_starts_are_covering_sets_before_the_language_model(keep):
     ("spec", "count"),
     [
         ({"mass": (0.0,)}, 1),
-        ({"scorers": tuple(SCORERS)}, 3),
+        ({"scorers": FIRST_SCORERS}, 3),
         ({"selectors": ("top",)}, 0),
         ({"layers": (1, 4)}, 0),
         ({"parts": "layer-0"}, 1),

@@ -116,7 +116,7 @@ def test_scorers_without_inputs_at_layer_zero_come_back_at_later_stages():
     units = {d.name: 0.6 for d in found.dimensions()}
     config = found.decode(units | {"layer_1": 0.0, "stages": 0.5, "rescore": 1.0})
     first, later = ({s.name for s in stage.scorers} for stage in config.stages)
-    assert later - first == {"topv", "last_query"}
+    assert later - first == {"topv", "last_query", "token_variation", "key_norm"}
     reused = found.decode(units | {"layer_1": 0.0, "stages": 0.5, "rescore": 0.0})
     assert reused.stages[1].scorers == ()
 
@@ -164,8 +164,8 @@ def test_packed_positions_only_with_a_first_stage_at_layer_zero():
 
 
 def test_the_default_space_stays_small():
-    assert len(space(selectors=("top",), mass=(0.0,), per_crop=(False,)).dimensions()) <= 21
-    assert len(space().dimensions()) <= 32
+    assert len(space(selectors=("top",), mass=(0.0,), per_crop=(False,)).dimensions()) <= 26
+    assert len(space().dimensions()) <= 36
     assert len({d.name for d in space().dimensions()}) == len(space().dimensions())
 
 
