@@ -224,7 +224,7 @@ class PruningConfig(_Frozen):
         if new and self.version == 1:
             raise ValueError(
                 f"version: received 1, but stages.{new[0]} has a selector, mass or an exit, which "
-                "are of version 2; write \"version\": 2"
+                'are of version 2; write "version": 2'
             )
         check_schedule(self.stages, self.model.num_layers)
         if self.positions == "packed" and self.stages[0].layer != 0:

@@ -5,20 +5,22 @@ final norm, pruned against unpruned; beside it the KL divergence of the next-tok
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from prunetune.budget import ModelFacts
 from prunetune.calibration import CalibrationSet, Sample, end_ids, exact_answer
-from prunetune.calibration.collate import batches_by_length
 from prunetune.config import PruningConfig
 from prunetune.errors import DataError
+from prunetune.measure.continued import ContinuingRecorder
 from prunetune.measure.facts import model_facts
 from prunetune.measure.packing import collate
-from prunetune.measure.reference import Prompts, Recorder, Reference, given_positions, prepare
+from prunetune.measure.prompts import Prompts, given_positions, prepare
+from prunetune.measure.reference import Reference
 from prunetune.measure.results import SampleResult, compare
+from prunetune.measure.sharing import Length, can_share, collate_rows, in_batches, in_rows
 from prunetune.measure.store import DiskStore, MemoryStore, Store, store_key
 from prunetune.models.devices import device_of
 from prunetune.numerics import exactly
@@ -29,21 +31,6 @@ from prunetune.spec import FIRST_LOOK
 __all__ = ["Evaluator", "SampleResult"]
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _Length:
-    """Tokens of one sample.
-
-    Attributes:
-        prompt: All tokens of the prompt.
-        image: Image tokens, separators included.
-        separators: Separators.
-    """
-
-    prompt: int
-    image: int
-    separators: int
 
 
 class Evaluator:
@@ -63,6 +50,9 @@ class Evaluator:
         cache_limit: Bytes that all references in ``cache`` may take.
         in_memory: Bytes up to which references stay in memory although there is a ``cache``.
         progress: Called with the number of samples done so far.
+
+    Attributes:
+        shares: Whether questions about the same pictures share a trial's pruned pictures.
 
     Raises:
         DataError: The split is empty or a prompt has no image.
@@ -91,15 +81,17 @@ class Evaluator:
         self.eos = end_ids(loaded.model)
         self.device = device_of(loaded.model)
         self.batch_size = batch_size
+        self.shares = True
         self.token_budget = token_budget or self._fitting_budget()
         # Measured on a CPU (benchmarks/search_cost.py); elsewhere small batches leave cores idle.
         self._batch_cost = 24 if self.device.type == "cpu" else None
         self.whole = self.family.prefix_problem()
         if self.whole is not None:
             logger.info("every trial runs the whole model: %s", self.whole)
-        self._recorder = Recorder(self.family, -1 if self.whole else deepest)
+        self._recorder = ContinuingRecorder(self.family, -1 if self.whole else deepest)
         self._store: Store
-        self._lengths: list[_Length] = []
+        self._lengths: list[Length] = []
+        self._mates: dict[str, list[int]] = {}
         self.unpruned_correct: list[bool | None] = []
         self._compute(cache, cache_limit, in_memory, progress or (lambda done: None))
 
@@ -119,14 +111,16 @@ class Evaluator:
     def _compute(
         self, cache: Path | None, limit: int, in_memory: int, progress: Callable[[int], None]
     ) -> None:
-        lengths: dict[int, _Length] = {}
+        lengths: dict[int, Length] = {}
         correct: dict[int, bool | None] = {}
         memory, taken = MemoryStore(), 0
         self._store = memory
-        first = self._record(0)
+        order = self._by_images()
+        followed = [self._alike(*pair) for pair in pairwise(order)] + [False]
+        first = self._record(0, followed[0])
         foreseen = len(self.samples) * first.nbytes
-        for index in self._by_images():
-            reference = self._reference(index, first if index == 0 else None)
+        for index, more in zip(order, followed):
+            reference = self._reference(index, first if index == 0 else None, more=more)
             taken += reference.nbytes
             # The first sample may be the smallest: what is there already counts, too.
             if self._store is memory and cache is not None and max(foreseen, taken) > in_memory:
@@ -134,12 +128,17 @@ class Evaluator:
                 self._store = disk = DiskStore(cache, self._key(), names, limit)
                 disk.foresee(max(foreseen, taken))
                 memory.move_to(disk)
-            separators = sum(int(i.geometry.separator.sum()) for i in reference.images)
-            lengths[index] = _Length(reference.query + 1, reference.image_tokens, separators)
+            lengths[index] = Length.of(reference)
             correct[index] = reference.correct
             progress(len(lengths))
         self._lengths = [lengths[index] for index in range(len(self.samples))]
+        for index, size in enumerate(self._lengths):
+            self._mates.setdefault(size.prefix or f"/{index}", []).append(index)
         self.unpruned_correct = [correct[index] for index in range(len(self.samples))]
+
+    def _alike(self, one: int, other: int) -> bool:
+        image = self.samples[one].image_id
+        return bool(image) and image == self.samples[other].image_id
 
     def _by_images(self) -> list[int]:
         """Return all samples, those about the same images one after the other."""
@@ -162,15 +161,17 @@ class Evaluator:
             template=str(getattr(processor, "chat_template", "")),
         )
 
-    def _reference(self, index: int, computed: Reference | None = None) -> Reference:
+    def _reference(
+        self, index: int, computed: Reference | None = None, *, more: bool = False
+    ) -> Reference:
         """Return a sample's reference, computing it where it is not (or no longer) kept."""
         kept = self._store.get(index)
         if kept is None:
-            kept = computed or self._record(index)
+            kept = computed or self._record(index, more)
             self._store.put(index, kept)
         return kept
 
-    def _record(self, index: int) -> Reference:
+    def _record(self, index: int, more: bool) -> Reference:
         sample = self.samples[index]
         with exactly():
             prompts = self._prompts([sample], answers=True)
@@ -178,7 +179,7 @@ class Evaluator:
                 raise DataError(
                     f"sample {sample.id!r}: the prompt has no image; every sample needs one"
                 )
-            reference = self._recorder.record(prompts)
+            reference = self._recorder.record(prompts, more=more)
             logits = self.family.logits(reference.tail).float()
         reference.log_probs = logits[0].log_softmax(-1)
         reference.correct = exact_answer(logits.argmax(-1).tolist(), reference.answer, self.eos)
@@ -200,17 +201,33 @@ class Evaluator:
             ConfigError: The config does not fit the model.
         """
         check_fits(self.family, config, strict=False)
-        for window in self._windows():
+        shares = self.shares and self.whole is None and can_share(self.family, config)
+        found: dict[int, SampleResult] = {}
+        for number, window in enumerate(self._windows()):
+            due = [index for index in window if index not in found]
+            if shares and (number or answers):
+                due = self._with_mates(due, found)
             # Before the config is applied: what is no longer kept is computed on the bare model.
-            references = {index: self._reference(index) for index in window}
-            found: dict[int, SampleResult] = {}
+            references = {index: self._reference(index) for index in due}
             with exactly(), Handle(self.family, config) as handle:
-                for part in self._parts(config, window):
-                    some = [references[index] for index in part]
+                for rows in self._parts(config, due, shares):
+                    part = [index for row in rows for index in row]
+                    some = [[references[index] for index in row] for row in rows]
                     found.update(zip(part, self._measure(handle, part, some, answers)))
             # Let go of the files before the next ones are mapped.
             references.clear()
-            yield [(index, found[index]) for index in window]
+            yield [(index, found.pop(index)) for index in window]
+
+    def _with_mates(self, due: Sequence[int], found: Container[int]) -> list[int]:
+        """Return samples with all that are yet to be measured and begin like one of them.
+
+        A trial that gets beyond its first look mostly comes to them; most are stopped there.
+        """
+        most: dict[int, None] = {}
+        for index in due:
+            mates = self._mates[self._lengths[index].prefix or f"/{index}"]
+            most.update(dict.fromkeys(i for i in mates if i >= due[0] and i not in found))
+        return list(most)
 
     def _windows(self) -> Iterator[range]:
         """Yield the samples whose results are handed out together.
@@ -224,19 +241,20 @@ class Evaluator:
         for start in range(end, count, size):
             yield range(start, min(start + size, count))
 
-    def _parts(self, config: PruningConfig, window: Sequence[int]) -> list[list[int]]:
-        """Fill batches of samples of similar length, by the tokens that survive."""
+    def _parts(
+        self, config: PruningConfig, due: Sequence[int], shares: bool
+    ) -> list[list[list[int]]]:
+        """Fill batches with rows of samples, by the tokens that survive."""
         first, kept = config.stages[0], 1.0
         if self.whole is None and first.layer <= self._recorder.deepest:
             kept = first.retention
-        lengths = [self._lengths[index] for index in window]
-        tokens = [size.prompt - round((1.0 - kept) * size.image) for size in lengths]
-        parts = batches_by_length(tokens, self.token_budget, batch_cost=self._batch_cost)
-        return [[window[i] for i in part] for part in parts]
+        rows = in_rows(due, self._lengths) if shares else [[index] for index in due]
+        return in_batches(rows, self._lengths, kept, self.token_budget, self._batch_cost)
 
     def _measure(
-        self, handle: Handle, part: list[int], references: list[Reference], answers: bool
+        self, handle: Handle, part: list[int], rows: list[list[Reference]], answers: bool
     ) -> list[SampleResult]:
+        references = [reference for row in rows for reference in row]
         if self.whole is not None:
             samples = [self.samples[index] for index in part]
             prompts = self._prompts(samples, answers=answers)
@@ -245,7 +263,10 @@ class Evaluator:
         else:
             first = handle.plan.stages[0].layer
             tapped = first - 1 in handle.plan.tapped
-            batch = collate(references, first, self.device, answers=answers, tapped=tapped)
+            if len(rows) == len(references):
+                batch = collate(references, first, self.device, answers=answers, tapped=tapped)
+            else:
+                batch = collate_rows(rows, first, self.device, answers=answers, tapped=tapped)
             expected = batch.answers
             longest = max(len(answer or []) for answer in expected)
             tail = run_suffix(handle, batch.prefix, 1 + longest)

@@ -42,6 +42,7 @@ def pack(reference: Reference) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "query": reference.query,
         "answer": reference.answer,
         "correct": reference.correct,
+        "prefix": reference.prefix,
         "seeds": [image.seed for image in reference.images],
     }
     return {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, facts
@@ -68,6 +69,7 @@ def unpack(tensors: dict[str, Tensor], facts: dict[str, Any]) -> Reference:
         blocks=tensors.get("blocks"),
         images=[_image(tensors, i, s) for i, s in enumerate(facts["seeds"])],
         correct=facts["correct"],
+        prefix=facts["prefix"],
         injected=[tensors[f"injected.{k}"] for k in range(injected)],
         **{name: tensors[name] for name in _PLAIN},
     )
