@@ -60,6 +60,10 @@ class ContinuingRecorder(Recorder):
             self._begun.cache.crop(self._begun.tokens - prompts.input_ids.shape[1])
         return reference
 
+    def forget(self) -> None:
+        """Let go of what further prompts would go on from."""
+        self._begun = None
+
     def _digest(self, prompts: Prompts) -> str:
         image = prompts.input_ids[0] == self.family.image_token_id
         if not continues(self.family, prompts) or not bool(image.any()):
@@ -73,7 +77,8 @@ class ContinuingRecorder(Recorder):
         places = given_positions(self.family, prompts)
         final = self._run(
             input_ids=prompts.input_ids[:, start:],
-            attention_mask=prompts.valid.long(),
+            # Qwen-VL would make positions of a mask that is as long as the whole prompt.
+            attention_mask=None,
             position_ids=None if places is None else places[:, start:],
             use_cache=True,
             **cache_argument(self.family.base, begun.cache),

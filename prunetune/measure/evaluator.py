@@ -131,6 +131,7 @@ class Evaluator:
             lengths[index] = Length.of(reference)
             correct[index] = reference.correct
             progress(len(lengths))
+        self._recorder.forget()
         self._lengths = [lengths[index] for index in range(len(self.samples))]
         for index, size in enumerate(self._lengths):
             self._mates.setdefault(size.prefix or f"/{index}", []).append(index)
