@@ -20,9 +20,9 @@ import torch
 from common import finish
 from searches import add, baselines, evaluators, mean, one, rows
 
-from prunetune.spec import StudySpec
+from prunetune.spec import OWN_TOKENS, StudySpec
 
-METRICS = ("cosine", "kl", "cosine+kl")
+METRICS = ("cosine", "kl", "cosine+kl", "kl-answer")
 FIGURES = ("gap", "kl", "accuracy")
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "metric.md"
 Cells = dict[tuple[float, int], dict[str, dict[str, Any]]]
@@ -34,13 +34,15 @@ def search(options: argparse.Namespace) -> None:
     }
     for keep in options.keeps:
         evaluator, held_out = evaluators(keep, options.samples)
+        along = evaluators(keep, options.samples, OWN_TOKENS)
         baselines(keep, evaluator, held_out, options.out)
         for seed in options.seeds:
             for metric in METRICS:
                 if (metric, keep, seed) in known:
                     continue
                 spec = StudySpec(keep=keep, seed=seed, metric=metric, trials=options.trials)
-                row = one(spec, evaluator, held_out)
+                pair = along if spec.own_tokens else (evaluator, held_out)
+                row = one(spec, *pair)
                 add(options.out, row)
                 print(f"{metric} {keep} seed {seed}: accuracy {row['accuracy']:.4f}", flush=True)
 

@@ -16,9 +16,11 @@ from prunetune.space.narrowed import SpaceSpec
 
 __all__ = ["FREE_FIELDS", "SpaceSpec", "StudySpec", "difference"]
 
-Metric = Literal["cosine", "kl", "cosine+kl"]
+Metric = Literal["cosine", "kl", "cosine+kl", "kl-answer"]
 FIRST_LOOK = 16
 """Samples that a trial is measured on before it may be stopped."""
+OWN_TOKENS = 8
+"""Most tokens of the unpruned model's own answer that ``kl-answer`` follows."""
 FREE_FIELDS = frozenset({"trials", "timeout", "patience"})
 """What may differ when a study is resumed: it changes how long is searched, not what."""
 
@@ -140,6 +142,11 @@ class StudySpec(BaseModel):
                 "sampler: received 'cmaes', which searches one objective only; for pareto "
                 "allowed: tpe, tpe-uni, gp, nsga2, qmc or random"
             )
+
+    @property
+    def own_tokens(self) -> int:
+        """Most tokens of the unpruned model's own answers that are followed; 0: none are."""
+        return OWN_TOKENS if self.metric == "kl-answer" else 0
 
     @property
     def kind(self) -> Kind:

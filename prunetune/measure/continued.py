@@ -9,8 +9,9 @@ from torch import Tensor
 
 from prunetune.families import Family
 from prunetune.families.base_configs import text_window
+from prunetune.measure.own import Steps
 from prunetune.measure.prompts import TOKEN_KINDS, Prompts, given_positions
-from prunetune.measure.reference import Recorder, Reference
+from prunetune.measure.reference import OwnAnswer, Recorder, Reference
 from prunetune.release import cache_argument
 from prunetune.runtime.vision import VisionCapture
 
@@ -37,12 +38,21 @@ class ContinuingRecorder(Recorder):
 
     _begun: _Begun | None = None
 
-    def record(self, prompts: Prompts, *, more: bool = False) -> Reference:
+    def record(
+        self,
+        prompts: Prompts,
+        *,
+        more: bool = False,
+        own: int = 0,
+        ends: frozenset[int] = frozenset(),
+    ) -> Reference:
         """Run a batch of one through the unmodified model, from where the last one's pictures end.
 
         Args:
             prompts: Of one sample.
             more: Whether one about the same pictures comes next; what it goes on from is kept.
+            own: Most tokens of the model's own answer; 0: it is not asked for.
+            ends: Ids that end an answer.
         """
         digest = self._digest(prompts)
         begun = self._begun
@@ -50,15 +60,43 @@ class ContinuingRecorder(Recorder):
             reference = self._go_on(prompts, begun)
         else:
             self._begun = begun = None
-            reference = super().record(prompts, more=more and bool(digest))
-            if self._cache is not None:
+            reference = super().record(prompts, more=(more and bool(digest)) or own > 0)
+            if digest:
                 begun = _Begun(digest, reference.shared, self._cache, reference)
         reference.prefix = digest
         self._begun = begun if more else None
-        self._cache = None
+        cache, self._cache = self._cache, None
+        if own:
+            reference.own = self._answer(prompts, reference, cache, own, ends)
         if self._begun is not None:
-            self._begun.cache.crop(self._begun.tokens - prompts.input_ids.shape[1])
+            _crop(cache, self._begun.tokens)
         return reference
+
+    def _answer(
+        self, prompts: Prompts, reference: Reference, cache: Any, most: int, ends: frozenset[int]
+    ) -> OwnAnswer:
+        """Decode greedily over a cache of the prompt, which is cropped to it first."""
+        _crop(cache, reference.query + 1)
+        places = given_positions(self.family, prompts)
+        steps, ids, final = Steps([], [], []), list[int](), reference.tail[None, :1]
+        while len(ids) < most:
+            chosen = int(self.family.logits(final)[0, -1].argmax())
+            if chosen in ends:
+                break
+            ids.append(chosen)
+            at = None if places is None else places[:, [reference.query]] + len(ids)
+            final = self._run(
+                input_ids=prompts.input_ids.new_full((1, 1), chosen),
+                attention_mask=None,
+                position_ids=at,
+                use_cache=True,
+                **cache_argument(self.family.base, cache),
+            )
+            steps.states.append(self._states)
+            steps.embeddings.append(self._embeddings)
+            steps.finals.append(final)
+            self._states, self._targets, self._embeddings = {}, {}, {}
+        return steps.answer(ids, reference)
 
     def forget(self) -> None:
         """Let go of what further prompts would go on from."""
@@ -100,6 +138,13 @@ class ContinuingRecorder(Recorder):
         self._capture = VisionCapture(images, joined=True)
         self._injected = first.injected
         return self._reference(prompts, final, None)
+
+
+def _crop(cache: Any, tokens: int) -> None:
+    """Make a cache hold its first ``tokens`` tokens."""
+    # By how many to remove: since transformers 5.24 the only way.
+    if surplus := int(cache.get_seq_length()) - tokens:
+        cache.crop(-surplus)
 
 
 def continues(family: Family, prompts: Prompts) -> bool:

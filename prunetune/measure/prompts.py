@@ -49,6 +49,7 @@ def prepare(
     answer_kind: int = 0,
     *,
     answers: bool = True,
+    given: Sequence[list[int] | None] | None = None,
 ) -> Prompts:
     """Tokenise a batch of samples.
 
@@ -58,11 +59,14 @@ def prepare(
         device: Of the result.
         answer_kind: Kind of an answer's tokens, where the model tells kinds apart.
         answers: Whether each prompt is followed by its expected answer.
+        given: Token ids that follow each prompt instead.
     """
     inputs = dict(encode(processor, samples))
     ids, mask = inputs.pop("input_ids"), inputs.pop("attention_mask").bool()
     kinds = {name: inputs.pop(name) for name in TOKEN_KINDS if name in inputs}
     expected = [answer_ids(processor, sample) if answers else None for sample in samples]
+    if given is not None:
+        expected = list(given)
     rows = [row[m] for row, m in zip(ids, mask, strict=True)]
     full = [torch.cat([r, r.new_tensor(a or [])]) for r, a in zip(rows, expected)]
     padded, valid = left_pad(full)

@@ -18,6 +18,25 @@ NEEDS = frozenset({"vision_attention", "vision_map", "patch_entropy", "image_see
 
 
 @dataclass
+class OwnAnswer:
+    """The unpruned model's own greedy answer.
+
+    Attributes:
+        ids: Its tokens, without the one that ends it; empty where that comes first.
+        states: Decoder layer to the ``[n, d]`` states entering it.
+        embeddings: Rotary cos and sin, ``[n, head_dim]`` each, by kind of layer.
+        position_ids: ``[n]`` int64.
+        tail: ``[1 + n, d]`` final states from the prompt's last token on.
+    """
+
+    ids: list[int]
+    states: dict[int, Tensor]
+    embeddings: dict[str, tuple[Tensor, ...]]
+    position_ids: Tensor
+    tail: Tensor
+
+
+@dataclass
 class Reference:
     """One calibration sample, unpruned; nothing in it is padded.
 
@@ -37,6 +56,7 @@ class Reference:
         blocks: ``[S]`` int64, which tokens attend in both directions, see ``Family.blocks``.
         prefix: Digest of the prompt up to its last picture's end; empty where nothing goes on
             from there.
+        own: The model's own answer; None where nobody asks.
     """
 
     query: int
@@ -55,6 +75,7 @@ class Reference:
     injected: list[Tensor] = field(default_factory=list)
     blocks: Tensor | None = None
     prefix: str = ""
+    own: OwnAnswer | None = None
 
     @property
     def shared(self) -> int:

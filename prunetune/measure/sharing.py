@@ -1,114 +1,15 @@
 """Questions about the same pictures in one row: the pruned pictures are run once for all."""
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from prunetune.calibration.collate import batches_by_length
-from prunetune.config import PruningConfig
-from prunetune.families import Family
-from prunetune.families.base_configs import text_window
 from prunetune.measure.packing import Batch
 from prunetune.measure.reference import Reference
 from prunetune.runtime.suffix import Branches, Prefix
 from prunetune.runtime.taps import LayerTap
 from prunetune.runtime.vision import VisionCapture
-
-MOST_TEXT = 512
-"""Tokens of questions in one row: they also attend to one another, hidden as they are."""
-
-MASK_CELLS = 1 << 27
-"""Cells of a batch's mask, over unpruned tokens."""
-
-
-@dataclass(frozen=True)
-class Length:
-    """Tokens of one sample.
-
-    Attributes:
-        prompt: All tokens of the prompt.
-        image: Image tokens, separators included.
-        separators: Separators.
-        shared: Tokens up to the last picture's end.
-        prefix: Digest of those; empty where they are not shared with other samples.
-    """
-
-    prompt: int
-    image: int
-    separators: int
-    shared: int
-    prefix: str
-
-    @classmethod
-    def of(cls, reference: Reference) -> "Length":
-        """Return the lengths of a reference's prompt."""
-        separators = sum(int(image.geometry.separator.sum()) for image in reference.images)
-        sizes = reference.query + 1, reference.image_tokens, separators
-        return cls(*sizes, reference.shared, reference.prefix)
-
-
-def can_share(family: Family, config: PruningConfig) -> bool:
-    """Tell whether questions about the same pictures have the same pruned pictures, in one row.
-
-    Not where what is kept depends on the question, the attention takes no mask that keeps questions
-    apart, or a row might be longer than a window.
-    """
-    text: Any = family.text_model.config
-    masked = getattr(text, "_attn_implementation", None) == "sdpa"
-    return masked and text_window(text) is None and not config.prompt_dependent
-
-
-def in_rows(indices: Iterable[int], lengths: Sequence[Length]) -> list[list[int]]:
-    """Put samples with the same beginning into rows.
-
-    Args:
-        indices: Of samples.
-        lengths: Of all samples of the split.
-    """
-    rows: list[list[int]] = []
-    latest: dict[str, tuple[list[int], int]] = {}
-    for index in indices:
-        size = lengths[index]
-        text = size.prompt - size.shared
-        row, taken = latest.get(size.prefix, ([], 0))
-        if not size.prefix or not row or taken + text > MOST_TEXT:
-            row, taken = [], 0
-            rows.append(row)
-        row.append(index)
-        latest[size.prefix] = (row, taken + text)
-    return rows
-
-
-def in_batches(
-    rows: Sequence[list[int]],
-    lengths: Sequence[Length],
-    kept: float,
-    token_budget: int,
-    batch_cost: int | None,
-) -> list[list[list[int]]]:
-    """Fill batches with rows of similar length, by the tokens that survive.
-
-    Args:
-        rows: Samples of each row.
-        lengths: Of all samples of the split.
-        kept: Share of the image tokens that the first stage keeps.
-        token_budget: Upper bound of a batch's tokens.
-        batch_cost: See ``prunetune.calibration.collate.batches_by_length``.
-    """
-    whole = []
-    tokens = []
-    for row in rows:
-        first = lengths[row[0]]
-        whole.append(first.shared + sum(lengths[i].prompt - lengths[i].shared for i in row))
-        tokens.append(whole[-1] - round((1.0 - kept) * first.image))
-    most = None
-    if any(len(row) > 1 for row in rows):
-        most = max(1, MASK_CELLS // max(whole) ** 2)
-    batches = batches_by_length(tokens, token_budget, most, batch_cost=batch_cost)
-    return [[rows[i] for i in batch] for batch in batches]
 
 
 def collate_rows(

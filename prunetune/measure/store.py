@@ -36,7 +36,7 @@ _COMPUTES = (
     "families",
     "runtime",
     "tokens.py",
-    *(f"measure/{name}.py" for name in ("prompts", "reference", "continued", "packing")),
+    *(f"measure/{name}.py" for name in ("prompts", "reference", "continued", "own", "packing")),
 )
 
 

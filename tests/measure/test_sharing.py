@@ -9,7 +9,7 @@ from reference_models import make_config, tiny
 
 from prunetune.calibration import CalibrationSet, load_calibration
 from prunetune.config import ModelRef, PruningConfig, Stage
-from prunetune.measure import continued, evaluator, sharing
+from prunetune.measure import batching, continued, evaluator, sharing
 from prunetune.measure.continued import ContinuingRecorder
 from prunetune.measure.evaluator import Evaluator
 from prunetune.measure.packing import collate, pack, unpack
@@ -287,7 +287,7 @@ def test_an_evaluator_gives_the_same_either_way(measuring, name, answers, monkey
     monkeypatch.setattr(
         evaluator, "collate_rows", lambda rows, *a, **o: shared.append(rows) or real(rows, *a, **o)
     )
-    monkeypatch.setattr(evaluator, "FIRST_LOOK", 3)
+    monkeypatch.setattr(batching, "FIRST_LOOK", 3)
     one = columns(measuring, CONFIGS[name], shares=True, answers=answers)
     assert any(len(row) > 1 for rows in shared for row in rows)
     done = len(shared)
@@ -317,7 +317,7 @@ def test_a_look_is_taken_before_anything_else_is_measured(measuring, monkeypatch
         return real(self, handle, part, rows, answers)
 
     monkeypatch.setattr(Evaluator, "_measure", noted)
-    monkeypatch.setattr(evaluator, "FIRST_LOOK", 3)
+    monkeypatch.setattr(batching, "FIRST_LOOK", 3)
     batches = measuring.evaluate(CONFIGS["0+3"], answers=False)
     first = [index for index, _ in next(batches)]
     assert sorted(measured) == first
@@ -327,8 +327,8 @@ def test_a_look_is_taken_before_anything_else_is_measured(measuring, monkeypatch
 
 
 def test_long_questions_take_several_rows():
-    sizes = [sharing.Length(300 + text, 250, 0, 300, "a") for text in (200, 200, 200, 600, 5)]
-    sizes += [sharing.Length(310, 250, 0, 300, ""), sharing.Length(310, 250, 0, 300, "")]
-    assert sharing.in_rows(range(7), sizes) == [[0, 1], [2], [3], [4], [5], [6]]
-    batches = sharing.in_batches([[0, 1], [2]], sizes, 0.1, 1 << 20, None)
+    sizes = [batching.Length(300 + text, 250, 0, 300, "a") for text in (200, 200, 200, 600, 5)]
+    sizes += [batching.Length(310, 250, 0, 300, ""), batching.Length(310, 250, 0, 300, "")]
+    assert batching.in_rows(range(7), sizes) == [[0, 1], [2], [3], [4], [5], [6]]
+    batches = batching.in_batches([[0, 1], [2]], sizes, 0.1, 1 << 20, None)
     assert batches == [[[2], [0, 1]]]
