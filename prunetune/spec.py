@@ -51,7 +51,8 @@ class StudySpec(BaseModel):
             ``random``.
         startup: Random points before the sampler models anything.
         trial_pruner: Optuna's early stopping, sample by sample; it has none for two objectives.
-        metric: What is minimised.
+        metric: What is minimised: ``cosine`` (the gap), ``kl`` of the next token, their sum, or
+            ``kl-answer``: the mean KL along the unpruned model's own answer.
         space: What is searched over.
         presets: Enqueued as the first trials, moved onto the budget; the baselines are all presets,
             whatever is enqueued.

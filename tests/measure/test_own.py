@@ -34,16 +34,14 @@ CPU = torch.device("cpu")
 NAMES = ("gemma3", "internvl", "llava_next", "paligemma", "qwen2_5_vl", "qwen3_vl")
 
 
-def grown(batch, ids):
-    """Return a row's inputs with tokens behind it; kinds of tokens are text."""
+def grown(model, batch, ids):
+    """Return a row's inputs with an answer's tokens behind it."""
     length, inputs = batch.length, dict(batch.inputs)
+    kinds = [family_of(model).answer_kind] * len(ids)
     for name, value in inputs.items():
         if value.shape[:2] == (1, length) and value.ndim == 2:
-            tail = {"input_ids": ids, "attention_mask": [1] * len(ids)}.get(name, [0] * len(ids))
+            tail = {"input_ids": ids, "attention_mask": [1] * len(ids)}.get(name, kinds)
             inputs[name] = torch.cat([value, value.new_tensor([tail])], 1)
-    if "token_type_ids" in inputs:
-        inputs["token_type_ids"] = inputs["token_type_ids"].clone()
-        inputs["token_type_ids"][:, length:] = 0
     return inputs
 
 
@@ -52,7 +50,9 @@ def greedy(model, batch, ends):
     """Return the model's own answer, by whole forwards without a cache, and its distributions."""
     ids, rows = [], []
     while True:
-        rows.append(model(**grown(batch, ids), use_cache=False).logits[0, -1].log_softmax(-1))
+        rows.append(
+            model(**grown(model, batch, ids), use_cache=False).logits[0, -1].log_softmax(-1)
+        )
         chosen = int(rows[-1].argmax())
         if chosen in ends or len(ids) == MOST:
             return ids, torch.stack(rows)
@@ -63,14 +63,14 @@ def greedy(model, batch, ends):
 def expected(model, config, batch, ends):
     ids, before = greedy(model, batch, ends)
     with prunetune.apply(model, config):
-        output = model(**grown(batch, ids), use_cache=False, logits_to_keep=len(ids) + 1)
+        output = model(**grown(model, batch, ids), use_cache=False, logits_to_keep=len(ids) + 1)
     after = output.logits[0].log_softmax(-1)
     return ids, float((before.exp() * (before - after)).sum(-1).mean())
 
 
-def prompts_of(batch):
+def prompts_of(model, batch):
     """As if two more tokens were the expected answer: they change nothing."""
-    inputs = grown(batch, [11, 12])
+    inputs = grown(model, batch, [11, 12])
     ids, valid = inputs.pop("input_ids"), inputs.pop("attention_mask").bool()
     return Prompts(ids, valid, torch.tensor([ids.shape[1] - 3]), [[11, 12]], inputs)
 
@@ -78,7 +78,11 @@ def prompts_of(batch):
 @torch.no_grad()
 def measured(name, config_of, *, shared=False):
     """Return answers and KLs of a ragged batch: expected ones, and a trial's."""
-    model, rows = tiny(name), family(name).rows
+    made = family(name)
+    model, rows = (
+        tiny(name),
+        ((4, made.image, 5), (2, made.image, 3, made.other, 6), (1, made.other, 3)),
+    )
     view, config = family_of(model), config_of(model)
     batches = [make_batch(model, [row], seed=k) for k, row in enumerate(rows)]
     free = [greedy(model, batch, ())[0] for batch in batches]
@@ -88,9 +92,9 @@ def measured(name, config_of, *, shared=False):
     references = []
     for batch in batches:
         recorder = ContinuingRecorder(view, deepest=3)
-        made = recorder.record(prompts_of(batch), own=MOST, ends=frozenset(ends))
-        made.log_probs = view.logits(made.tail[0]).float().log_softmax(-1)
-        references.append(unpack(*pack(made)))
+        one = recorder.record(prompts_of(model, batch), own=MOST, ends=frozenset(ends))
+        one.log_probs = view.logits(one.tail[0]).float().log_softmax(-1)
+        references.append(unpack(*pack(one)))
     first = config.stages[0].layer
     along = [followed_by_own(reference, first) for reference in references]
     with Handle(view, config) as handle:
