@@ -112,9 +112,10 @@ def with_mates(
         mates: Of ``mates_of``.
     """
     more: dict[int, None] = {}
+    first = due[0] if due else 0
     for index in due:
-        alike = mates.get(lengths[index].prefix, [index])
-        more.update(dict.fromkeys(i for i in alike if i >= due[0] and i not in found))
+        alike = () if index in found else mates.get(lengths[index].prefix, (index,))
+        more.update(dict.fromkeys(i for i in alike if i not in found and i >= first))
     return list(more)
 
 

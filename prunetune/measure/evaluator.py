@@ -196,7 +196,10 @@ class Evaluator:
         for number, window in enumerate(windows(len(self.samples), self.batch_size)):
             due = [index for index in window if index not in found]
             if shares and (number or answers):
-                due = with_mates(due, found, self._lengths, self._mates)
+                # The longer a trial runs, the likelier it is to get to what comes next.
+                ahead = self.batch_size * (4 if answers else number - 1)
+                more = range(window.stop, min(window.stop + ahead, len(self.samples)))
+                due = with_mates([*due, *more], found, self._lengths, self._mates)
             # Before the config is applied: what is no longer kept is computed on the bare model.
             references = {index: self._reference(index) for index in due}
             with exactly(), Handle(self.family, config) as handle:
