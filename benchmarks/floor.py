@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from prunetune.config import PruningConfig
+from prunetune.measure.batching import can_share, windows, with_mates
 
 ROWS = (32, 64, 128, 256, 512, 1024, 2048)
 
@@ -60,24 +61,37 @@ class Floor:
 
     def seconds(self, config: PruningConfig, samples: int) -> float:
         """Return the floor of a config on the split's first samples, in the batches that ran."""
-        total = 0.0
-        for window in self._evaluator._windows():
+        total, inner = 0.0, self._evaluator
+        shares = inner.shares and can_share(inner.family, config)
+        done: set[int] = set()
+        for number, window in enumerate(windows(len(inner.samples), inner.batch_size)):
             if window.start >= samples:
                 break
-            for part in self._evaluator._parts(config, window):
-                total += self._part(config, part)
+            due = [index for index in window if index not in done]
+            if shares and number:
+                due = with_mates(due, done, inner._lengths, inner._mates)
+            done.update(due)
+            for rows in inner._parts(config, due, shares):
+                total += self._part(config, rows)
         return total
 
-    def _part(self, config: PruningConfig, part: list[int]) -> float:
-        lengths = [self._evaluator._lengths[index] for index in part]
+    def _part(self, config: PruningConfig, rows: list[list[int]]) -> float:
+        sizes = self._evaluator._lengths
+        texts = [
+            sizes[row[0]].shared - sizes[row[0]].image
+            + sum(sizes[index].prompt - sizes[index].shared for index in row)
+            for row in rows
+        ]  # fmt: skip
+        images = [sizes[row[0]].image for row in rows]
         ends = [stage.layer for stage in config.stages[1:]] + [len(self._weights)]
         total = 0.0
         for stage, end in zip(config.stages, ends, strict=True):
-            alive = [n.prompt - n.image + max(1, round(stage.retention * n.image)) for n in lengths]
+            alive = [t + max(1, round(stage.retention * n)) for t, n in zip(texts, images)]
             products = sum(2 * self._queries * m * (m + 1) for m in alive)
             for number in self._numbers[stage.layer : end]:
                 total += (2 * number * sum(alive) + products) / self.rate(sum(alive))
-        once = 2 * self._head * len(part) - 2 * self._mlp * (sum(alive) - len(part))
+        asked = sum(len(row) for row in rows)
+        once = 2 * self._head * asked - 2 * self._mlp * (sum(alive) - asked)
         return total + once / self.rate(sum(alive))
 
     @staticmethod

@@ -1,10 +1,11 @@
 """Which metric a search should minimise, settled by measurement: docs/metric.md is written here.
 
-`cosine`, `kl` and `cosine+kl` on the embedded model at keep 0.25, 0.1 and 0.05 with three seeds
-each; what counts is held-out accuracy, which none of them minimises. Rows are appended to --out as
-they are measured (searches.py), so several processes can share the work and a killed run goes on.
+`cosine`, `kl`, `cosine+kl` and `kl-answer` on the embedded model at keep 0.25, 0.1 and 0.05 with
+three seeds each; what counts is held-out accuracy, which none of them minimises. Rows are appended
+to --out as they are measured (searches.py), so several processes can share the work and a killed
+run goes on.
 
-    python benchmarks/metric.py                         # all 27 searches, then the page
+    python benchmarks/metric.py                         # all 36 searches, then the page
     python benchmarks/metric.py --keeps 0.1 --page ''   # one process's part
     python benchmarks/metric.py --report                # only the page, from --out
 """
@@ -20,9 +21,9 @@ import torch
 from common import finish
 from searches import add, baselines, evaluators, mean, one, rows
 
-from prunetune.spec import StudySpec
+from prunetune.spec import OWN_TOKENS, StudySpec
 
-METRICS = ("cosine", "kl", "cosine+kl")
+METRICS = ("cosine", "kl", "cosine+kl", "kl-answer")
 FIGURES = ("gap", "kl", "accuracy")
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "metric.md"
 Cells = dict[tuple[float, int], dict[str, dict[str, Any]]]
@@ -34,13 +35,15 @@ def search(options: argparse.Namespace) -> None:
     }
     for keep in options.keeps:
         evaluator, held_out = evaluators(keep, options.samples)
+        along = evaluators(keep, options.samples, OWN_TOKENS)
         baselines(keep, evaluator, held_out, options.out)
         for seed in options.seeds:
             for metric in METRICS:
                 if (metric, keep, seed) in known:
                     continue
                 spec = StudySpec(keep=keep, seed=seed, metric=metric, trials=options.trials)
-                row = one(spec, evaluator, held_out)
+                pair = along if spec.own_tokens else (evaluator, held_out)
+                row = one(spec, *pair)
                 add(options.out, row)
                 print(f"{metric} {keep} seed {seed}: accuracy {row['accuracy']:.4f}", flush=True)
 
@@ -76,7 +79,7 @@ def conclude(cells: Cells) -> tuple[str, str]:
         f"standard error): {'; '.join(reasons)}. "
     )
     if best == "cosine":
-        return best, why + "Neither gains two standard errors, so VFlowOpt's `cosine` stays."
+        return best, why + "None gains two standard errors, so VFlowOpt's `cosine` stays."
     return best, why + f"`{best}` gains more than two standard errors: it is the better default."
 
 
@@ -91,7 +94,11 @@ def page(found: list[dict[str, Any]], trials: int) -> str:
         "# Which metric to minimise",
         "",
         "`--metric` names what a search minimises over the calibration samples: `cosine` (the gap,",
-        "VFlowOpt's), `kl` (the divergence of the next token's distribution), or their sum. This",
+        "VFlowOpt's), `kl` (the divergence of the next token's distribution), their sum, or",
+        "`kl-answer`: the mean divergence after the prompt and after each token of the unpruned",
+        "model's own greedy answer (fed in, up to 8 tokens), so that lists and small print count,",
+        "which one next token cannot see. Where that answer is empty it equals `kl`. A search by",
+        "it stores the answers' states with the reference, under a key of its own. This",
         f"page is written by `benchmarks/metric.py` ({datetime.now(UTC):%Y-%m-%d}): the embedded",
         f"model, {trials} trials a search, seeds {', '.join(map(str, seeds))}; figures are",
         "held-out, mean ± standard deviation over the seeds.",

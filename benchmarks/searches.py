@@ -32,13 +32,15 @@ from prunetune.measure.scores import Scores, accuracy, measure
 from prunetune.models import load_model
 from prunetune.presets import preset_names
 from prunetune.space.space import Space
-from prunetune.spec import StudySpec
+from prunetune.spec import OWN_TOKENS, StudySpec
 from prunetune.study.outcome.selection import choose
 from prunetune.study.study import run_trials
 from prunetune.study.trials.trials import presets_at
 
 
-def evaluators(keep: float, samples: int | None = None) -> tuple[Evaluator, Evaluator]:
+def evaluators(
+    keep: float, samples: int | None = None, own: int = 0
+) -> tuple[Evaluator, Evaluator]:
     loaded = load_model("tiny")
     depth = loaded.model.config.text_config.num_hidden_layers
     calibration, held_out = load_calibration("tiny")
@@ -46,8 +48,8 @@ def evaluators(keep: float, samples: int | None = None) -> tuple[Evaluator, Eval
         calibration, held_out = calibration.limit(samples), held_out.limit(samples)
     deepest = max(0, min(latest_first_layer(keep, depth), depth - 1))
     return (
-        Evaluator(loaded, calibration, deepest=deepest),
-        Evaluator(loaded, held_out, deepest=1),
+        Evaluator(loaded, calibration, deepest=deepest, own=own),
+        Evaluator(loaded, held_out, deepest=1, own=own),
     )
 
 
@@ -115,7 +117,7 @@ def report(path: Path) -> str:
         out += [f"\n### Mean retention {keep:g}\n"]
         out += ["| config | gap | KL | top-1 agreement | accuracy |", "|---|---|---|---|---|"]
         mine = [r for r in rows(path) if r["keep"] == keep]
-        for metric in ("cosine", "kl", "cosine+kl"):
+        for metric in ("cosine", "kl", "cosine+kl", "kl-answer"):
             found = [r for r in mine if r["kind"] == "search" and r["metric"] == metric]
             if found:
                 seeds = ", ".join(str(r["seed"]) for r in found)
@@ -149,8 +151,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.report:
         torch.set_num_threads(1)
+        own = OWN_TOKENS if "kl-answer" in arguments.metrics else 0
         for keep in arguments.keeps:
-            evaluator, held_out = evaluators(keep, arguments.samples)
+            evaluator, held_out = evaluators(keep, arguments.samples, own)
             baselines(keep, evaluator, held_out, arguments.out)
             for seed in arguments.seeds:
                 for metric in arguments.metrics:

@@ -16,9 +16,11 @@ from prunetune.space.narrowed import FIRST_RESTORERS, SpaceSpec
 
 __all__ = ["FREE_FIELDS", "SpaceSpec", "StudySpec", "difference"]
 
-Metric = Literal["cosine", "kl", "cosine+kl"]
+Metric = Literal["cosine", "kl", "cosine+kl", "kl-answer"]
 FIRST_LOOK = 16
 """Samples that a trial is measured on before it may be stopped."""
+OWN_TOKENS = 8
+"""Most tokens of the unpruned model's own answer that ``kl-answer`` follows."""
 FREE_FIELDS = frozenset({"trials", "timeout", "patience"})
 """What may differ when a study is resumed: it changes how long is searched, not what."""
 
@@ -50,7 +52,8 @@ class StudySpec(BaseModel):
         startup: Points before the sampler models anything.
         start: Where these come from: ``random``, or ``qmc``, a Sobol sequence that fills the space.
         trial_pruner: Optuna's early stopping, sample by sample; it has none for two objectives.
-        metric: What is minimised.
+        metric: What is minimised: ``cosine`` (the gap), ``kl`` of the next token, their sum, or
+            ``kl-answer``: the mean KL along the unpruned model's own answer.
         space: What is searched over.
         presets: Enqueued as the first trials, moved onto the budget; the baselines are all presets,
             whatever is enqueued.
@@ -142,6 +145,11 @@ class StudySpec(BaseModel):
                 "sampler: received 'cmaes', which searches one objective only; for pareto "
                 "allowed: tpe, tpe-uni, gp, nsga2, qmc or random"
             )
+
+    @property
+    def own_tokens(self) -> int:
+        """Most tokens of the unpruned model's own answers that are followed; 0: none are."""
+        return OWN_TOKENS if self.metric == "kl-answer" else 0
 
     @property
     def kind(self) -> Kind:

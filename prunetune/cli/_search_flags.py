@@ -45,7 +45,7 @@ Patience = Annotated[
     typer.Option(metavar="N", help="Stop after N trials without a better one.  [default: 0, off]"),
 ]
 Metric = Annotated[
-    str | None, typer.Option(metavar="NAME", help="cosine (the gap), kl or cosine+kl.")
+    str | None, typer.Option(metavar="NAME", help="cosine (the gap), kl, cosine+kl or kl-answer.")
 ]
 Sampler = Annotated[
     str | None,

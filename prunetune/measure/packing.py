@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prunetune.measure.own import own_of, own_tensors
 from prunetune.measure.reference import Reference
 from prunetune.runtime.suffix import Prefix
 from prunetune.runtime.taps import LayerTap
@@ -42,8 +43,12 @@ def pack(reference: Reference) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "query": reference.query,
         "answer": reference.answer,
         "correct": reference.correct,
+        "prefix": reference.prefix,
         "seeds": [image.seed for image in reference.images],
     }
+    if reference.own is not None:
+        tensors |= own_tensors(reference.own)
+        facts["own"] = reference.own.ids
     return {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, facts
 
 
@@ -68,6 +73,8 @@ def unpack(tensors: dict[str, Tensor], facts: dict[str, Any]) -> Reference:
         blocks=tensors.get("blocks"),
         images=[_image(tensors, i, s) for i, s in enumerate(facts["seeds"])],
         correct=facts["correct"],
+        prefix=facts["prefix"],
+        own=own_of(tensors, facts.get("own")),
         injected=[tensors[f"injected.{k}"] for k in range(injected)],
         **{name: tensors[name] for name in _PLAIN},
     )

@@ -1,88 +1,40 @@
 """What a study computes once: the unpruned reference and the states entering each first layer."""
 
 import functools
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from prunetune.calibration import Sample, answer_ids, encode
 from prunetune.families import Family
-from prunetune.release import LayerCall
+from prunetune.measure.prompts import Prompts, given_positions, positions
+from prunetune.release import LayerCall, cache_of
 from prunetune.runtime.question import note_prompt
 from prunetune.runtime.taps import LayerTap, last_query_row, row_readable
 from prunetune.runtime.views import join_views
 from prunetune.runtime.vision import ImageCapture, VisionCapture, VisionTap, wrap_encoder
-from prunetune.tokens import left_pad
 
-TOKEN_KINDS = ("mm_token_type_ids", "token_type_ids")
 NEEDS = frozenset({"vision_attention", "vision_map", "patch_entropy", "image_seed"})
 
 
 @dataclass
-class Prompts:
-    """A batch of prompts, each followed by its expected answer.
-
-    The answer's tokens come after the prompt, so they change nothing before them; with them one
-    forward tells whether greedy decoding would produce exactly that answer.
+class OwnAnswer:
+    """The unpruned model's own greedy answer.
 
     Attributes:
-        input_ids: ``[B, S]`` int64, left-padded.
-        valid: ``[B, S]`` bool.
-        query: ``[B]`` int64, slot of each prompt's last token.
-        answers: Token ids of each expected answer; None where the sample has none.
-        pixels: The encoder's inputs, as the processor made them.
+        ids: Its tokens, without the one that ends it; empty where that comes first.
+        states: Decoder layer to the ``[n, d]`` states entering it.
+        embeddings: Rotary cos and sin, ``[n, head_dim]`` each, by kind of layer.
+        position_ids: ``[n]`` int64.
+        tail: ``[1 + n, d]`` final states from the prompt's last token on.
     """
 
-    input_ids: Tensor
-    valid: Tensor
-    query: Tensor
-    answers: list[list[int] | None]
-    pixels: dict[str, Any]
-
-    @property
-    def tail(self) -> int:
-        """Slots from the earliest prompt end to the end of the sequence."""
-        return int(self.input_ids.shape[1] - self.query.min())
-
-
-def prepare(
-    processor: Any,
-    samples: Sequence[Sample],
-    device: torch.device,
-    answer_kind: int = 0,
-    *,
-    answers: bool = True,
-) -> Prompts:
-    """Tokenise a batch of samples.
-
-    Args:
-        processor: Of the model.
-        samples: At least one.
-        device: Of the result.
-        answer_kind: Kind of an answer's tokens, where the model tells kinds apart.
-        answers: Whether each prompt is followed by its expected answer.
-    """
-    inputs = dict(encode(processor, samples))
-    ids, mask = inputs.pop("input_ids"), inputs.pop("attention_mask").bool()
-    kinds = {name: inputs.pop(name) for name in TOKEN_KINDS if name in inputs}
-    expected = [answer_ids(processor, sample) if answers else None for sample in samples]
-    rows = [row[m] for row, m in zip(ids, mask, strict=True)]
-    full = [torch.cat([r, r.new_tensor(a or [])]) for r, a in zip(rows, expected)]
-    padded, valid = left_pad(full)
-    behind = torch.tensor([len(a or []) for a in expected], device=padded.device)
-    for name, kind in kinds.items():
-        parts = [
-            F.pad(row[m], (0, len(a or [])), value=answer_kind)
-            for row, m, a in zip(kind, mask, expected)
-        ]
-        inputs[name] = left_pad(parts)[0]
-    pixels = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
-    query = padded.shape[1] - 1 - behind
-    return Prompts(padded.to(device), valid.to(device), query.to(device), expected, pixels)
+    ids: list[int]
+    states: dict[int, Tensor]
+    embeddings: dict[str, tuple[Tensor, ...]]
+    position_ids: Tensor
+    tail: Tensor
 
 
 @dataclass
@@ -103,6 +55,9 @@ class Reference:
         correct: Whether greedy decoding gives exactly the expected answer; None without one.
         injected: What the text model adds behind its first layers, see ``Family.injected``.
         blocks: ``[S]`` int64, which tokens attend in both directions, see ``Family.blocks``.
+        prefix: Digest of the prompt up to its last picture's end; empty where nothing goes on
+            from there.
+        own: The model's own answer; None where nobody asks.
     """
 
     query: int
@@ -120,6 +75,13 @@ class Reference:
     correct: bool | None = None
     injected: list[Tensor] = field(default_factory=list)
     blocks: Tensor | None = None
+    prefix: str = ""
+    own: OwnAnswer | None = None
+
+    @property
+    def shared(self) -> int:
+        """Tokens up to the last picture's end."""
+        return int(self.image_mask.nonzero().max()) + 1
 
     @property
     def image_tokens(self) -> int:
@@ -157,34 +119,51 @@ class Recorder:
         self._embeddings: dict[str, tuple[Tensor, ...]] = {}
         self._capture: VisionCapture | None = None
         self._injected: list[Tensor] = []
+        self._cache: Any = None
         self._encoded: tuple[Any, Any, Any, list[ImageCapture]] | None = None
 
-    def record(self, prompts: Prompts) -> Reference:
-        """Run a batch of one through the unmodified model."""
-        hooks = self._install()
-        base = self.family.base
-        try:
-            output = base(
-                input_ids=prompts.input_ids,
-                attention_mask=prompts.valid.long(),
-                position_ids=given_positions(self.family, prompts),
-                use_cache=False,
-                **prompts.pixels,
-            )
-        finally:
-            for hook in hooks:
-                hook.remove()
-            base.__dict__.pop(self.family.encoder_method, None)
+    def record(self, prompts: Prompts, *, more: bool = False) -> Reference:
+        """Run a batch of one through the unmodified model.
+
+        Args:
+            prompts: Of one sample.
+            more: Whether one about the same pictures comes next.
+        """
+        states = self._run(
+            input_ids=prompts.input_ids,
+            attention_mask=prompts.valid.long(),
+            position_ids=given_positions(self.family, prompts),
+            use_cache=more,
+            **prompts.pixels,
+        )
         assert self._capture is not None
         image_mask = prompts.input_ids == self.family.image_token_id
         if self.family.joins_views:
             slots = [row.nonzero().flatten() for row in image_mask]
             join_views(self.family, self._capture, slots, prompts.input_ids)
+        blocks = self.family.blocks({"input_ids": prompts.input_ids, **prompts.pixels})
+        return self._reference(prompts, states, blocks)
+
+    def _run(self, **inputs: Any) -> Tensor:
+        """Return the final states ``[1, S, d]``, and leave on ``self`` what was seen on the way."""
+        hooks, base = self._install(), self.family.base
+        try:
+            output = base(**inputs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+            base.__dict__.pop(self.family.encoder_method, None)
+        self._cache = cache_of(output) if inputs["use_cache"] else None
+        final: Tensor = output.last_hidden_state
+        return final
+
+    def _reference(self, prompts: Prompts, states: Tensor, blocks: Tensor | None) -> Reference:
+        assert self._capture is not None
+        image_mask = (prompts.input_ids == self.family.image_token_id)[0]
         note_prompt(
             self.family, self._capture.images, prompts.input_ids[0], prompts.valid[0],
-            prompts.query[0], image_mask[0],
+            prompts.query[0], image_mask,
         )  # fmt: skip
-        blocks = self.family.blocks({"input_ids": prompts.input_ids, **prompts.pixels})
         reference = Reference(
             query=int(prompts.query),
             answer=prompts.answers[0],
@@ -192,10 +171,10 @@ class Recorder:
             taps={},
             embeddings={k: (cos[0], sin[0]) for k, (cos, sin) in self._embeddings.items()},
             position_ids=positions(self.family, prompts)[0],
-            image_mask=image_mask[0],
+            image_mask=image_mask,
             images=self._capture.images,
             # A copy: the view would keep the whole sequence's states alive.
-            tail=output.last_hidden_state[0, -prompts.tail :].clone(),
+            tail=states[0, -prompts.tail :].clone(),
             injected=self._injected,
             blocks=None if blocks is None else blocks[0],
         )
@@ -278,16 +257,6 @@ class Recorder:
             self._targets[k] = output
 
         return targeting
-
-
-def positions(family: Family, prompts: Prompts) -> Tensor:
-    """Return ``[B, S]`` int64 position ids, counted from each prompt's first token."""
-    return (prompts.valid.long().cumsum(1) - 1).clamp_min(0) + family.first_position
-
-
-def given_positions(family: Family, prompts: Prompts) -> Tensor | None:
-    """Return what a model is passed as position ids; multimodal ones are its own to find."""
-    return None if family.multimodal_positions else positions(family, prompts)
 
 
 def _equal(one: Any, other: Any) -> bool:

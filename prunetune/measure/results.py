@@ -21,12 +21,14 @@ class SampleResult:
         agrees: Whether the most likely next token is the same.
         correct: Whether greedy decoding gives exactly the expected answer; None where there is
             none, or it was not asked for.
+        kl_answer: Mean of the same KL along the unpruned model's own answer; None: not asked for.
     """
 
     gap: float
     kl: float
     agrees: bool
     correct: bool | None
+    kl_answer: float | None = None
 
 
 @exactly()

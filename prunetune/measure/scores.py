@@ -21,6 +21,8 @@ class SampleScore(Protocol):
     @property
     def kl(self) -> float: ...  # noqa: D102
     @property
+    def kl_answer(self) -> float | None: ...  # noqa: D102
+    @property
     def agrees(self) -> bool: ...  # noqa: D102
     @property
     def correct(self) -> bool | None: ...  # noqa: D102
@@ -57,6 +59,7 @@ class Scores:
         top1_agreement: Share of samples with the unpruned model's most likely token.
         accuracy: Share of answered samples; None where no sample has an answer.
         samples: Number of samples.
+        kl_answer: Mean KL along the unpruned model's own answers; None where it was not asked for.
     """
 
     gap: float
@@ -64,17 +67,20 @@ class Scores:
     top1_agreement: float
     accuracy: float | None
     samples: int
+    kl_answer: float | None = None
 
     @classmethod
     def of(cls, results: Sequence[SampleScore]) -> "Scores":
         """Return the means of ``results`` (at least one)."""
         count = len(results)
+        along = [r.kl_answer for r in results if r.kl_answer is not None]
         return cls(
             gap=sum(r.gap for r in results) / count,
             kl=sum(r.kl for r in results) / count,
             top1_agreement=sum(r.agrees for r in results) / count,
             accuracy=accuracy([r.correct for r in results]),
             samples=count,
+            kl_answer=sum(along) / count if len(along) == count else None,
         )
 
 

@@ -33,7 +33,12 @@ _GIB = 1 << 30
 _MARK_SECONDS = 60.0
 _MOST_IN_MEMORY = 4 * _GIB
 # What computes references, in the package; of any other code they do not depend.
-_COMPUTES = ("families", "runtime", "tokens.py", "measure/reference.py", "measure/packing.py")
+_COMPUTES = (
+    "families",
+    "runtime",
+    "tokens.py",
+    *(f"measure/{name}.py" for name in ("prompts", "reference", "continued", "own", "packing")),
+)
 
 
 class Store(Protocol):

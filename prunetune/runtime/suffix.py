@@ -1,10 +1,11 @@
 """Runs the decoder from a given layer on: what a search repeats, under the very same hooks."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from prunetune.release import Told, causal_mask, layer_arguments
@@ -13,6 +14,27 @@ from prunetune.runtime.forward import Forward
 from prunetune.runtime.frame import Frame
 from prunetune.runtime.taps import LayerTap
 from prunetune.runtime.vision import VisionCapture
+
+
+@dataclass
+class Branches:
+    """Prompts that share a row: each goes on behind the pictures, and sees none of the others.
+
+    Attributes:
+        mask: ``[B, 1, S, S]`` bool, query by key.
+        row: ``[n]`` int64, the row of each prompt.
+        behind: ``[n]`` int64, tokens of its row behind its last one. Text is never pruned, so
+            that counted from the end a token stays where it is.
+    """
+
+    mask: Tensor
+    row: Tensor
+    behind: Tensor
+
+    def last(self, hidden: Tensor, tail: int) -> Tensor:
+        """Return the states ``[n, tail, d]`` of each prompt's last slots, of ``[B, m, d]``."""
+        back = torch.arange(tail - 1, -1, -1, device=hidden.device) + self.behind[:, None]
+        return hidden[self.row[:, None], (hidden.shape[1] - 1 - back).clamp_min(0)]
 
 
 @dataclass
@@ -31,6 +53,7 @@ class Prefix:
         tap: Of layer ``layer - 1``, for a stage right at ``layer``.
         injected: What the text model adds behind its first layers, see ``Family.injected``.
         blocks: Which tokens attend in both directions, see ``Family.blocks``.
+        branches: Where rows hold several prompts each; no scorer may ask for ``query`` then.
     """
 
     layer: int
@@ -44,6 +67,7 @@ class Prefix:
     tap: LayerTap | None = None
     injected: list[Tensor] = field(default_factory=list)
     blocks: Tensor | None = None
+    branches: Branches | None = None
 
 
 def run_suffix(handle: Handle, prefix: Prefix, tail: int) -> Tensor:
@@ -53,7 +77,7 @@ def run_suffix(handle: Handle, prefix: Prefix, tail: int) -> Tensor:
     never pruned.
 
     Returns:
-        ``[B, tail, d]`` after the final norm.
+        ``[B, tail, d]`` after the final norm; ``[n, tail, d]``, of each prompt, where rows branch.
     """
     family = handle.plan.family
     text = family.text_model
@@ -67,14 +91,17 @@ def run_suffix(handle: Handle, prefix: Prefix, tail: int) -> Tensor:
     frame = Frame(handle.plan, given)
     if prefix.tap is not None:
         frame.taps[prefix.layer - 1] = prefix.tap
-    hidden, mask = prefix.hidden, None
-    if prefix.layer < handle.plan.stages[0].layer or prefix.blocks is not None:
+    hidden, mask, branches = prefix.hidden, None, prefix.branches
+    if branches is not None:
+        mask = branches.mask
+    elif prefix.layer < handle.plan.stages[0].layer or prefix.blocks is not None:
         padded = not bool(prefix.valid.all())
         valid = prefix.valid if padded else None
         mask = causal_mask(text.config, hidden, valid, None, blocks=prefix.blocks)
     handle.frames.append(frame)
     try:
-        with _last_slot_only(family.second_norm(len(family.layers) - 1), tail):
+        norm = family.second_norm(len(family.layers) - 1)
+        with _last_slot_only(norm, tail) if branches is None else nullcontext():
             for k, layer in enumerate(family.layers):
                 if k < prefix.layer:
                     continue
@@ -87,7 +114,8 @@ def run_suffix(handle: Handle, prefix: Prefix, tail: int) -> Tensor:
         handle.frames.pop()
     if frame.trace is not None:
         handle.trace.append(frame.trace)
-    final: Tensor = text.norm(hidden[:, hidden.shape[1] - tail :])
+    last = hidden[:, hidden.shape[1] - tail :] if branches is None else branches.last(hidden, tail)
+    final: Tensor = text.norm(last)
     return final
 
 

@@ -177,6 +177,7 @@ def evaluators(
                 cache=cache.path(),
                 cache_limit=cache.limit,
                 in_memory=cache.in_memory,
+                own=prepared.spec.own_tokens,
                 progress=lambda done, before=before: progress(  # type: ignore[misc]
                     Step("unpruned reference", before + done, total)
                 ),

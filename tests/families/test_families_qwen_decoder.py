@@ -17,7 +17,8 @@ from prunetune.errors import ConfigError, UnsupportedModelError
 from prunetune.families import FAMILIES as TABLE
 from prunetune.families.qwen3_vl import METHOD
 from prunetune.measure.packing import collate, pack, unpack
-from prunetune.measure.reference import Prompts, Recorder
+from prunetune.measure.prompts import Prompts
+from prunetune.measure.reference import Recorder
 from prunetune.runtime import frame
 from prunetune.runtime.handle import Handle
 from prunetune.runtime.suffix import run_suffix

@@ -15,9 +15,10 @@ from prunetune.deploy import meter
 from prunetune.families.base import Family
 from prunetune.families.paligemma import PaliGemma
 from prunetune.measure import packing
-from prunetune.measure import reference as search_reference
+from prunetune.measure import prompts as search_prompts
 from prunetune.measure.packing import collate, pack, unpack
-from prunetune.measure.reference import Prompts, Recorder
+from prunetune.measure.prompts import Prompts
+from prunetune.measure.reference import Recorder
 from prunetune.runtime.apply import family_of
 from prunetune.runtime.handle import Handle
 from prunetune.runtime.suffix import run_suffix
@@ -115,11 +116,11 @@ def test_an_answer_does_not_join_the_block_of_its_prompt(monkeypatch):
         "attention_mask": torch.tensor([[0, 1, 1], [1, 1, 1]]),
         "token_type_ids": torch.zeros(2, 3, dtype=torch.long),
     }
-    monkeypatch.setattr(search_reference, "encode", lambda processor, samples: encoded)
+    monkeypatch.setattr(search_prompts, "encode", lambda processor, samples: encoded)
     processor = SimpleNamespace(tokenizer=lambda text, **options: {"input_ids": [11, 12]})
     samples = [SimpleNamespace(answer="yes"), SimpleNamespace(answer=None)]
     device = torch.device("cpu")
-    made = search_reference.prepare(processor, samples, device, PaliGemma.answer_kind)
+    made = search_prompts.prepare(processor, samples, device, PaliGemma.answer_kind)
     assert made.pixels["token_type_ids"].tolist() == [[0, 0, 1, 1], [0, 0, 0, 0]]
-    made = search_reference.prepare(processor, samples, device, Family.answer_kind)
+    made = search_prompts.prepare(processor, samples, device, Family.answer_kind)
     assert made.pixels["token_type_ids"].tolist() == [[0, 0, 0, 0], [0, 0, 0, 0]]

@@ -24,6 +24,7 @@ class Result:
     kl: float
     agrees: bool
     correct: bool | None
+    kl_answer: float | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Fake:
                     gap = bad * self.noise[i]
                     self.measured += 1
                     correct = gap < 0.2 if self.answers else None
-                    batch.append((i, Result(gap, 2 * gap, gap < 0.1, correct)))
+                    batch.append((i, Result(gap, 2 * gap, gap < 0.1, correct, 4 * gap)))
                 yield batch
         finally:
             self.open -= 1

@@ -119,7 +119,9 @@ def test_what_people_read_is_stored_decoded(tmp_path):
     assert lines[-1]["gap"] == attrs["gap"]
 
 
-@pytest.mark.parametrize(("metric", "factor"), [("cosine", 1.0), ("kl", 2.0), ("cosine+kl", 3.0)])
+@pytest.mark.parametrize(
+    ("metric", "factor"), [("cosine", 1.0), ("kl", 2.0), ("cosine+kl", 3.0), ("kl-answer", 4.0)]
+)
 def test_the_metric_decides_what_is_minimised(tmp_path, metric, factor):
     result = search(tmp_path, metric=metric, trials=5)
     best = trials_of(tmp_path)[result.trial]

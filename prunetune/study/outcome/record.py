@@ -96,7 +96,9 @@ def read_record(attrs: Mapping[str, Any], key: str = KEY) -> Mapping[str, Any] |
 
 
 def _columns(results: Sequence[SampleScore]) -> dict[str, list[Any]]:
-    return {
+    along = [r.kl_answer for r in results if r.kl_answer is not None]
+    asked = {"kl_answer": [float(f"{value:.6g}") for value in along]} if along else {}
+    return asked | {
         "gap": [float(f"{r.gap:.6g}") for r in results],
         "kl": [float(f"{r.kl:.6g}") for r in results],
         "agrees": [int(r.agrees) for r in results],

@@ -22,7 +22,7 @@ from prunetune.study.trials.best import FINISHED, best_complete, metric_of
 
 logger = logging.getLogger(__name__)
 
-Metric = Literal["cosine", "kl", "cosine+kl"]
+Metric = Literal["cosine", "kl", "cosine+kl", "kl-answer"]
 
 EVALUATIONS = "evaluations"
 """User attribute of a trial: samples it ran itself, also if it failed or repeats another one."""
@@ -73,7 +73,12 @@ def sample_value(metric: Metric, result: SampleScore) -> float:
     Raises:
         StudyError: It is not a finite number, so the config cannot be compared.
     """
-    value = {"cosine": result.gap, "kl": result.kl, "cosine+kl": result.gap + result.kl}[metric]
+    if metric == "kl-answer":
+        if result.kl_answer is None:
+            raise StudyError("kl-answer was not measured: the evaluator follows no own answers")
+        value = result.kl_answer
+    else:
+        value = {"cosine": result.gap, "kl": result.kl, "cosine+kl": result.gap + result.kl}[metric]
     if not math.isfinite(value):
         raise StudyError(f"a sample's {metric} is {value}: the pruned model gave no usable state")
     return value
@@ -212,7 +217,7 @@ class Objective:
         # With its reports: the trial pruner compares with whichever of the two it takes for best.
         for step, value in known.intermediate_values.items():
             trial.report(value, step=step)
-        names = ("samples_used", "gap", "kl", "top1_agreement", "accuracy")
+        names = ("samples_used", "gap", "kl", "kl_answer", "top1_agreement", "accuracy")
         _set(trial, {k: known.user_attrs[k] for k in names if k in known.user_attrs})
         _set(trial, {"repeats": known.number, EVALUATIONS: 0})
         if known.state is TrialState.PRUNED:
@@ -227,13 +232,14 @@ def _set(trial: Trial, attrs: Mapping[str, Any]) -> None:
 
 def _result_attrs(results: Sequence[SampleScore]) -> dict[str, Any]:
     scores = Scores.of(results)
-    return {
+    attrs = {
         "samples_used": scores.samples,
         "gap": scores.gap,
         "kl": scores.kl,
         "top1_agreement": scores.top1_agreement,
         "accuracy": scores.accuracy,
     }
+    return attrs if scores.kl_answer is None else attrs | {"kl_answer": scores.kl_answer}
 
 
 def describe_config(config: PruningConfig) -> dict[str, Any]:

@@ -94,6 +94,7 @@ def join(order: Mapping[str, Any], stopped: Callable[[], bool], ready: Callable[
         cache=cache.path(),
         cache_limit=cache.limit,
         in_memory=cache.in_memory,
+        own=prepared.spec.own_tokens,
         progress=lambda done: check(),
     )
     if stopped():
