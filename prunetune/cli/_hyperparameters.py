@@ -1,6 +1,10 @@
 """Hyperparameters of scorers and selectors, as the commands that list them show them."""
 
+import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from prunetune.cli._output import Output
 
 
 def field_of(name: str, info: Any) -> dict[str, Any]:
@@ -47,9 +51,52 @@ def searched(field: dict[str, Any]) -> str:
     """Return the range that a search draws from, in words."""
     if field["searched"] is None:
         return "-"
-    text = " to ".join(
-        f"{value:g}" if isinstance(value, float) else str(value) for value in field["searched"]
-    )
+    values = field["searched"]
+    between = " to " if all(isinstance(value, (int, float)) for value in values) else ", "
+    text = between.join(f"{v:g}" if isinstance(v, float) else str(v) for v in values)
     if field["levels"]:
         text += f", {field['levels']} levels"
     return f"{text} (log)" if field["log"] else text
+
+
+def print_parts(out: Output, kind: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print the hyperparameters and the sources of a table of parts, and end the output.
+
+    Args:
+        out: Where to.
+        kind: What the parts are, e.g. ``"scorer"``.
+        rows: Of ``part_of``.
+    """
+    out.line()
+    out.table(
+        (kind, "hyperparameter", ">default", "searched", "allowed", "what it is for"),
+        [
+            (
+                row["name"],
+                field["name"],
+                str(field["default"]),
+                searched(field),
+                field["allowed"],
+                field["shown"],
+            )
+            for row in rows
+            for field in row["hyperparameters"]
+        ],
+        wrap="what it is for",
+    )
+    out.line()
+    out.table((kind, "source"), [(row["name"], row["source"]) for row in rows], wrap="source")
+    out.finish({f"{kind}s": rows})
+
+
+def part_of(name: str, part: Any, **more: Any) -> dict[str, Any]:
+    """Return what is said of a part: its name, summary, ``more``, source and hyperparameters."""
+    return {
+        "name": name,
+        "summary": part.summary,
+        **more,
+        "source": (inspect.getdoc(part) or "").partition("\n")[0],
+        "hyperparameters": [
+            field_of(key, info) for key, info in part.model_fields.items() if key != "name"
+        ],
+    }

@@ -1,10 +1,9 @@
 """``scorers``: what can rank visual tokens, and what a search may tune of it."""
 
-import inspect
 from typing import Any
 
 from prunetune.cli._app import AsJson, verb
-from prunetune.cli._hyperparameters import field_of, searched
+from prunetune.cli._hyperparameters import part_of, print_parts
 from prunetune.cli._output import Output
 
 
@@ -28,37 +27,14 @@ def scorers(as_json: AsJson = False) -> None:
         ],
         wrap="what it is",
     )
-    out.line()
-    out.table(
-        ("scorer", "hyperparameter", ">default", "searched", "allowed", "what it is for"),
-        [
-            (
-                row["name"],
-                field["name"],
-                str(field["default"]),
-                searched(field),
-                field["allowed"],
-                field["shown"],
-            )
-            for row in rows
-            for field in row["hyperparameters"]
-        ],
-        wrap="what it is for",
-    )
-    out.line()
-    out.table(("scorer", "source"), [(row["name"], row["source"]) for row in rows], wrap="source")
-    out.finish({"scorers": rows})
+    print_parts(out, "scorer", rows)
 
 
 def _described(name: str, scorer: Any) -> dict[str, Any]:
-    return {
-        "name": name,
-        "summary": scorer.summary,
-        "needs": sorted(scorer.needs),
-        "layer_0": scorer.model_construct(name=name).usable_at(0),
-        "standardised": scorer.standardise,
-        "source": (inspect.getdoc(scorer) or "").partition("\n")[0],
-        "hyperparameters": [
-            field_of(key, info) for key, info in scorer.model_fields.items() if key != "name"
-        ],
-    }
+    return part_of(
+        name,
+        scorer,
+        needs=sorted(scorer.needs),
+        layer_0=scorer.model_construct(name=name).usable_at(0),
+        standardised=scorer.standardise,
+    )

@@ -1,10 +1,9 @@
 """``selectors``: what can choose the set of visual tokens, and what a search may tune of it."""
 
-import inspect
 from typing import Any
 
 from prunetune.cli._app import AsJson, verb
-from prunetune.cli._hyperparameters import field_of, searched
+from prunetune.cli._hyperparameters import part_of, print_parts
 from prunetune.cli._output import Output
 
 
@@ -28,37 +27,14 @@ def selectors(as_json: AsJson = False) -> None:
         ],
         wrap="what it is",
     )
-    out.line()
-    out.table(
-        ("selector", "hyperparameter", ">default", "searched", "allowed", "what it is for"),
-        [
-            (
-                row["name"],
-                field["name"],
-                str(field["default"]),
-                searched(field),
-                field["allowed"],
-                field["shown"],
-            )
-            for row in rows
-            for field in row["hyperparameters"]
-        ],
-        wrap="what it is for",
-    )
-    out.line()
-    out.table(("selector", "source"), [(row["name"], row["source"]) for row in rows], wrap="source")
-    out.finish({"selectors": rows})
+    print_parts(out, "selector", rows)
 
 
 def _described(name: str, selector: Any) -> dict[str, Any]:
-    return {
-        "name": name,
-        "summary": selector.summary,
-        "nested": selector.nested,
-        "pairwise": selector.pairwise,
-        "scores": not selector().ignores_scores,
-        "source": (inspect.getdoc(selector) or "").partition("\n")[0],
-        "hyperparameters": [
-            field_of(key, info) for key, info in selector.model_fields.items() if key != "name"
-        ],
-    }
+    return part_of(
+        name,
+        selector,
+        nested=selector.nested,
+        pairwise=selector.pairwise,
+        scores=not selector().ignores_scores,
+    )
