@@ -103,7 +103,9 @@ def test_over_the_turns(name):
 @torch.no_grad()
 def test_no_cache_and_beams():
     model = tiny("llava")
-    batch, config = make_batch(model), staged(model, *BEHIND["behind two"])
+    # One row: before transformers 5.18 padded rows decode otherwise without a cache, unpruned too.
+    batch = make_batch(model, family("llava").rows[:1])
+    config = staged(model, *BEHIND["behind two"])
     options = {"max_new_tokens": 5, "do_sample": False}
     with prunetune.apply(model, config):
         cached = model.generate(**batch.inputs, **options)
