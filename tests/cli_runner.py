@@ -125,7 +125,7 @@ def search_folder(folder, place):
 def verify_and_show(folder, path, place):
     """Verify what ``search_folder`` found, on its data, and draw it on a picture."""
     checked = call("verify", path, "--model", folder, "--data", place / "set", "--json")
-    assert checked.status == 0, checked.err
+    assert checked.status == 0, (checked.out, checked.err)
     picture(3).save(place / "one.png")
     shown = call(
         "show", path, place / "one.png", "--model", folder, "--output", place / "shown.png"

@@ -4,7 +4,7 @@ What a pruned run has to equal. Of the runtime it uses nothing: hooks of its own
 that the model made, so that families which attend in both directions need no word here.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -32,8 +32,10 @@ def hidden(
     *,
     packed: bool,
     rewrites: Mapping[int, tuple[Tensor, Tensor]],
+    images: Sequence[Tensor] = (),
+    shares: Mapping[int, float] | None = None,
 ) -> Iterator[None]:
-    """Hide dropped tokens in forwards of one prompt without a cache.
+    """Hide dropped tokens in one forward of one prompt without a cache.
 
     Args:
         family: View of the model, to which no config is applied.
@@ -41,7 +43,11 @@ def hidden(
         packed: Whether positions are numbered over what is alive at layer 0.
         rewrites: By layer (slots ``[k]`` int64, states ``[k, d]``): what a restorer made of the
             states entering it.
+        images: Slots of each image, ``[n]`` int64, where tokens count for those that they stand
+            for.
+        shares: By the layer of a stage its mass; None: no token counts for others.
     """
+    weights = _Weights(alive, images, shares or {})
 
     def number(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         numbers = (alive[0].cumsum(0) - 1).clamp_min(0) + family.first_position
@@ -49,11 +55,14 @@ def hidden(
 
     def enter(layer: int, args: Any, kwargs: dict[str, Any]) -> Any:
         states = args[0] if args else kwargs["hidden_states"]
+        bias = weights.at(layer, states[0])
         if layer in rewrites:
             slots, new = (part.to(states.device) for part in rewrites[layer])
             states = states.clone()
             states[0, slots] = new.to(states.dtype)
         mask = _without(kwargs.get("attention_mask"), states, alive[layer].to(states.device))
+        if shares:
+            mask = torch.where(mask == 0, bias.to(mask.dtype), mask)
         if args:
             return (states, *args[1:]), kwargs | {"attention_mask": mask}
         return args, kwargs | {"hidden_states": states, "attention_mask": mask}
@@ -68,6 +77,44 @@ def hidden(
             )
             stack.callback(hook.remove)
         yield
+
+
+class _Weights:
+    """How many tokens each one stands for, worked out on the states of the full-length run."""
+
+    def __init__(
+        self, alive: Tensor, images: Sequence[Tensor], shares: Mapping[int, float]
+    ) -> None:
+        self._alive, self._images, self._shares = alive, images, shares
+        self._counts = torch.ones(alive.shape[1], dtype=torch.float64, device=alive.device)
+        self._bias = torch.zeros_like(self._counts)
+
+    def at(self, layer: int, states: Tensor) -> Tensor:
+        """Return what is added to the logits of each key of a layer, ``[S]``.
+
+        Args:
+            layer: 0-based; to be asked for in order.
+            states: ``[S, d]`` entering it.
+        """
+        if layer in self._shares:
+            for slots in self._images:
+                before = slots if not layer else slots[self._alive[layer - 1, slots]]
+                after = slots[self._alive[layer, slots]]
+                if len(after):
+                    self._join(before, after, states.float())
+                self._bias[slots] = self._shares[layer] * self._counts[slots].log()
+        return self._bias.to(states.device)
+
+    def _join(self, before: Tensor, after: Tensor, states: Tensor) -> None:
+        one, two = (
+            torch.nn.functional.normalize(states[part.to(states.device)], dim=-1)
+            for part in (before, after)
+        )
+        near = (one @ two.T).argmax(1).to(before.device)
+        place = torch.searchsorted(after, before).clamp_max(len(after) - 1)
+        own = torch.where(after[place] == before, place, near)
+        counts = torch.zeros(len(after), dtype=torch.float64, device=before.device)
+        self._counts[after] = counts.index_add_(0, own, self._counts[before])
 
 
 def _without(mask: Tensor | None, states: Tensor, keys: Tensor) -> Tensor:

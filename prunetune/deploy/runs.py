@@ -36,11 +36,13 @@ class Kept:
         stages: By stage which of the prompt's image tokens stay, ``[k]`` int64 ascending.
         scores: By stage the importance of the patches alive before it, ``[n]`` float32.
         states: By layer the states of those that stay, ``[k, d]``, where a restorer rewrites them.
+        images: Tokens of each of the prompt's images.
     """
 
     stages: list[Tensor]
     scores: list[Tensor]
     states: dict[int, Tensor]
+    images: list[int]
 
     def parts_from(self, other: "Kept") -> float | None:
         """Return how far scores are apart where two runs of a prompt keep other tokens first.
@@ -166,7 +168,12 @@ class Runner:
             if stage.layer in kept.states:
                 rewrites[stage.layer] = (left, kept.states[stage.layer])
         packed = self.config.positions == "packed"
-        with hidden(self.family, alive, packed=packed, rewrites=rewrites):
+        shares = {stage.layer: stage.mass for stage in self.config.stages}
+        with hidden(
+            self.family, alive, packed=packed, rewrites=rewrites,
+            images=torch.split(slots, kept.images),
+            shares=shares if any(shares.values()) else None,
+        ):  # fmt: skip
             return self.whole(inputs, tokens, pruned=False)
 
     def _extended(self, inputs: Mapping[str, Any], tokens: Tensor) -> dict[str, Any]:
@@ -274,4 +281,4 @@ def _kept(trace: ForwardTrace, row: int, ends: tuple[int, int], seen: Mapping[in
             place = stay - first - torch.searchsorted(gone, stay)
             survivors = seen[stage.layer][row, -left:]
             states[stage.layer] = survivors[place.to(survivors.device)]
-    return Kept(stages, scores, states)
+    return Kept(stages, scores, states, trace.lengths[row])

@@ -45,6 +45,7 @@ def codecs(
         fixed=spec.fixed_weights,
         ranges=spec.ranges,
         per_crop=_per_crop(spec, facts),
+        as_of=spec.version,
     )
     if not any(weights.usable(name, first) for name in weights.scorers):
         # Only layer 0 can be without a usable scorer.

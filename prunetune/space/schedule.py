@@ -69,7 +69,9 @@ class ScheduleCodec:
         chosen: list[float] = []
         for k in range(count - 1):
             low, high = self._range(spans[k:], left, chosen, budget)
-            chosen.append(between(low, high, units[f"keep_{k + 1}"]))
+            part = between(low, high, units[f"keep_{k + 1}"])
+            # Where all is at the floor, the range is a rounding error above what was chosen.
+            chosen.append(min(part, chosen[-1] if chosen else 1.0))
             left -= budget.layer_cost(chosen[-1]) * spans[k]
         last = last_retention(left / spans[-1], budget)
         return layers, [*chosen, min(last, chosen[-1] if chosen else 1.0)]

@@ -29,6 +29,7 @@ class WeightCodec:
         fixed: All weights are 1, and later stages reuse the first scores.
         ranges: Of a study, see ``space/ranges.py``.
         per_crop: Whether scorers may rank in each view.
+        as_of: Version of the spec; from 2 on scorers have the values that `Scorer.searched` names.
     """
 
     def __init__(
@@ -40,10 +41,12 @@ class WeightCodec:
         fixed: bool = False,
         ranges: Mapping[str, Values] | None = None,
         per_crop: Sequence[bool] = (False,),
+        as_of: int = 2,
     ) -> None:
         self.scorers, self.stages, self.per_stage = dict(scorers), stages, per_stage
         self.fixed, self.per_crop = fixed, tuple(per_crop)
-        ranges = ranges or {}
+        # A study of before goes on with what scorers meant then.
+        self.as_of, ranges = as_of, ranges or {}
         self.tunables = {name: searched(scorer, name, ranges) for name, scorer in scorers.items()}
         self._ranks = {
             name
@@ -147,7 +150,7 @@ class WeightCodec:
         in_views = pick(self.per_crop, units.get("per_crop", 0.0))
         built: dict[str, Scorer] = {}
         for name, fields in self.tunables.items():
-            given: dict[str, Any] = dict(self.scorers[name].searched)
+            given: dict[str, Any] = dict(self.scorers[name].searched) if self.as_of > 1 else {}
             if name in self._ranks:
                 given["per_crop"] = in_views
             for field, t in fields.items():

@@ -119,6 +119,31 @@ def test_one_sample_is_compared_with_another_prompt(loaded, samples):
     assert found.passed
 
 
+WEIGHED = {
+    "format": "prunetune.config", "version": 2, "separators": "drop",
+    "model": {"model_type": "llava_next", "num_layers": 16, "name": "tiny"},
+    "stages": [
+        {"layer": 0, "retention": 0.3, "selector": {"name": "cover"}, "mass": 1.0},
+        {"layer": 5, "retention": 0.1, "scorers": [{"name": "coverage"}], "mass": 0.5,
+         "restorer": {"name": "similarity_merge", "share": 0.5}},
+        {"layer": 12, "retention": 0.0},
+    ],
+}  # fmt: skip
+
+
+def test_sets_mass_merging_and_exits_pass(loaded, samples):
+    found = self_test(PruningConfig.parse(WEIGHED), loaded, samples, samples=2)
+    assert found.passed, found
+    assert max(values(found).values()) < 1e-4, found
+
+
+def test_mass_on_the_wrong_token_is_seen(loaded, samples, monkeypatch):
+    real = frame.bias_of
+    monkeypatch.setattr(frame, "bias_of", lambda *a: real(*a).roll(1, 1))
+    found = self_test(PruningConfig.parse(WEIGHED), loaded, samples, samples=2)
+    assert "masked" in failing(found)
+
+
 # -- each figure can fail ------------------------------------------------------------------------
 
 

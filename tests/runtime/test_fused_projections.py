@@ -57,7 +57,7 @@ def test_a_search_leaves_it_out_and_says_so(folder, tmp_path):
         "--out", tmp_path / "out", "--cache-dir", tmp_path / "cache",
     )  # fmt: skip
     assert ran.status == 0, ran.err
-    assert "left out of the search: last_query, whose inputs" in ran.err
+    assert "left out of the search: key_norm, last_query, whose inputs" in ran.err
     assert ran.json["trials"]["complete"] == 2
     rows = {row["name"]: row for row in ran.json["baselines"]}
     assert rows["fastv"]["held_out_gap"] is None

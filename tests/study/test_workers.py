@@ -29,7 +29,7 @@ NAME = "fake/keep0.25/cosine"
 
 def test_each_worker_draws_its_own_points_and_one_worker_the_same(tmp_path):
     def draw(name, worker):
-        run_trials(spec(trials=8, presets=()), Fake(), out=tmp_path / name, worker=worker)
+        run_trials(spec(trials=12, presets=()), Fake(), out=tmp_path / name, worker=worker)
         return [t.params for t in trials_of(tmp_path / name)]
 
     first = draw("a", 0)
