@@ -34,7 +34,7 @@ VERSION := -c 'from importlib.metadata import version; print(version("transforme
 DEMO := demo/tiny-keep$(KEEP)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-oldest test-upper test-newest support lint format schema screenshots wheel lock clean
+.PHONY: help demo test test-scripts test-oldest test-upper test-newest support lint format schema screenshots wheel lock clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -57,8 +57,11 @@ demo: $(STAMP)  ## Search the embedded model, export the best config and verify 
 	$(BIN)/prunetune verify demo/tiny.prune.json --model tiny --samples 16
 	@echo "exported: demo/tiny.prune.json"
 
-test: $(DEV_STAMP)  ## Run all tests on two processes
-	@OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST)
+test: $(DEV_STAMP)  ## Run all tests on two processes (those of scripts apart: test-scripts)
+	@OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m "not script"
+
+test-scripts: $(DEV_STAMP)  ## Run every script of benchmarks/ and training/ at its smallest size
+	@OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m script
 
 test-oldest: .venv-oldest/.installed  ## Run the contract tests on the oldest supported transformers
 	@OMP_NUM_THREADS=1 $(OLDEST_BIN)/python $(PYTEST) $(CONTRACT)

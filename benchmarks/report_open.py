@@ -43,7 +43,8 @@ WATCH = """
     const box = place.getBoundingClientRect();
     return box.bottom > 0 && box.top < innerHeight;
   };
-  const undrawn = (place) => !place.querySelector("svg.main-svg .trace, svg.main-svg .points");
+  // A study of few trials has figures without a point.
+  const undrawn = (place) => !place.querySelector("svg.main-svg");
   const look = () => {
     const [paint] = performance.getEntriesByName("first-contentful-paint");
     if (paint && document.readyState !== "loading") {
@@ -51,7 +52,7 @@ WATCH = """
       seen.text = paint.startTime;
       // The browser goes to a linked section some frames after it has read it.
       const linked = document.querySelector(`${location.hash || "html"} .plot`);
-      const there = !location.hash || inWindow(linked);
+      const there = !location.hash || !linked || inWindow(linked);
       if (there && !left.some(inWindow)) seen.open ??= performance.now();
       if (!left.length) seen.all ??= performance.now();
     }

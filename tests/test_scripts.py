@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from forge import ROOT, Forge
 
+pytestmark = pytest.mark.script
+
 SCRIPTS = {
     "benchmarks/cpu.py": "--shrunk --rounds 1 --new-tokens 2 --docs=",
     "benchmarks/gpu.py": "--tiny --seconds 1 --docs=",
