@@ -1,7 +1,6 @@
 """What a selector is, what it may look at, and how a selection is shared out among views."""
 
 from collections.abc import Mapping, MutableMapping
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar, Literal
 
@@ -9,6 +8,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from prunetune.numerics import exactly
 from prunetune.registry import Tunable
 from prunetune.selectors.base_similarity import cosines, finite_rows, mean_row
 from prunetune.tokens import ImageGeometry
@@ -155,7 +155,6 @@ class Selector(BaseModel):
         """Return the keep index, ``[count]`` int64 ascending; see ``order``."""
         return self.order(ctx, count).sort().values
 
-    @torch.no_grad()
     def order(self, ctx: SelectContext, count: int) -> Tensor:
         """Return the chosen positions, ``[count]`` int64, in the order in which they are taken.
 
@@ -174,7 +173,7 @@ class Selector(BaseModel):
             )
         if count == 0:
             return torch.empty(0, dtype=torch.int64, device=ctx.device)
-        with _full_precision(ctx.device):
+        with exactly():
             if not self.pairwise:
                 return self._shared_out(ctx, count)
             usable = finite_rows(ctx.features) & torch.isfinite(ctx.scores)
@@ -243,9 +242,3 @@ def _turns(sizes: list[int], count: int) -> list[int]:
     """
     stand = [((2 * r + 1) / size, g) for g, size in enumerate(sizes) for r in range(size)]
     return [g for _, g in sorted(stand)[:count]]
-
-
-def _full_precision(device: torch.device) -> "torch.autocast | nullcontext[None]":
-    if torch.is_autocast_enabled(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return nullcontext()
