@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from contexts import context
-from ready import waiting
 from reference_models import each, family, make_config
 from torch_modes import CASTS, entered, every_mode, forget, identical, modes
 
@@ -170,11 +169,7 @@ def test_a_pruned_run(name, mode):
 def by_preset(name):
     model, batch, config = subject(name)
     ref = {"model_type": name, "num_layers": config.model.num_layers}
-    chosen = {
-        preset: load_preset(preset, keep=0.5, **ref)[0]
-        for preset in preset_names()
-        if not waiting(preset, runs=True)
-    }
+    chosen = {preset: load_preset(preset, keep=0.5, **ref)[0] for preset in preset_names()}
     with torch.no_grad():
         return {p: (c, pruned(model, c, batch.inputs)) for p, c in chosen.items()}
 
