@@ -18,11 +18,12 @@ import argparse
 import statistics
 import tempfile
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import finish, markdown
+from common import finish, markdown, write_section
 from fresh import fresh
 from searches import add, evaluators, rows
 
@@ -42,6 +43,7 @@ PROXIES = {
     "kl-answer": lambda row: row["calibration"]["kl_answer"],
     "top-1 agreement": lambda row: -row["calibration"]["top1_agreement"],
 }
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "metric.md"
 Row = dict[str, Any]
 
 
@@ -105,8 +107,11 @@ def correlation(mine: list[Row], proxy: str) -> float:
     return float(spearmanr(*zip(*pairs)).statistic)
 
 
-def report(found: list[Row]) -> str:
-    lines: list[str] = []
+def report(found: list[Row], options: argparse.Namespace) -> list[str]:
+    lines = [
+        f"Embedded model, {datetime.now(UTC):%Y-%m-%d}: {len(found)} configs, accuracy on a fresh",
+        f"set of the generator's seed {options.fresh} (480 questions on 120 pictures).",
+    ]
     for keep in sorted({row["keep"] for row in found}, reverse=True):
         mine = [row for row in found if row["keep"] == keep]
         ranked = sorted(mine, key=lambda row: -row["fresh"]["accuracy"])
@@ -129,7 +134,7 @@ def report(found: list[Row]) -> str:
             f"\n### Mean retention {keep:g}: {len(mine)} configs\n",
             *markdown(columns, table),
         ]
-    return "\n".join(lines)
+    return lines
 
 
 def main() -> None:
@@ -142,13 +147,17 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, help="of the unseen set; by default 120")
     parser.add_argument("--samples", type=int, help="a split; by default all")
     parser.add_argument("--out", type=Path, default=Path("proxies.jsonl"))
+    parser.add_argument("--page", default=str(PAGE), help="what to write; '' for nothing")
     parser.add_argument("--report", action="store_true", help="only print the table of --out")
     options = parser.parse_args()
     torch.set_num_threads(1)
     for keep in () if options.report else options.keeps:
         measured(keep, options)
     found = rows(options.out)
-    print(report(found))
+    lines = report(found, options)
+    print("\n".join(lines))
+    if options.page:
+        write_section(Path(options.page), "proxies", lines)
     finish({"configs": len(found), "out": str(options.out)})
 
 
