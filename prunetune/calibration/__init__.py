@@ -1,15 +1,10 @@
 """Calibration samples: where they come from, how they are split, and how they reach a model."""
 
 from prunetune.calibration.answers import answer_ids, end_ids, exact_answer, greedy_answer
-from prunetune.calibration.collate import (
-    answers_match,
-    batches_by_length,
-    encode,
-    normalise_answer,
-)
+from prunetune.calibration.collate import batches_by_length, encode
 from prunetune.calibration.dataset import CalibrationSet, Sample
-from prunetune.calibration.sides import load_sides
-from prunetune.calibration.sources import load_calibration
+from prunetune.calibration.matching import answers_match, normalise_answer
+from prunetune.calibration.sides import load_calibration, load_sides
 
 __all__ = [
     "CalibrationSet",

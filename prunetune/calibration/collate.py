@@ -1,8 +1,5 @@
 """From samples to model inputs, and from generated text to right or wrong."""
 
-import re
-import string
-import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +7,6 @@ from prunetune.calibration.dataset import Sample
 from prunetune.errors import DataError
 
 _FALLBACK = "USER: {images}{question} ASSISTANT:"
-_ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 
 
 def encode(processor: Any, samples: Sequence[Sample]) -> Any:
@@ -57,27 +53,6 @@ def encode(processor: Any, samples: Sequence[Sample]) -> Any:
 def _turn(images: list[Any], question: str) -> list[dict[str, Any]]:
     content: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
     return [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
-
-
-def normalise_answer(text: str) -> str:
-    """Return the text without case, punctuation, articles and surplus space.
-
-    A decimal point and a leading minus sign stay; so does an answer that is nothing else, such as
-    the letter of a multiple choice.
-    """
-    text = unicodedata.normalize("NFKC", text).casefold().strip()
-    text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", text)
-    kept = re.sub(r"['\u2019]", "", text)
-    kept = re.sub(r"(?<!\d)\.|\.(?!\d)", " ", kept)
-    kept = re.sub(r"(?<=\w)-|-(?!\d)", " ", kept)
-    removed = string.punctuation.replace(".", "").replace("-", "").replace("'", "")
-    kept = " ".join(kept.translate({ord(mark): " " for mark in removed}).split())
-    return " ".join(_ARTICLES.sub(" ", kept).split()) or kept or text
-
-
-def answers_match(predicted: str, answer: str) -> bool:
-    """Return whether two answers are the same after ``normalise_answer``."""
-    return normalise_answer(predicted) == normalise_answer(answer)
 
 
 def batches_by_length(

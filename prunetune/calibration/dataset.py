@@ -1,14 +1,17 @@
-"""Calibration samples: what one is, how a set is split, shuffled and identified."""
+"""Calibration samples: what one is, how a set is shuffled and identified."""
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from PIL import Image
 
-from prunetune.calibration.pictures import Picture, Pictures, Source, pixel_digest
+from prunetune.calibration.dialogues import Turn
+from prunetune.calibration.looks import Gallery
+from prunetune.calibration.pictures import Pictures, pixel_digest
+from prunetune.calibration.records import Record, sha256, spoken
 from prunetune.errors import DataError
+
+TemplateArgs = tuple[tuple[str, str | int | float | bool | None], ...]
 
 
 @dataclass(frozen=True)
@@ -17,11 +20,15 @@ class Sample:
 
     Args:
         images: RGB images; from a source, a sequence that decodes an image when it is asked for.
-        question: Plain text without image placeholders.
+        question: Plain text without image placeholders; of a conversation the last user's.
         answer: The expected answer; without one, accuracy is not measured on this sample.
         type: Kind of question, to slice results by.
         image_id: Samples with the same one land on the same side of a split.
         id: Unique within its source, and independent of the order of rows there.
+        also: Further right answers.
+        turns: A conversation, pictures where they stand; empty: one turn, pictures first.
+        template: Options of the model's chat template, by name.
+        place: Where it stands in its source, for messages.
     """
 
     images: Sequence[Image.Image]
@@ -30,10 +37,22 @@ class Sample:
     type: str | None = None
     image_id: str = ""
     id: str = ""
+    also: tuple[str, ...] = ()
+    turns: tuple[Turn, ...] = ()
+    template: TemplateArgs = ()
+    place: str = field(default="", compare=False)
+
+    @property
+    def private(self) -> bool:
+        """Whether it is a conversation, which may be somebody's: shown where asked for only."""
+        return bool(self.turns)
 
     def digest(self) -> str:
         """Return the sha256 of the pixels and texts; ids and file names do not count."""
-        return _sha256([self.pixels(), self.question, self.answer, self.type])
+        said: list[object] = [self.pixels(), self.question, self.answer, self.type]
+        if self.turns or self.template:
+            said += [spoken(self.turns), [list(option) for option in self.template]]
+        return sha256(said)
 
     def pixels(self) -> list[str]:
         """Return the sha256 of each picture's pixels."""
@@ -49,10 +68,12 @@ class CalibrationSet:
     Args:
         samples: The samples, shuffled once.
         skipped_names: One line for every picture or row that was left out as bad.
+        notes: What else a person should know about how the data was read, a line each.
     """
 
     samples: tuple[Sample, ...]
     skipped_names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def skipped(self) -> int:
@@ -76,74 +97,33 @@ class CalibrationSet:
 
     def digest(self) -> str:
         """Return the sha256 of the samples' pixels and texts, whatever their order."""
-        return _sha256(sorted(sample.digest() for sample in self.samples))
+        return sha256(sorted(sample.digest() for sample in self.samples))
 
     def order_digest(self) -> str:
         """Return the sha256 of the samples' pixels and texts, in their order."""
-        return _sha256([sample.digest() for sample in self.samples])
-
-
-@dataclass(frozen=True)
-class Record:
-    """A row of a source whose pictures were not decoded yet.
-
-    Args:
-        problem: Why the row cannot be a sample.
-        split: ``"calibration"`` or ``"held_out"`` where the source says so, else None.
-    """
-
-    sources: tuple[Source, ...]
-    question: str
-    answer: str | None
-    type: str | None
-    image_id: str
-    split: str | None = None
-    problem: str | None = None
-
-    def key(self) -> str:
-        """Return a digest of what the row says, the same wherever in the file it stands."""
-        return _sha256([self.image_id, self.question, self.answer, self.type])
-
-
-def split_records(
-    records: Sequence[Record], *, seed: int, held_out: float
-) -> tuple[list[Record], list[Record]]:
-    """Split by image into calibration and held-out rows; a split named by the source stands.
-
-    An image's side depends on the seed and its id alone, so adding images moves no other one,
-    except that a set of two or more images never leaves a side that was asked for empty.
-
-    Raises:
-        DataError: ``held_out`` is not in [0, 1), or an image is on both named sides.
-    """
-    if not 0 <= held_out < 1:
-        raise DataError(f"held_out is {held_out}; allowed: 0 (none) up to, but not including, 1")
-    if any(record.split for record in records):
-        sides = (
-            [r for r in records if r.split != "held_out"],
-            [r for r in records if r.split == "held_out"],
-        )
-        _refuse_overlap(*({record.image_id for record in side} for side in sides))
-        return sides
-    ranked = sorted({record.image_id for record in records}, key=lambda image: _rank(seed, image))
-    count = sum(_rank(seed, image) < int(held_out * 2**64) for image in ranked)
-    if held_out and len(ranked) > 1:
-        count = min(max(count, 1), len(ranked) - 1)
-    elif len(ranked) == 1:
-        count = 0
-    chosen = set(ranked[:count])
-    return (
-        [record for record in records if record.image_id not in chosen],
-        [record for record in records if record.image_id in chosen],
-    )
+        return sha256([sample.digest() for sample in self.samples])
 
 
 def build(
-    records: Sequence[Record], *, seed: int, limit: int | None = None, skip_bad: bool = False
+    records: Sequence[Record],
+    *,
+    seed: int,
+    limit: int | None = None,
+    skip_bad: bool = False,
+    gallery: Gallery | None = None,
+    template: TemplateArgs = (),
 ) -> CalibrationSet:
     """Shuffle rows, decode their pictures and make a set of the first ``limit`` good ones.
 
     The order depends on the seed and the rows' contents, not on the order of files or lines.
+
+    Args:
+        records: Rows that can be used.
+        seed: Decides the order.
+        limit: At most so many samples.
+        skip_bad: Leave out rows with bad pictures.
+        gallery: Has decoded some of the pictures already.
+        template: Options of the chat template.
 
     Raises:
         DataError: A picture is bad and ``skip_bad`` is false.
@@ -152,15 +132,15 @@ def build(
         raise DataError(f"samples is {limit}; allowed: 1 or more")
     samples: list[Sample] = []
     skipped: list[str] = []
-    checked: dict[str, Picture | DataError] = {}
+    gallery = gallery or Gallery()
     ids: dict[str, int] = {}
     for key, record in sorted(
-        ((record.key(), record) for record in records), key=lambda item: _sha256([seed, item[0]])
+        ((record.key(), record) for record in records), key=lambda item: sha256([seed, item[0]])
     ):
         if limit is not None and len(samples) == limit:
             break
         try:
-            pictures = _check(record, checked)
+            pictures = tuple(gallery.look(source).picture for source in record.sources)
         except DataError as error:
             if not skip_bad:
                 raise
@@ -169,40 +149,18 @@ def build(
         name = f"{record.image_id}-{key[:8]}"
         ids[name] = ids.get(name, 0) + 1
         unique = name if ids[name] == 1 else f"{name}.{ids[name]}"
-        texts = record.question, record.answer, record.type
-        samples.append(Sample(Pictures(pictures), *texts, record.image_id, unique))
-    return CalibrationSet(tuple(samples), tuple(dict.fromkeys(skipped)))
-
-
-def _check(record: Record, checked: dict[str, Picture | DataError]) -> tuple[Picture, ...]:
-    """Decode a row's pictures, each file once however many rows name it."""
-    pictures = []
-    for source in record.sources:
-        if source.name not in checked:
-            try:
-                checked[source.name] = Picture.check(source)
-            except DataError as error:
-                checked[source.name] = error
-        known = checked[source.name]
-        if isinstance(known, DataError):
-            raise known
-        pictures.append(known)
-    return tuple(pictures)
-
-
-def _refuse_overlap(calibration: set[str], held_out: set[str]) -> None:
-    if both := sorted(calibration & held_out):
-        raise DataError(
-            f"image {both[0]!r} is in both calibration and held_out ({len(both)} such image(s)); "
-            f"results on held-out data would be worth nothing: keep each image on one side"
+        samples.append(
+            Sample(
+                Pictures(pictures),
+                record.question,
+                record.answer,
+                record.type,
+                record.image_id,
+                unique,
+                also=record.also,
+                turns=record.turns,
+                template=template,
+                place=record.place,
+            )
         )
-
-
-def _rank(seed: int, image_id: str) -> int:
-    return int(_sha256([seed, image_id])[:16], 16)
-
-
-def _sha256(content: Sequence[object]) -> str:
-    return hashlib.sha256(
-        json.dumps(content, ensure_ascii=False).encode("utf-8", "surrogatepass")
-    ).hexdigest()
+    return CalibrationSet(tuple(samples), tuple(dict.fromkeys(skipped)))

@@ -1,17 +1,17 @@
 """Hugging Face data sets as calibration sources: from the hub, or from a local folder."""
 
-import hashlib
 import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prunetune.calibration.dataset import Record
-from prunetune.calibration.pictures import Source
-from prunetune.calibration.rows import RowError, read_texts
+from prunetune.calibration.columns import records_of
+from prunetune.calibration.options import refuse_unknown
+from prunetune.calibration.reading import Reading
+from prunetune.calibration.records import Record
+from prunetune.calibration.references import Places
 from prunetune.errors import DataError
 from prunetune.models.weights import existing
 
@@ -28,22 +28,30 @@ OPTIONS = (
     "default_question",
 )
 _PROBE_SECONDS = 5.0
+_KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    ".parquet": ("parquet", {}),
+    ".arrow": ("arrow", {}),
+    ".csv": ("csv", {}),
+    ".tsv": ("csv", {"sep": "\t"}),
+}
 
 
-def read_hub(name: str, options: Mapping[str, str]) -> Iterator[Record]:
+def read_hub(name: str, options: Mapping[str, str], reading: Reading) -> Iterator[Record]:
     """Yield the rows of a data set; see ``load_calibration`` for the options.
 
     Raises:
         DataError: It cannot be reached or loaded, or lacks a column or split.
     """
-    if unknown := sorted(set(options) - set(OPTIONS)):
-        raise DataError(f"hf:{name}: unknown option {unknown[0]!r}; allowed: {', '.join(OPTIONS)}")
+    refuse_unknown(f"hf:{name}", options, OPTIONS)
     sides: dict[str | None, str | None] = {None: options.get("split")}
     if "held_out_split" in options:
         sides = {"calibration": options.get("split"), "held_out": options["held_out_split"]}
+    path = existing(name)
+    folder = path.parent if path is not None and path.is_file() else path
+    places = Places(folder, outside=folder is not None, remote=reading.remote)
     for side, split in sides.items():
         table = _load(name, split, options)
-        yield from _records(table, f"hf:{name}", options, side)
+        yield from records_of(table, f"hf:{name}", options, side, places, reading)
 
 
 def _load(name: str, split: str | None, options: Mapping[str, str]) -> Any:
@@ -53,8 +61,8 @@ def _load(name: str, split: str | None, options: Mapping[str, str]) -> Any:
         raise DataError(
             f"hf:{name} needs the package datasets; install it: pip install 'prunetune[search]'"
         ) from error
-    folder = _folder(name)
-    if folder is None:
+    folder, file = _folder(name), _file(name)
+    if folder is None and file is None:
         _reach(name, options.get("revision"))
     quiet = not sys.stderr.isatty() and not datasets.are_progress_bars_disabled()
     if quiet:
@@ -65,6 +73,10 @@ def _load(name: str, split: str | None, options: Mapping[str, str]) -> Any:
         ):
             loaded = datasets.load_from_disk(str(folder))
             return _pick(loaded, split, name) if isinstance(loaded, dict) else loaded
+        if file is not None:
+            kind, more = _KINDS[file.suffix.lower()]
+            tables = datasets.load_dataset(kind, data_files=str(file), **more)
+            return _pick(tables, split, name)
         source = str(folder) if folder else name
         wanted = {"name": options.get("config"), "revision": options.get("revision")}
         if split is None:
@@ -82,6 +94,11 @@ def _load(name: str, split: str | None, options: Mapping[str, str]) -> Any:
     finally:
         if quiet:
             datasets.enable_progress_bars()
+
+
+def _file(name: str) -> Path | None:
+    path = existing(name)
+    return path if path and path.is_file() and path.suffix.lower() in _KINDS else None
 
 
 def _folder(name: str) -> Path | None:
@@ -131,96 +148,21 @@ def _only(splits: list[str], name: str) -> str:
 
 
 def _pick(tables: Mapping[str, Any], split: str | None, name: str) -> Any:
+    """Return a split, or what an expression such as ``a+b`` or ``a[:10%]`` names."""
+    import datasets
+
     chosen = split if split is not None else _only(list(tables), name)
-    if chosen not in tables:
-        raise DataError(f"hf:{name} has no split {chosen!r}; allowed: {', '.join(tables)}")
-    return tables[chosen]
-
-
-def _records(
-    table: Any, name: str, options: Mapping[str, str], side: str | None
-) -> Iterator[Record]:
-    table, column = _undecoded(table, name, options)
-    for key in ("question", "answer", "type", "image_id"):
-        if key in options and options[key] not in table.column_names:
-            raise DataError(
-                f"{name} has no column {options[key]!r} for {key}; "
-                f"allowed: {', '.join(table.column_names)}"
-            )
-    texts = table.remove_columns([c for c in table.column_names if _is_image(table.features[c])])
-    for index, row in enumerate(texts if texts.column_names else [{}] * len(table)):
-        place = f"{name} row {index}"
-        try:
-            said = read_texts(row, options, options.get("default_question"), "default_question")
-            cell = table[index][column]
-            cells = cell if isinstance(cell, list) else [cell]
-            if not cells or None in cells:
-                raise RowError(f"has no picture in column {column!r}; remove the row")
-        except RowError as error:
-            yield Record((), "", None, None, place, side, f"{place}: {error}")
-            continue
-        sources = tuple(
-            Source(f"{place} picture {i + 1}", _Cell(table, column, index, i))
-            for i in range(len(cells))
-        )
-        identity = row.get(options.get("image_id", "image_id"))
-        image_id = _content_id(cells) if identity is None else str(identity)
-        yield Record(sources, said.question, said.answer, said.type, image_id, side)
-
-
-def _is_image(feature: Any) -> bool:
-    import datasets
-
-    return isinstance(getattr(feature, "feature", feature), datasets.Image)
-
-
-def _undecoded(table: Any, name: str, options: Mapping[str, str]) -> tuple[Any, str]:
-    """Return the table with pictures left encoded, to name a bad one, and their column."""
-    import datasets
-
-    pictures = [column for column in table.column_names if _is_image(table.features[column])]
-    column = options.get("image", pictures[0] if pictures else "image")
-    if column not in pictures:
+    if chosen in tables:
+        return tables[chosen]
+    lengths = {key: len(table) for key, table in tables.items()}
+    try:
+        parts = datasets.ReadInstruction.from_spec(chosen).to_absolute(lengths)
+        found = [tables[p.splitname].select(range(p.from_ or 0, p.to)) for p in parts]
+    except (ValueError, AssertionError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
-            f"{name} has no picture column {column!r}; picture columns: "
-            f"{', '.join(pictures) or 'none'}; all columns: {', '.join(table.column_names)}"
-        )
-    raw = datasets.Image(decode=False)
-    feature = table.features[column]
-    nested = not isinstance(feature, datasets.Image)
-    return table.cast_column(column, datasets.List(raw) if nested else raw), column
-
-
-@dataclass(frozen=True)
-class _Cell:
-    """Reads a picture of a memory-mapped table; a class, not a closure, so that it pickles."""
-
-    table: Any
-    column: str
-    row: int
-    position: int
-
-    def __call__(self) -> bytes:
-        """Return the encoded picture."""
-        cell = self.table[self.row][self.column]
-        return _encoded(cell[self.position] if isinstance(cell, list) else cell)
-
-
-def _encoded(cell: Mapping[str, Any]) -> bytes:
-    if cell["bytes"] is not None:
-        return bytes(cell["bytes"])
-    return Path(cell["path"]).read_bytes()
-
-
-def _content_id(cells: list[Mapping[str, Any]]) -> str:
-    """Identify pictures by their encoded bytes, since hub rows often repeat one under no name."""
-    digest = hashlib.sha256()
-    for cell in cells:
-        try:
-            digest.update(_encoded(cell))
-        except OSError:
-            digest.update(str(cell["path"]).encode())
-    return digest.hexdigest()[:16]
+            f"hf:{name} has no split {chosen!r}; allowed: {', '.join(tables)}"
+        ) from error
+    return datasets.concatenate_datasets(found)
 
 
 def _first_line(error: BaseException) -> str:

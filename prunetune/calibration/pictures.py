@@ -5,6 +5,7 @@ import io
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import overload
 
 from PIL import Image, ImageOps
@@ -17,6 +18,10 @@ SUFFIXES = frozenset(
     {
         ".jpg",
         ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".jif",
+        ".mpo",
         ".png",
         ".webp",
         ".avif",
@@ -27,8 +32,17 @@ SUFFIXES = frozenset(
         ".ppm",
         ".pgm",
         ".pbm",
+        ".pnm",
+        # Not of Pillow's own: they are decoded, or refused by name.
+        ".heic",
+        ".heif",
+        ".hif",
+        ".jxl",
     }
 )
+
+
+_HEIF = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 
 
 @dataclass(frozen=True)
@@ -116,6 +130,12 @@ def decode(source: Source) -> Image.Image:
             f"make it smaller or remove it"
         ) from error
     except Image.UnidentifiedImageError as error:
+        if (needed := _needed(data)) is not None:
+            raise DataError(
+                f"picture {source.name}: {needed[0]}, which Pillow reads with the package "
+                f"{needed[1]}; run: pip install {needed[1]}, convert it to JPEG or PNG, or skip "
+                f"bad pictures with --skip-bad"
+            ) from error
         raise DataError(
             f"picture {source.name}: {len(data)} bytes that are no picture of a known format "
             f"({', '.join(FORMATS)}); replace it, or skip bad pictures with --skip-bad"
@@ -132,10 +152,30 @@ def _decode(data: bytes) -> Image.Image:
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         Image.init()
-        formats = [name for name in FORMATS if name in Image.OPEN]
+        if (needed := _needed(data)) is not None:
+            _register(needed[2])
+        formats = [name for name in (*FORMATS, "HEIF", "JXL") if name in Image.OPEN]
         with Image.open(io.BytesIO(data), formats=formats) as image:
             image.load()
             return to_rgb(ImageOps.exif_transpose(image))
+
+
+def _needed(data: bytes) -> tuple[str, str, str] | None:
+    """Return format, package and module of a picture that takes one; None for all others."""
+    if data[4:8] == b"ftyp" and data[8:12] in _HEIF:
+        return "HEIC", "pillow-heif", "pillow_heif"
+    if data.startswith((b"\xff\x0a", b"\x00\x00\x00\x0cJXL ")):
+        return "JPEG XL", "pillow-jxl-plugin", "pillow_jxl"
+    return None
+
+
+def _register(module: str) -> None:
+    try:
+        found = import_module(module)
+    except ImportError:
+        return
+    if hasattr(found, "register_heif_opener"):
+        found.register_heif_opener()
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

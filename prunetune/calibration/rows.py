@@ -1,16 +1,19 @@
 """What a row of metadata says: texts and picture names, or why it cannot be used."""
 
+import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PureWindowsPath
 from typing import Any
 
-from prunetune.errors import DataError
+from prunetune.calibration.matching import normalise_answer
 
 PICTURE_KEYS = ("file_name", "file_names", "image", "images")
+_ANSWER_KEYS = ("answer", "answers", "multiple_choice_answer")
+_AGREED = 3
 _PLACEHOLDER = re.compile(r"<(?:image|video)>|<\|?image_pad\|?>")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class RowError(Exception):
@@ -19,11 +22,44 @@ class RowError(Exception):
 
 @dataclass(frozen=True)
 class Texts:
-    """The texts of a row."""
+    """The texts of a row.
+
+    Args:
+        question: What is asked.
+        answer: The expected answer.
+        type: Kind of question.
+        also: Other answers that are right.
+    """
 
     question: str
     answer: str | None
     type: str | None
+    also: tuple[str, ...] = ()
+
+
+def missing(value: Any) -> bool:
+    """Tell whether a cell is empty: none, or not a number, as pandas writes it."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def plain(value: Any) -> str:
+    """Return a cell as text; whole numbers as such, also where a gap made their column floats."""
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return str(int(value))
+    return whole(str(value))
+
+
+def whole(text: str) -> str:
+    """Return a text that can be written.
+
+    Raises:
+        RowError: It holds half a surrogate pair, which no encoding has.
+    """
+    if found := _SURROGATE.search(text):
+        raise RowError(
+            f"holds half a character ({found.group()!r}), which cannot be written as UTF-8; fix it"
+        )
+    return text
 
 
 def read_texts(
@@ -45,21 +81,42 @@ def read_texts(
     """
     column = columns.get("question", "question")
     question = row.get(column)
-    answer = row.get(columns.get("answer", "answer"))
-    if question is None and row.get("conversations") is not None:
+    answer = answer_cell(row, columns)
+    if missing(question) and not missing(row.get("conversations")):
         question, answer = _first_turns(row["conversations"], answer)
-    if question is None:
+    if missing(question):
         question = default
     if not isinstance(question, str | None):
         raise RowError(f"question is {type(question).__name__}; allowed: text")
-    text = _PLACEHOLDER.sub(" ", question or "").replace("\r\n", "\n")
+    text = _PLACEHOLDER.sub(" ", whole(question or "")).replace("\r\n", "\n")
     text = re.sub(r"[ \t]+", " ", text).strip()
     if not text:
         raise RowError(
             f"has no question in {column!r}; add it, or ask all such rows ?{option}=TEXT"
         )
+    return Texts(text, *_labels(row, columns, answer))
+
+
+def read_labels(
+    row: Mapping[str, Any], columns: Mapping[str, str], answer: Any
+) -> tuple[str | None, str | None, tuple[str, ...]]:
+    """Return a row's answer (``answer`` where it has none), its type, and further right answers."""
+    own = answer_cell(row, columns)
+    return _labels(row, columns, answer if missing(own) else own)
+
+
+def _labels(
+    row: Mapping[str, Any], columns: Mapping[str, str], answer: Any
+) -> tuple[str | None, str | None, tuple[str, ...]]:
     kind = row.get(columns.get("type", "type"))
-    return Texts(text, _answer(answer), None if kind is None else str(kind))
+    right = _answers(answer)
+    return next(iter(right), None), None if missing(kind) else plain(kind), tuple(right[1:])
+
+
+def answer_cell(row: Mapping[str, Any], columns: Mapping[str, str]) -> Any:
+    """Return what a row says its answer is."""
+    names = [columns["answer"]] if "answer" in columns else _ANSWER_KEYS
+    return next((row[name] for name in names if not missing(row.get(name))), None)
 
 
 def _first_turns(turns: Any, answer: Any) -> tuple[Any, Any]:
@@ -76,15 +133,48 @@ def _first_turns(turns: Any, answer: Any) -> tuple[Any, Any]:
     return values[human], answer
 
 
-def _answer(value: Any) -> str | None:
-    """Return one answer; of several people's answers the most frequent, the first among equals."""
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, bool | int | float):
-        return str(value)
-    if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
-        return Counter[str](value).most_common(1)[0][0]
-    raise RowError(f"answer is {type(value).__name__}; allowed: text, a number or a list of texts")
+def _answers(value: Any) -> list[str]:
+    """Return the right answers, first the most frequent one; none where there is no answer.
+
+    Of several people's answers those are right that three or more gave, as VQA's accuracy has it;
+    where there is none, the most frequent ones. Spelling does not make another answer.
+    """
+    if missing(value):
+        return []
+    if isinstance(value, str | bool | int | float):
+        text = plain(value)
+        return [text] if text.strip() else []
+    given = _given(value)
+    if not given:
+        return []
+    most = Counter(given).most_common(1)[0][0]
+    votes = Counter(normalise_answer(text) for text in given)
+    enough = min(_AGREED, max(votes.values()))
+    right = dict.fromkeys(t for t in given if votes[normalise_answer(t)] >= enough)
+    return [most, *(text for text in right if text != most)]
+
+
+def _given(value: Any) -> list[str]:
+    """Return what several people answered: texts, numbers, or VQAv2's ``{"answer": ...}``."""
+    if not isinstance(value, Sequence) and hasattr(value, "tolist"):
+        value = value.tolist()
+    if not isinstance(value, list | tuple):
+        raise RowError(
+            f"answer is {type(value).__name__}; allowed: text, a number or a list of texts"
+        )
+    found: list[str] = []
+    for item in value:
+        said = item.get("answer", item.get("text")) if isinstance(item, Mapping) else item
+        if missing(said):
+            continue
+        if not isinstance(said, str | bool | int | float):
+            raise RowError(
+                f"answer is a list of {type(said).__name__}; allowed: text, a number or a list "
+                "of texts"
+            )
+        if (text := plain(said)).strip():
+            found.append(text)
+    return found
 
 
 def read_names(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -92,24 +182,12 @@ def read_names(row: Mapping[str, Any]) -> tuple[str, ...]:
 
     Raises:
         RowError: There is none, or one is not text.
-        DataError: A name leaves the folder; never skipped, since the data may be hostile.
     """
-    value = next((row[key] for key in PICTURE_KEYS if row.get(key)), None)
+    cells = [row.get(key) for key in PICTURE_KEYS]
+    value = next((cell for cell in cells if cell and not missing(cell)), None)
     names = [value] if isinstance(value, str) else value
     if names is None:
         raise RowError('has no picture; add "file_name"')
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
         raise RowError("file_name is not text; allowed: a name, or a list of names")
-    for name in names:
-        _refuse_escape(name)
-    return tuple(names)
-
-
-def _refuse_escape(name: str) -> None:
-    windows = PureWindowsPath(name)  # also splits at "/", so it refuses what either system would
-    if "://" in name:
-        raise RowError(f"names {name!r}; pictures are not fetched: download it into the folder")
-    if windows.anchor or ".." in windows.parts:
-        raise DataError(
-            f"file_name {name!r} leaves the folder of the metadata; allowed: a path inside it"
-        )
+    return tuple(whole(name) for name in names)

@@ -66,8 +66,11 @@ def test_a_folder_without_metadata_gets_a_generic_prompt(tmp_path):
         picture(i).save(tmp_path / "sub" / f"{i}.jpg")
     assert {s.question for s in everything(tmp_path)} == {"Describe the image."}
     assert {s.image_id for s in everything(tmp_path)} == {f"sub/{i}.jpg" for i in range(3)}
-    asked = everything(f"{tmp_path}?question=What+is%20this?")
-    assert {s.question for s in asked} == {"What is this?"}
+    for text in ("What is this?", "What is 2+2?", "100%25 R&D & C++?", "a=b? c&&d"):
+        assert {s.question for s in everything(f"{tmp_path}?question={text}")} == {text}
+    refused(f"{tmp_path}?question=AT&T=what", "'T'", "metadata.jsonl")
+    before = everything(f"{tmp_path}?question=What+is%20this?", as_before=True)
+    assert {s.question for s in before} == {"What is this?"}, "a study of 0.1 goes on"
 
 
 def test_a_default_question_fills_rows_without_one(tmp_path):
