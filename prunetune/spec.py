@@ -16,12 +16,13 @@ from prunetune.space.narrowed import FIRST_RESTORERS, SpaceSpec
 
 __all__ = ["FREE_FIELDS", "SpaceSpec", "StudySpec", "difference"]
 
+Match = Literal["vqa", "exact", "contains"]
 Metric = Literal["cosine", "kl", "cosine+kl", "kl-answer"]
 FIRST_LOOK = 16
 """Samples that a trial is measured on before it may be stopped."""
 OWN_TOKENS = 8
 """Most tokens of the unpruned model's own answer that ``kl-answer`` follows."""
-FREE_FIELDS = frozenset({"trials", "timeout", "patience"})
+FREE_FIELDS = frozenset({"trials", "timeout", "patience", "match", "allow_remote"})
 """What may differ when a study is resumed: it changes how long is searched, not what."""
 
 
@@ -37,6 +38,9 @@ class StudySpec(BaseModel):
         data: Calibration source; None for the one shipped for the model.
         held_out: Held-out source; None for the one shipped, or a split of ``data`` by image.
         samples: Calibration samples used at most; None for all.
+        match: How answers are compared: as ``vqa`` does, ``exact`` token by token, or ``contains``.
+        template_args: Options of the model's chat template.
+        allow_remote: Fetch pictures that rows name by ``http:`` URLs.
         keep: Budget: mean retention over all decoder layers. Of the three kinds of budget a study
             has one, and every suggestion meets it.
         flops: Budget: share of the unpruned prefill's FLOPs, language model.
@@ -67,6 +71,9 @@ class StudySpec(BaseModel):
     data: str | None = None
     held_out: str | None = None
     samples: int | None = Field(default=None, ge=1)
+    match: Match = "vqa"
+    template_args: dict[str, bool | int | float | str] | None = None
+    allow_remote: bool = False
     keep: float | None = None
     flops: float | None = None
     kv_mib: float | None = None

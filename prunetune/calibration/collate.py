@@ -1,58 +1,166 @@
-"""From samples to model inputs, and from generated text to right or wrong."""
+"""From samples to model inputs: prompts as the model's own chat template writes them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from prunetune.calibration.dataset import Sample
-from prunetune.errors import DataError
+from prunetune.calibration.dataset import CalibrationSet, Sample
+from prunetune.calibration.pictures import Pictures
+from prunetune.errors import ConfigError, DataError, PrunetuneError
 
 _FALLBACK = "USER: {images}{question} ASSISTANT:"
+_SAID = {"user": "USER: {} ", "assistant": "ASSISTANT: {} ", "system": "{} "}
+_MARKERS = ("image_token", "video_token")
 
 
 def encode(processor: Any, samples: Sequence[Sample]) -> Any:
     """Return a ``BatchFeature`` of the samples' prompts, left-padded, as tensors on the CPU.
 
     The prompt is the processor's chat template over pictures, then question, with the generation
-    prompt appended; without a template, ``USER: <image>`` + question + ``ASSISTANT:``.
+    prompt appended; without a template, ``USER: <image>`` + question + ``ASSISTANT:``. Of a
+    conversation it is the template over all its turns, pictures where they stand.
+
+    Args:
+        processor: Of the model.
+        samples: At least one, all with the first one's options of the template.
 
     Raises:
-        DataError: There are no samples, or one has no picture.
+        DataError: There are no samples, one has no picture, or the processor refuses one, which is
+            named.
+        ConfigError: The processor needs a package that is not installed, or does not know an
+            option.
     """
-    import torch
-
     if not samples:
         raise DataError("encode received 0 samples; allowed: 1 or more")
-    marker = str(getattr(processor, "image_token", "<image>"))
+    try:
+        return _encode(processor, samples)
+    except (PrunetuneError, MemoryError):
+        raise
+    except ImportError as error:
+        raise ConfigError(
+            f"the processor {type(processor).__name__} needs a package that is not installed: "
+            f"{_line(error)}"
+        ) from error
+    except Exception as error:  # processors and templates raise whatever they like
+        for sample in samples if len(samples) > 1 else ():
+            encode(processor, [sample])
+        if len(samples) > 1:
+            raise
+        raise DataError(_refusal(samples[0], error)) from error
+
+
+def without_refused(processor: Any, side: CalibrationSet) -> CalibrationSet:
+    """Return a set without the samples that the processor refuses; they are named as skipped.
+
+    Raises:
+        ConfigError: The processor needs a package that is not installed.
+        DataError: None is left.
+    """
+    kept, refused = [], []
+    for sample in side:
+        try:
+            encode(processor, [sample])
+        except DataError as error:
+            refused.append(str(error))
+        else:
+            kept.append(sample)
+    if side.samples and not kept:
+        raise DataError(f"no sample is left: {refused[0]}")
+    return replace(side, samples=tuple(kept), skipped_names=(*side.skipped_names, *refused))
+
+
+def _refusal(sample: Sample, error: Exception) -> str:
+    names = ""
+    if isinstance(sample.images, Pictures) and not sample.private:
+        names = f", picture {', '.join(p.source.name for p in sample.images.pictures)}"
+    sizes = ", ".join(f"{image.width}x{image.height}" for image in sample.images)
+    place = f" ({sample.place})" if sample.place else ""
+    return (
+        f"sample {sample.id!r}{place}{names}: the processor refuses its prompt with picture(s) of "
+        f"{sizes} pixels: {_line(error)}; mend the row, or leave it out with --skip-bad"
+    )
+
+
+def _line(error: BaseException) -> str:
+    return " ".join((str(error).strip() or type(error).__name__).split())[:300]
+
+
+def _encode(processor: Any, samples: Sequence[Sample]) -> Any:
+    import torch
+
     pictures = [list(sample.images) for sample in samples]
     if bare := next((s for s, images in zip(samples, pictures, strict=True) if not images), None):
         raise DataError(f"sample {bare.id!r} has 0 pictures; allowed: 1 or more")
-    # A placeholder inside the question would ask for one more picture than there is.
-    questions = [" ".join(sample.question.split(marker)).strip() for sample in samples]
     padding = {"padding": True, "padding_side": "left"}
-    if getattr(processor, "chat_template", None) is None:
-        texts = [
-            _FALLBACK.format(images=f"{marker}\n" * len(images), question=question)
-            for images, question in zip(pictures, questions, strict=True)
-        ]
-        with torch.device("cpu"):
-            encoded = processor(images=pictures, text=texts, return_tensors="pt", **padding)
-        # PaliGemma's adds what training would need.
-        encoded.pop("labels", None)
-        return encoded
+    markers = [str(getattr(processor, "image_token", "<image>"))]
+    markers += [str(token) for name in _MARKERS[1:] if (token := getattr(processor, name, None))]
+    options = {"add_generation_prompt": True} | dict(samples[0].template)
+    bare_template = getattr(processor, "chat_template", None) is None
+    if bare_template and samples[0].template:
+        raise ConfigError(
+            f"--template-arg: the model has no chat template that {samples[0].template[0][0]!r} "
+            "could be an option of; leave it out"
+        )
     with torch.device("cpu"):
+        if bare_template:
+            texts = [_plain(sample, markers) for sample in samples]
+            encoded = processor(images=pictures, text=texts, return_tensors="pt", **padding)
+            # PaliGemma's adds what training would need.
+            encoded.pop("labels", None)
+            return encoded
         return processor.apply_chat_template(
-            [_turn(images, text) for images, text in zip(pictures, questions, strict=True)],
-            add_generation_prompt=True,
+            [_turns(s, images, markers) for s, images in zip(samples, pictures, strict=True)],
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
             processor_kwargs=padding,
+            **options,
         )
 
 
-def _turn(images: list[Any], question: str) -> list[dict[str, Any]]:
-    content: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
-    return [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
+def _cleared(text: str, markers: Sequence[str]) -> str:
+    """Return a text without placeholders: one would ask for one more picture than there is."""
+    for marker in markers:
+        if marker in text:
+            text = " ".join(text.split(marker))
+    return text
+
+
+def _turns(sample: Sample, images: list[Any], markers: Sequence[str]) -> list[dict[str, Any]]:
+    """Return a sample as chat templates take it."""
+    if not sample.turns:
+        content: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
+        question = _cleared(sample.question, markers).strip()
+        return [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
+    left = iter(images)
+    return [
+        {
+            "role": turn.role,
+            "content": [
+                {"type": "image", "image": next(left)}
+                if part is None
+                else {"type": "text", "text": _cleared(part, markers)}
+                for part in turn.parts
+            ],
+        }
+        for turn in sample.turns
+    ]
+
+
+def _plain(sample: Sample, markers: Sequence[str]) -> str:
+    """Return a sample's prompt for a model without a chat template."""
+    if not sample.turns:
+        return _FALLBACK.format(
+            images=f"{markers[0]}\n" * len(sample.images),
+            question=_cleared(sample.question, markers).strip(),
+        )
+    parts = [
+        _SAID[turn.role].format(
+            "".join(f"{markers[0]}\n" if p is None else _cleared(p, markers) for p in turn.parts)
+        )
+        for turn in sample.turns
+    ]
+    return f"{''.join(parts)}ASSISTANT:"
 
 
 def batches_by_length(

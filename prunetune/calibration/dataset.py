@@ -47,6 +47,12 @@ class Sample:
         """Whether it is a conversation, which may be somebody's: shown where asked for only."""
         return bool(self.turns)
 
+    def shown(self) -> "Sample":
+        """Return what may be shown unasked: of a conversation neither texts nor pictures."""
+        if not self.private:
+            return self
+        return Sample((), "", type=self.type, image_id=self.image_id, id=self.id)
+
     def digest(self) -> str:
         """Return the sha256 of the pixels and texts; ids and file names do not count."""
         said: list[object] = [self.pixels(), self.question, self.answer, self.type]

@@ -73,6 +73,17 @@ ModelName = Annotated[
 SkipBad = Annotated[
     bool, typer.Option("--skip-bad", help="Leave out bad pictures and rows; they are counted.")
 ]
+Match = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Answers: vqa (spelling aside), exact, contains."),
+]
+TemplateArg = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KEY=VALUE", help="Option of the model's chat template; repeatable."),
+]
+AllowRemote = Annotated[
+    bool, typer.Option("--allow-remote", help="Fetch pictures that rows name by http URLs.")
+]
 
 app = typer.Typer(
     name="prunetune",

@@ -1,5 +1,6 @@
 """Flags of ``search`` that are more than one value."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,6 +46,37 @@ def budget_of(flags: "dict[str, str | None]") -> dict[str, float]:
                 "--objective pareto two with a colon between, e.g. 0.05:0.5"
             ) from None
     return found
+
+
+_RESERVED = ("conversation", "tokenize", "return_dict", "return_tensors", "processor_kwargs")
+
+
+def template_of(given: Sequence[str] | None) -> dict[str, Any] | None:
+    """Parse ``--template-arg key=value``; values are JSON where they can be, else text.
+
+    Raises:
+        ConfigError: One has no ``=``, is given twice, is not a number, a text or true or false, or
+            is not the template's.
+    """
+    found: dict[str, Any] = {}
+    for text in given or ():
+        key, equals, value = text.partition("=")
+        if not equals or not key.isidentifier() or key in _RESERVED:
+            raise ConfigError(
+                f"--template-arg: received {text!r}, allowed KEY=VALUE, an option of the model's "
+                "chat template, e.g. add_generation_prompt=false"
+            )
+        if key in found:
+            raise ConfigError(f"--template-arg: received {key!r} twice, allowed once")
+        try:
+            found[key] = json.loads(value)
+        except ValueError:
+            found[key] = value
+        if not isinstance(found[key], str | bool | int | float):
+            raise ConfigError(
+                f"--template-arg: received {text!r}, allowed a text, a number, true or false"
+            )
+    return found or None
 
 
 def optional_names(flag: str, text: str | None) -> list[str] | None:

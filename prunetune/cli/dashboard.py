@@ -127,7 +127,7 @@ def _load(
     how = {**loading, "revision": loading["revision"] or spec.revision}
     try:
         set_threads(threads)
-        publisher.samples = load_data(spec)[0].samples
+        publisher.samples = tuple(sample.shown() for sample in load_data(spec)[0])
         loaded: Any = load_model(spec.model, **how)
     except Exception as error:
         reason = " ".join(str(error).split())

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prunetune.cli._app import AsJson, SkipBad, at_least, verb
+from prunetune.cli._app import AllowRemote, AsJson, ModelName, SkipBad, TemplateArg, at_least, verb
+from prunetune.cli._flags import template_of
 from prunetune.cli._output import Output
 from prunetune.errors import ConfigError
 
@@ -15,16 +16,27 @@ if TYPE_CHECKING:
 _SHOWN = 12
 
 
-@verb("data", "prunetune data check pictures/", "prunetune data show tiny --samples 5 --json")
+@verb(
+    "data",
+    "prunetune data check pictures/",
+    "prunetune data check requests.jsonl --model qwen2.5-vl-3b",
+    "prunetune data show tiny --samples 5 --json",
+)
 def data(
     action: Annotated[str, typer.Argument(metavar="check|show", help="What to do.")],
     source: Annotated[
         str, typer.Argument(metavar="SOURCE", help="tiny, a folder, a .jsonl file or hf:ID.")
     ],
+    model: ModelName = None,
+    held_out: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="Held-out data, if not a part of SOURCE.")
+    ] = None,
     samples: Annotated[
         int | None, typer.Option(metavar="N", help="Only the first N of the shuffled samples.")
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of split and order.")] = 0,
+    template_arg: TemplateArg = None,
+    allow_remote: AllowRemote = False,
     skip_bad: SkipBad = False,
     as_json: AsJson = False,
 ) -> None:
@@ -32,14 +44,25 @@ def data(
 
     check decodes every picture and prints counts, question types, sizes, the digest that a study
     records, and what was skipped. show prints the samples, too, in the order a study uses them.
+    With --model its processor makes every prompt: what it refuses is named.
     """
-    from prunetune.calibration import load_calibration
+    from prunetune.calibration import load_sides
 
     if action not in ("check", "show"):
         raise ConfigError(f"data: received {action!r}, allowed check or show")
     at_least("--samples", samples, 1)
     at_least("--seed", seed, 0)
-    sides = load_calibration(source, skip_bad=skip_bad, seed=seed, samples=samples)
+    sides = load_sides(
+        source,
+        held_out,
+        skip_bad=skip_bad,
+        seed=seed,
+        samples=samples,
+        template=template_of(template_arg),
+        allow_remote=allow_remote,
+    )
+    if model is not None:
+        sides = _processed(model, sides, skip_bad)
     named = dict(zip(("calibration", "held_out"), sides, strict=True))
     out = Output(as_json)
     parts = {name: _described(side) for name, side in named.items()}
@@ -54,6 +77,7 @@ def data(
     if len(skipped) > _SHOWN and action == "check":
         out.line(f"skipped: and {len(skipped) - _SHOWN} more")
     payload: dict[str, Any] = {"source": source, "seed": seed, **parts, "skipped": len(skipped)}
+    payload["notes"] = list(sides[0].notes)
     payload["skipped_names"] = skipped
     if action == "show":
         payload["samples"] = [
@@ -78,6 +102,23 @@ def data(
             wrap="question",
         )
     out.finish(payload)
+
+
+def _processed(
+    model: str, sides: "tuple[CalibrationSet, CalibrationSet]", skip_bad: bool
+) -> "tuple[CalibrationSet, CalibrationSet]":
+    """Make every prompt with a model's processor; its weights are not read."""
+    from prunetune.calibration import encode, without_refused
+    from prunetune.models.load import processor_of
+
+    processor = processor_of(model)
+    if skip_bad:
+        one, two = (without_refused(processor, side) for side in sides)
+        return one, two
+    for side in sides:
+        for sample in side:
+            encode(processor, [sample])
+    return sides
 
 
 def _described(side: "CalibrationSet") -> dict[str, Any]:

@@ -163,7 +163,7 @@ def _measure(
     skip_bad: bool,
     options: dict[str, Any],
 ) -> "Measured":
-    from prunetune.calibration import load_calibration
+    from prunetune.calibration import load_calibration, without_refused
     from prunetune.models import load_model
     from prunetune.review.compare.paired import measure_both
 
@@ -176,8 +176,17 @@ def _measure(
         raise ConfigError(f"{one.name}: model.name is empty; say which model with --model")
     if options["revision"] is None and name == ref.name:
         options["revision"] = ref.revision
-    samples, _ = load_calibration(source, seed=seed, samples=count, skip_bad=skip_bad)
+    samples, _ = load_calibration(
+        source,
+        seed=seed,
+        samples=count,
+        skip_bad=skip_bad,
+        template=spec.template_args if spec else None,
+        allow_remote=bool(spec and spec.allow_remote),
+    )
     loaded = load_model(name, **options)
+    if skip_bad:
+        samples = without_refused(loaded.processor, samples)
     with progress() as show:
         return measure_both(
             loaded,

@@ -34,6 +34,9 @@ def report(
     pictures: Annotated[
         bool, typer.Option(help="Run the worst samples again and show what they keep.")
     ] = True,
+    show_samples: Annotated[
+        bool, typer.Option("--show-samples", help="Show conversations, which may be somebody's.")
+    ] = False,
     skip_bad: SkipBad = False,
     threads: Threads = None,
     as_json: AsJson = False,
@@ -68,6 +71,7 @@ def report(
             target or default_path(found),
             (lambda: load_for(found, skip_bad=skip_bad, **loading)) if pictures else None,
             show,
+            show_samples=show_samples,
         )
     out = Output(as_json)
     out.line(written.verdict)

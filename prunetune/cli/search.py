@@ -12,15 +12,18 @@ import typer
 
 from prunetune.cli import _search_flags as flags
 from prunetune.cli._app import (
+    AllowRemote,
     AsJson,
+    Match,
     ModelName,
     SkipBad,
+    TemplateArg,
     Threads,
     at_least,
     one_of,
     verb,
 )
-from prunetune.cli._flags import budget_of, optional_names, space_of
+from prunetune.cli._flags import budget_of, optional_names, space_of, template_of
 from prunetune.cli._loading import Loading
 from prunetune.cli._output import Output, note, progress
 from prunetune.errors import ConfigError
@@ -53,6 +56,9 @@ def search(
     data: flags.Data = None,
     held_out: flags.HeldOut = None,
     samples: flags.Samples = None,
+    match: Match = None,
+    template_arg: TemplateArg = None,
+    allow_remote: AllowRemote = False,
     trials: flags.Trials = None,
     timeout: flags.Timeout = None,
     patience: flags.Patience = None,
@@ -103,6 +109,9 @@ def search(
         "data": data,
         "held_out": held_out,
         "samples": samples,
+        "match": match,
+        "template_args": template_of(template_arg),
+        "allow_remote": allow_remote or None,
         "trials": trials,
         "timeout": timeout,
         "patience": patience,
@@ -132,7 +141,7 @@ def _spec(file: str | None, said: dict[str, Any]) -> "StudySpec":
     """Return what is searched, from the flags that were given and a file, if one was."""
     from prunetune.spec import StudySpec
 
-    for name in ("sampler", "metric", "objective", "trial_pruner"):
+    for name in ("sampler", "match", "metric", "objective", "trial_pruner"):
         allowed = get_args(StudySpec.model_fields[name].annotation)
         one_of(f"--{name.replace('_', '-')}", said[name], allowed)
     given = {name: value for name, value in said.items() if value is not None and value != {}}

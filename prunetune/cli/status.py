@@ -28,6 +28,7 @@ def status(
 ) -> None:
     """Show a study's trials by state, its best trial, and how to resume it."""
     from prunetune.cli._environment import quieten_optuna
+    from prunetune.study.database.foreign import FAILURE, REASON
     from prunetune.study.find import find_study
     from prunetune.study.trials.best import FINISHED, on_plateau
 
@@ -41,6 +42,10 @@ def status(
     out = Output(as_json)
     out.line(f"study: {found.study.study_name} in {found.shown}")
     out.line(f"trials: {_counted(trials, found.spec.trials)}")
+    others = [t.number for t in trials if t.user_attrs.get(FAILURE) == REASON]
+    if others:
+        shown = ", ".join(map(str, others[:10])) + (", ..." if len(others) > 10 else "")
+        out.line(f"left out: trial {shown}: {REASON}")
     best = _best(out, found)
     points = _front(out, found) if found.spec.pareto else None
     if plateau:
@@ -55,6 +60,7 @@ def status(
             "budget": found.spec.budget,
             "trials": dict(states),
             "finished": finished,
+            "left_out": others,
             "wanted": found.spec.trials,
             "best": best,
             "front": points,

@@ -5,7 +5,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prunetune.cli._app import AsJson, ModelName, SkipBad, Threads, at_least, verb
+from prunetune.cli._app import (
+    AllowRemote,
+    AsJson,
+    Match,
+    ModelName,
+    SkipBad,
+    TemplateArg,
+    Threads,
+    at_least,
+    one_of,
+    verb,
+)
+from prunetune.cli._flags import template_of
 from prunetune.cli._loading import Loading, model_named
 from prunetune.cli._output import Output, number, percent, progress
 
@@ -38,6 +50,9 @@ def verify(
     self_test: Annotated[
         int, typer.Option(metavar="N", help="Samples of the self-test, 32 at most; 0: none.")
     ] = 4,
+    match: Match = None,
+    template_arg: TemplateArg = None,
+    allow_remote: AllowRemote = False,
     skip_bad: SkipBad = False,
     threads: Threads = None,
     as_json: AsJson = False,
@@ -60,6 +75,8 @@ def verify(
     at_least("--self-test", self_test, 0)
     if self_test > 32:
         raise ConfigError(f"--self-test: received {self_test}, allowed 0 to 32")
+    one_of("--match", match, ("vqa", "exact", "contains"))
+    template = template_of(template_arg)
     name = model_named(config, pruning.model, model, loading)
     from prunetune.cli._environment import set_threads
     from prunetune.deploy import load_splits
@@ -68,15 +85,24 @@ def verify(
     from prunetune.models import load_model
 
     set_threads(threads)
+    # Only the processor can tell what it refuses.
+    first = load_model(name, **loading) if skip_bad else None
     splits = load_splits(
-        pruning, data or "tiny", held_out=held_out, samples=samples, skip_bad=skip_bad
+        pruning,
+        data or "tiny",
+        held_out=held_out,
+        samples=samples,
+        skip_bad=skip_bad,
+        processor=first and first.processor,
+        template=template,
+        allow_remote=allow_remote,
     )
     if max_gap is not None and data is None and samples is None and not splits.same:
         raise ConfigError(
             f"--max-gap: {config} was not calibrated on the shipped set 'tiny', so its gap there "
             "says nothing; name the data with --data"
         )
-    loaded = load_model(name, **loading)
+    loaded = first or load_model(name, **loading)
     total = len(splits.calibration) + len(splits.held_out or ())
     count = min(self_test, len(splits.calibration))
     with progress() as show:
@@ -92,6 +118,7 @@ def verify(
             loaded,
             splits,
             batch_size=batch_size,
+            match=match or "vqa",
             progress=lambda done: show("samples", done, total),
         )
     within = None if max_gap is None else result.calibration.gap <= max_gap
@@ -122,6 +149,7 @@ def verify(
             "held_out": result.held_out and vars(result.held_out),
             "layers": [vars(layer) for layer in result.layers],
             "skipped": skipped,
+            "match": match or "vqa",
         }
     )
     if not passed:

@@ -14,8 +14,9 @@ from prunetune.calibration import (
     answer_ids,
     encode,
     end_ids,
-    exact_answer,
+    gives_answer,
 )
+from prunetune.calibration.answers import Expected
 from prunetune.config import PruningConfig
 from prunetune.errors import DataError
 from prunetune.models.devices import device_of
@@ -34,7 +35,7 @@ class SplitScores:
         gap: Mean of 1 - cosine of the last prompt token's final states.
         kl: Mean KL of the next-token distribution, in nats.
         top1_agreement: Share of samples whose most likely next token is the unpruned one.
-        accuracy: Share of exact greedy answers; None where no sample has an answer.
+        accuracy: Share of right greedy answers; None where no sample has an answer.
         unpruned_accuracy: The same without pruning.
         mean_retention: Mean over samples and decoder layers.
     """
@@ -94,8 +95,11 @@ class Tally:
 class Meter:
     """Runs batches of a split through ``generate``, unpruned and pruned."""
 
-    def __init__(self, config: PruningConfig, loaded: Any, batch_size: int) -> None:
+    def __init__(
+        self, config: PruningConfig, loaded: Any, batch_size: int, match: str = "vqa"
+    ) -> None:
         self.config, self.loaded, self.batch_size = config, loaded, batch_size
+        self.match = match
         self.family = family_of(loaded.model)
         self.device = device_of(loaded.model)
         self.eos = end_ids(loaded.model)
@@ -118,8 +122,8 @@ class Meter:
 
     def _measure(self, batch: Sequence[Sample], tally: Tally) -> None:
         inputs = encode(self.loaded.processor, batch).to(self.device)
-        answers = [answer_ids(self.loaded.processor, sample) for sample in batch]
-        new = 1 + max(len(answer or []) for answer in answers)
+        answers = [answer_ids(self.loaded.processor, sample, self.match) for sample in batch]
+        new = max((answer.new_tokens for answer in answers if answer is not None), default=1)
         full = _generate(self.loaded.model, inputs, new)
         with Handle(self.family, self.config) as handle:
             pruned = _generate(self.loaded.model, inputs, new)
@@ -199,9 +203,10 @@ def _compare(pruned: _Run, full: _Run, tally: Tally) -> None:
     tally.agrees += before.argmax(-1).eq(after.argmax(-1)).tolist()
 
 
-def _right(new: Tensor, answers: Sequence[list[int] | None], eos: frozenset[int]) -> list[bool]:
-    """Tell for each sample with an answer whether exactly it was generated."""
-    told = (exact_answer(row, a, eos) for row, a in zip(new.tolist(), answers, strict=True))
+def _right(new: Tensor, answers: Sequence[Expected | None], eos: frozenset[int]) -> list[bool]:
+    """Tell for each sample with an answer whether it was generated, padding apart."""
+    rows = zip(new.tolist(), answers, strict=True)
+    told = (gives_answer(row[: a.new_tokens], a, eos) for row, a in rows if a is not None)
     return [right for right in told if right is not None]
 
 

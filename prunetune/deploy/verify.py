@@ -4,15 +4,19 @@ Nothing of the search is used: no cached states, no suffix runner. Every sample 
 ``generate``, unpruned and pruned, over its full prompt.
 """
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from prunetune.budget import retention_by_layer
-from prunetune.calibration import CalibrationSet, load_sides
+from prunetune.calibration import CalibrationSet, load_sides, without_refused
 from prunetune.config import PruningConfig
 from prunetune.deploy.meter import Meter, SplitScores, Tally, mean
+from prunetune.errors import DataError
 from prunetune.runtime.apply import apply, same_weights
+
+logger = logging.getLogger(__name__)
 
 TOLERANCE, HALF_TOLERANCE = 1e-6, 1e-3
 """Up to here a gap counts as reproduced: in single, and in half precision."""
@@ -90,6 +94,9 @@ def load_splits(
     held_out: str | None = None,
     samples: int | None = None,
     skip_bad: bool = False,
+    processor: Any = None,
+    template: Mapping[str, Any] | None = None,
+    allow_remote: bool = False,
 ) -> Splits:
     """Load calibration and held-out samples as the config's study did.
 
@@ -102,10 +109,13 @@ def load_splits(
         held_out: Held-out source; by default the other side of ``data``.
         samples: At most so many samples of each side.
         skip_bad: Leave out bad pictures and rows.
+        processor: Of the model; with ``skip_bad`` what it refuses is left out, too.
+        template: Options of the model's chat template.
+        allow_remote: Fetch pictures that rows name by ``http:`` URLs.
     """
     wanted = config.provenance.calibration_digest
 
-    def load(source: str | None) -> Splits:
+    def load(source: str | None, as_before: bool = False) -> Splits:
         calibration, other = load_sides(
             data,
             source,
@@ -113,18 +123,44 @@ def load_splits(
             samples=samples,
             held_out_samples=samples,
             skip_bad=skip_bad,
+            template=template,
+            allow_remote=allow_remote,
+            as_before=as_before,
         )
+        if skip_bad and processor is not None:
+            calibration = without_refused(processor, calibration)
+            other = without_refused(processor, other)
         if samples is None and wanted is not None:
             calibration = _shortened(calibration, wanted)
         same = wanted is not None and calibration.digest() == wanted
         return Splits(calibration, other if len(other) else None, same)
 
     splits = load(held_out)
-    if held_out is None or splits.same or wanted is None:
+    if splits.same or wanted is None:
         return splits
-    # The study held out a part of its data, and its config is looked at on other data.
-    part = load(None)
-    return Splits(part.calibration, splits.held_out, True) if part.same else splits
+    if held_out is not None:
+        # The study held out a part of its data, and its config is looked at on other data.
+        part = _or_none(lambda: load(None))
+        if part is not None and part.same:
+            return Splits(part.calibration, splits.held_out, True)
+    if data == "tiny":
+        return splits
+    older = _or_none(lambda: load(held_out, as_before=True))
+    if older is None or not older.same:
+        return splits
+    logger.warning(
+        "%s is split by names, as the study of this config did: copies of a picture may be on both "
+        "sides",
+        data,
+    )
+    return older
+
+
+def _or_none(load: Callable[[], Splits]) -> Splits | None:
+    try:
+        return load()
+    except DataError:
+        return None
 
 
 def _shortened(calibration: CalibrationSet, wanted: str) -> CalibrationSet:
@@ -143,6 +179,7 @@ def verify(
     splits: Splits,
     *,
     batch_size: int = 16,
+    match: str = "vqa",
     progress: Callable[[int], None] | None = None,
 ) -> Verification:
     """Measure a config on a loaded model.
@@ -152,6 +189,7 @@ def verify(
         loaded: ``prunetune.models.LoadedModel``.
         splits: From ``load_splits``.
         batch_size: Samples a batch; the search's default reproduces its gap best.
+        match: How answers are compared: ``vqa``, ``exact`` or ``contains``.
         progress: Called with the number of samples done so far.
 
     Raises:
@@ -159,7 +197,7 @@ def verify(
         DataError: A split is empty or a prompt has no image.
     """
     apply(loaded.model, config).remove()
-    meter = Meter(config, loaded, batch_size)
+    meter = Meter(config, loaded, batch_size, match)
     done = 0
 
     def advance(count: int) -> None:

@@ -4,6 +4,7 @@ VFlowOpt's gap (arXiv 2508.05211, Eq. 8): 1 - cosine of the last prompt token's 
 final norm, pruned against unpruned; beside it the KL divergence of the next-token distribution.
 """
 
+import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -11,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from prunetune.budget import ModelFacts
-from prunetune.calibration import CalibrationSet, Sample, end_ids, exact_answer
+from prunetune.calibration import CalibrationSet, Sample, end_ids, same_tokens
 from prunetune.config import PruningConfig
 from prunetune.errors import DataError
+from prunetune.measure.answering import Judge
 from prunetune.measure.batching import (
     Length,
     by_images,
@@ -26,7 +28,7 @@ from prunetune.measure.batching import (
     with_mates,
 )
 from prunetune.measure.continued import ContinuingRecorder
-from prunetune.measure.facts import model_facts
+from prunetune.measure.facts import measured_facts
 from prunetune.measure.own import answer_kl, followed_by_own
 from prunetune.measure.packing import collate
 from prunetune.measure.prompts import Prompts, given_positions, prepare
@@ -61,6 +63,7 @@ class Evaluator:
         cache_limit: Bytes that all references in ``cache`` may take.
         in_memory: Bytes up to which references stay in memory although there is a ``cache``.
         own: Most tokens of the model's own answers, for ``kl-answer``; 0: that is not measured.
+        match: How answers are compared, see ``calibration.matching``.
         progress: Called with the number of samples done so far.
 
     Attributes:
@@ -83,6 +86,7 @@ class Evaluator:
         cache_limit: int = 20 << 30,
         in_memory: int = 0,
         own: int = 0,
+        match: str = "vqa",
         progress: Callable[[int], None] | None = None,
     ) -> None:
         if not len(samples):
@@ -92,10 +96,9 @@ class Evaluator:
         self.samples: Sequence[Sample] = samples.samples
         self.family = family_of(loaded.model)
         self.eos = end_ids(loaded.model)
+        self._judge = Judge(loaded, self.samples, match, self.eos)
         self.device = device_of(loaded.model)
-        self.batch_size = batch_size
-        self.shares = True
-        self.own = own
+        self.batch_size, self.shares, self.own = batch_size, True, own
         self.token_budget = token_budget or fitting_budget(self.family, self.device)
         # Measured on a CPU (benchmarks/search_cost.py); elsewhere small batches leave cores idle.
         self._batch_cost = 24 if self.device.type == "cpu" else None
@@ -113,8 +116,8 @@ class Evaluator:
     def _compute(
         self, cache: Path | None, limit: int, in_memory: int, progress: Callable[[int], None]
     ) -> None:
-        lengths: dict[int, Length] = {}
-        correct: dict[int, bool | None] = {}
+        lengths, correct = dict[int, Length](), dict[int, bool | None]()
+        begun = dict[int, tuple[int, ...]]()
         memory, taken = MemoryStore(), 0
         self._store = memory
         order = by_images(self.samples)
@@ -131,17 +134,18 @@ class Evaluator:
                 memory.move_to(disk)
             lengths[index] = Length.of(reference)
             correct[index] = reference.correct
+            begun[index] = self._judge.begun(self.family, reference)
             progress(len(lengths))
         self._recorder.forget()
         self._lengths = [lengths[index] for index in range(len(self.samples))]
         self._mates = mates_of(self._lengths)
+        correct |= dict.fromkeys(self._judge.right(begun), True)
         self.unpruned_correct = [correct[index] for index in range(len(self.samples))]
 
     def _key(self) -> str:
         processor = self.loaded.processor
         return store_key(
-            self.loaded.model,
-            self.loaded.fingerprint,
+            *(self.loaded.model, self.loaded.fingerprint),
             deepest=self._recorder.deepest,
             device=self.device.type,
             eos=sorted(self.eos),
@@ -172,7 +176,7 @@ class Evaluator:
             reference = self._recorder.record(prompts, more=more, own=self.own, ends=self.eos)
             logits = self.family.logits(reference.tail).float()
         reference.log_probs = logits[0].log_softmax(-1)
-        reference.correct = exact_answer(logits.argmax(-1).tolist(), reference.answer, self.eos)
+        reference.correct = same_tokens(logits.argmax(-1).tolist(), reference.answer, self.eos)
         return reference
 
     # -- what every trial does -------------------------------------------------------------
@@ -207,6 +211,9 @@ class Evaluator:
                     part = [index for row in rows for index in row]
                     some = [[references[index] for index in row] for row in rows]
                     found.update(zip(part, self._measure(handle, part, some, answers)))
+            if answers:
+                applied = functools.partial(Handle, self.family, config)
+                found.update(self._judge.judged(applied, {index: found[index] for index in due}))
             # Let go of the files before the next ones are mapped.
             references.clear()
             yield [(index, found.pop(index)) for index in window]
@@ -232,7 +239,10 @@ class Evaluator:
         if not answers:
             return found
         expected = self._compared(handle, part, rows, answers=True)
-        return [replace(one, correct=other.correct) for one, other in zip(found, expected)]
+        return [
+            replace(one, correct=other.correct, begun=other.begun)
+            for one, other in zip(found, expected)
+        ]
 
     def _compared(
         self,
@@ -264,8 +274,8 @@ class Evaluator:
         results = compare(tail, logits, references, expected, self.eos)
         if not own:
             return results
-        moved = answer_kl(self.family, logits, references)
-        return [replace(one, kl_answer=kl, correct=None) for one, kl in zip(results, moved)]
+        moved = zip(results, answer_kl(self.family, logits, references))
+        return [replace(one, kl_answer=kl, correct=None, begun=()) for one, kl in moved]
 
     def _prompts(
         self,
@@ -286,14 +296,5 @@ class Evaluator:
         }
 
     def facts(self) -> ModelFacts:
-        """Return what space and budgets need to know about the model and the data."""
-        count, image = len(self.samples), sum(size.image for size in self._lengths)
-        text = sum(size.prompt - size.image for size in self._lengths)
-        return model_facts(
-            self.loaded,
-            self.family,
-            self.data,
-            image_tokens=image / count,
-            text_tokens=text / count,
-            separator_share=sum(size.separators for size in self._lengths) / image,
-        )
+        """Return what space and budgets need to know."""
+        return measured_facts(self.loaded, self.family, self.data, self._lengths)

@@ -1,10 +1,12 @@
 """What is known of a model and its calibration prompts before anything is computed."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from prunetune.budget import ModelFacts, facts_of
 from prunetune.calibration import CalibrationSet, encode
 from prunetune.families import Family
+from prunetune.measure.batching import Length
 from prunetune.models.fingerprint import weights_digest
 from prunetune.runtime.apply import family_of
 from prunetune.runtime.choice.taps import row_readable
@@ -52,6 +54,28 @@ def model_facts(
         calibration_digest=samples.digest(),
         calibration_order=samples.order_digest(),
         weights_digest=weights_digest(loaded.model),
+    )
+
+
+def measured_facts(
+    loaded: Any, family: Family, samples: CalibrationSet, lengths: Sequence[Length]
+) -> ModelFacts:
+    """Return what is known once the prompts have been measured.
+
+    Args:
+        loaded: ``prunetune.models.LoadedModel``.
+        family: Of the model.
+        samples: The calibration split.
+        lengths: Of its prompts.
+    """
+    count, image = len(lengths), sum(size.image for size in lengths)
+    return model_facts(
+        loaded,
+        family,
+        samples,
+        image_tokens=image / count,
+        text_tokens=sum(size.prompt - size.image for size in lengths) / count,
+        separator_share=sum(size.separators for size in lengths) / image,
     )
 
 

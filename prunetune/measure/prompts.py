@@ -64,7 +64,9 @@ def prepare(
     inputs = dict(encode(processor, samples))
     ids, mask = inputs.pop("input_ids"), inputs.pop("attention_mask").bool()
     kinds = {name: inputs.pop(name) for name in TOKEN_KINDS if name in inputs}
-    expected = [answer_ids(processor, sample) if answers else None for sample in samples]
+    expected: list[list[int] | None] = [
+        answer_ids(processor, sample) if answers else None for sample in samples
+    ]
     if given is not None:
         expected = list(given)
     rows = [row[m] for row, m in zip(ids, mask, strict=True)]

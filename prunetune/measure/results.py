@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from prunetune.calibration import exact_answer
+from prunetune.calibration import same_tokens
+from prunetune.calibration.answers import surely_said
 from prunetune.measure.reference import Reference
 from prunetune.numerics import exactly
 
@@ -19,9 +20,10 @@ class SampleResult:
         gap: 1 - cosine of the last prompt token's final states, in [0, 2]; NaN where a state is.
         kl: KL(unpruned || pruned) of the next-token distribution, in nats.
         agrees: Whether the most likely next token is the same.
-        correct: Whether greedy decoding gives exactly the expected answer; None where there is
-            none, or it was not asked for.
+        correct: Whether greedy decoding gives the expected answer; None where there is none, or it
+            was not asked for.
         kl_answer: Mean of the same KL along the unpruned model's own answer; None: not asked for.
+        begun: Token ids that greedy decoding surely begins with, where that is not it.
     """
 
     gap: float
@@ -29,6 +31,7 @@ class SampleResult:
     agrees: bool
     correct: bool | None
     kl_answer: float | None = None
+    begun: tuple[int, ...] = ()
 
 
 @exactly()
@@ -59,6 +62,10 @@ def compare(
     agrees = pruned.argmax(-1) == unpruned.argmax(-1)
     # Not Python's max: max(0.0, nan) is 0.0, and a state of NaN would be the best there is.
     columns = ((1 - cosine).clamp_min(0).tolist(), kl.clamp_min(0).tolist(), agrees.tolist())
-    predicted = zip(logits.argmax(-1).tolist(), at.tolist(), answers)
-    correct = [exact_answer(row[start:], answer, eos) for row, start, answer in predicted]
-    return [SampleResult(g, k, a, c) for g, k, a, c in zip(*columns, correct)]
+    predicted = [row[start:] for row, start in zip(logits.argmax(-1).tolist(), at.tolist())]
+    correct = [same_tokens(row, answer, eos) for row, answer in zip(predicted, answers)]
+    begun = [
+        surely_said(row, answer or []) if right is False else ()
+        for row, answer, right in zip(predicted, answers, correct)
+    ]
+    return [SampleResult(g, k, a, c, begun=b) for g, k, a, c, b in zip(*columns, correct, begun)]

@@ -14,6 +14,7 @@ from prunetune.models.aliases import ALIASES
 from prunetune.models.devices import attn_named, device_map_named, device_named, dtype_named
 from prunetune.models.fingerprint import fingerprint
 from prunetune.models.processors import load_processor
+from prunetune.models.tensors import refuse_unfit
 from prunetune.models.weights import check_folder, existing, fetch, is_hub_id
 
 EMBEDDED = Path(__file__).resolve().parents[1] / "embedded" / "tiny"
@@ -99,6 +100,30 @@ def load_model(
     return LoadedModel(model.eval(), processor, shown, commit, fingerprint(model.config))
 
 
+def processor_of(name: str, *, revision: str | None = None) -> Any:
+    """Load a model's processor without its weights.
+
+    Args:
+        name: ``tiny``, an alias, a hub id or a folder.
+        revision: Branch, tag or commit of a hub id.
+
+    Raises:
+        ConfigError: The name is unknown, or the processor cannot be loaded.
+        UnsupportedModelError: This release has no family for the model.
+    """
+    folder, shown, _ = _locate(name, revision, False)
+    _refuse_unsupported(folder, shown)
+    try:
+        with _quiet():
+            processor = load_processor(folder, local_files_only=True)
+    except PrunetuneError:
+        raise
+    except Exception as error:  # as above
+        raise ConfigError(f"model {shown!r} cannot be loaded: {_first_line(error)}") from error
+    processor.tokenizer.padding_side = "left"
+    return processor
+
+
 def _load(folder: Path, attn: str | None, **options: Any) -> tuple[Any, Any]:
     from transformers import AutoModelForImageTextToText
 
@@ -107,11 +132,17 @@ def _load(folder: Path, attn: str | None, **options: Any) -> tuple[Any, Any]:
         options["attn_implementation"] = attn
     with _quiet():
         processor = load_processor(folder, **trust)
-        model = AutoModelForImageTextToText.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, **options
+        model, found = AutoModelForImageTextToText.from_pretrained(
+            folder,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            # Refused below, with their names.
+            ignore_mismatched_sizes=True,
+            **options,
         )
-    if hasattr(processor, "tokenizer"):
-        processor.tokenizer.padding_side = "left"
+    refuse_unfit(folder, found)
+    processor.tokenizer.padding_side = "left"
     return model, processor
 
 

@@ -5,7 +5,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from prunetune.errors import ConfigError
+
 VIDEO = "video_processor"
+_FILES = {
+    "tokenizer": "tokenizer.json and tokenizer_config.json",
+    "image_processor": "preprocessor_config.json (or processor_config.json)",
+}
 
 logger = logging.getLogger(__name__)
 
@@ -19,7 +25,23 @@ def load_processor(folder: Path, **options: Any) -> Any:
     Args:
         folder: With ``config.json`` and the processor's files.
         options: Of ``from_pretrained``.
+
+    Raises:
+        ConfigError: It has no tokenizer, or nothing for pictures.
     """
+    processor = _loaded(folder, **options)
+    missing = [kind for kind in _FILES if getattr(processor, kind, None) is None]
+    if missing:
+        files = " and ".join(_FILES[kind] for kind in missing)
+        raise ConfigError(
+            f"model folder {folder} gives a {type(processor).__name__} without "
+            f"{' and '.join(missing)}; pictures and text need both: add {files}, which "
+            "processor.save_pretrained writes"
+        )
+    return processor
+
+
+def _loaded(folder: Path, **options: Any) -> Any:
     from transformers import AutoConfig, AutoProcessor
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
     from transformers.utils import is_torchvision_available

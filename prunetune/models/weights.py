@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from prunetune.errors import ConfigError
+from prunetune.models.tensors import refuse_pointers
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ def check_folder(folder: Path) -> Path:
     """Return the folder of a complete checkpoint.
 
     Raises:
-        ConfigError: ``config.json`` or safetensors weights are missing.
+        ConfigError: ``config.json`` or safetensors weights are missing, or not whole.
     """
     if existing(str(folder)) is None:
         raise ConfigError(f"model folder {folder} does not exist; check it, or use --model tiny")
@@ -51,6 +52,7 @@ def check_folder(folder: Path) -> Path:
             f"model folder {folder} lacks {missing}; allowed: safetensors weights (pickled .bin "
             f"files are never loaded): convert with save_pretrained, or download again"
         )
+    refuse_pointers(folder)
     return folder
 
 

@@ -215,7 +215,7 @@ def measured_config(
     from prunetune.space.space import Space
     from prunetune.study.opening import warn_other_weights
     from prunetune.study.outcome.selection import Winner, choose, with_provenance
-    from prunetune.study.prepare import Prepared, deepest_first_stage, load_data
+    from prunetune.study.prepare import Prepared, deepest_first_stage, load_data, usable
     from prunetune.study.run import Watched, evaluators
 
     config = None if trial is None else config_of(_trial(found, trial))
@@ -224,9 +224,10 @@ def measured_config(
             f"study {found.study.study_name!r} has no finished trial; run the search longer"
         )
     spec = found.spec
-    calibration, held_out = load_data(spec, skip_bad=skip_bad)
+    sides = load_data(spec, skip_bad=skip_bad, wanted=found.study.user_attrs.get("digest"))
     options["revision"] = options.get("revision") or spec.revision
     loaded = load_model(spec.model, **options)
+    calibration, held_out = usable(sides, loaded, skip_bad)
     first_stage = deepest_first_stage(spec, loaded, calibration)
     prepared = Prepared(spec, found.folder or Path(), loaded, calibration, held_out, first_stage)
     first, second = evaluators(prepared, progress=progress)

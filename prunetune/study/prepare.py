@@ -63,9 +63,12 @@ def prepare(
     if storage is None and study_name is None:
         _refuse_other_spec(folder, spec)
     opened = open_storage(storage_url(folder, storage))
-    spec = _as_stored(spec, opened, study_name or spec.study_name)
-    calibration, held_out = load_data(spec, skip_bad=skip_bad)
+    stored = _stored(opened, study_name or spec.study_name)
+    if "spec" in stored:
+        spec = as_stored(spec, StudySpec.parse(stored["spec"]))
+    sides = load_data(spec, skip_bad=skip_bad, wanted=stored.get("digest"))
     loaded = load_model(spec.model, revision=spec.revision, **loading)
+    calibration, held_out = usable(sides, loaded, skip_bad)
     deepest = deepest_first_stage(spec, loaded, calibration)
     if given is None and spec.model != "tiny":
         logger.warning(
@@ -90,9 +93,9 @@ def default_folder(spec: StudySpec) -> Path:
 
 
 def load_data(
-    spec: StudySpec, *, skip_bad: bool = False
+    spec: StudySpec, *, skip_bad: bool = False, wanted: str | None = None
 ) -> "tuple[CalibrationSet, CalibrationSet]":
-    """Load a spec's calibration and held-out samples."""
+    """Load a spec's calibration and held-out samples; ``wanted`` is the digest of its study's."""
     from prunetune.calibration import load_sides
 
     return load_sides(
@@ -101,7 +104,22 @@ def load_data(
         seed=spec.seed,
         samples=spec.samples,
         skip_bad=skip_bad,
+        template=spec.template_args,
+        allow_remote=spec.allow_remote,
+        wanted=wanted,
     )
+
+
+def usable(
+    sides: "tuple[CalibrationSet, CalibrationSet]", loaded: Any, skip_bad: bool
+) -> "tuple[CalibrationSet, CalibrationSet]":
+    """Return both sides; with ``skip_bad`` without what the model's processor refuses."""
+    from prunetune.calibration import without_refused
+
+    if not skip_bad:
+        return sides
+    one, two = (without_refused(loaded.processor, side) for side in sides)
+    return one, two
 
 
 def deepest_first_stage(spec: StudySpec, loaded: Any, calibration: "CalibrationSet") -> int:
@@ -132,16 +150,15 @@ def deepest_first_stage(spec: StudySpec, loaded: Any, calibration: "CalibrationS
     return max(0, min(most.latest_first_layer(depth, floor), depth - 1))
 
 
-def _as_stored(spec: StudySpec, storage: "BatchedStorage", name: str) -> StudySpec:
-    """Return the spec as a study of an older release has it, if there is one of that name."""
+def _stored(storage: "BatchedStorage", name: str) -> dict[str, Any]:
+    """Return the attributes of the study of a name; none where there is none."""
     from prunetune.study.database.storage import quiet
 
     with quiet():
         try:
-            attrs = storage.get_study_user_attrs(storage.get_study_id_from_name(name))
+            return storage.get_study_user_attrs(storage.get_study_id_from_name(name))
         except KeyError:
-            return spec
-    return as_stored(spec, StudySpec.parse(attrs["spec"])) if "spec" in attrs else spec
+            return {}
 
 
 def _refuse_other_spec(folder: Path, spec: StudySpec) -> None:

@@ -83,7 +83,7 @@ def test_the_flags_of_export_reach_the_loader(seen, tmp_path):
         storage = open_storage(storage_url(tmp_path, None))
         study = optuna.create_study(study_name=told.study_name, storage=storage)
     study.set_user_attr("spec", told.model_dump(mode="json"))
-    study.add_trial(optuna.trial.create_trial(value=0.1))
+    study.add_trial(optuna.trial.create_trial(value=0.1, user_attrs={"config": {}}))
     words = ("export", tmp_path, "-o", tmp_path / "c.json")
     refused(*words, *WORDS, has=("seen",))
     assert seen == TOLD

@@ -78,6 +78,8 @@ def write_report(
     path: Path,
     load: Callable[[], Loaded] | None,
     progress: Progress = lambda name, done, total: None,
+    *,
+    show_samples: bool = False,
 ) -> Written:
     """Write a study's report whole or not at all.
 
@@ -88,12 +90,13 @@ def write_report(
         path: Where the page goes.
         load: Returns the study's model and data; None for a page without pictures.
         progress: Called with what is done, how far, and of how much.
+        show_samples: Show conversations, too.
 
     Raises:
         ConfigError: It cannot be written there.
     """
     facts = study_facts(found.study, found.spec)
-    pictures = _pictures(facts, load, progress)
+    pictures = _pictures(facts, load, progress, show_samples)
     page = render(facts, found.shown, pictures).encode("utf-8", "replace")
     try:
         write_atomically(path, page)
@@ -111,12 +114,13 @@ def load_for(found: "Found", *, skip_bad: bool = False, **options: Any) -> Loade
         PrunetuneError: One of them is not on this machine, or cannot be read.
     """
     from prunetune.models import load_model
-    from prunetune.study.prepare import load_data
+    from prunetune.study.prepare import load_data, usable
 
-    calibration, held_out = load_data(found.spec, skip_bad=skip_bad)
+    wanted = found.study.user_attrs.get("digest")
+    sides = load_data(found.spec, skip_bad=skip_bad, wanted=wanted)
     options["revision"] = options.get("revision") or found.spec.revision
     model = load_model(found.spec.model, **options)
-    return Loaded(model, calibration, held_out)
+    return Loaded(model, *usable(sides, model, skip_bad))
 
 
 def report_search(
@@ -135,7 +139,12 @@ def report_search(
     return write_report(found, prepared.out / REPORT_FILE, lambda: loaded, progress)
 
 
-def _pictures(facts: StudyFacts, load: Callable[[], Loaded] | None, progress: Progress) -> Pictures:
+def _pictures(
+    facts: StudyFacts,
+    load: Callable[[], Loaded] | None,
+    progress: Progress,
+    show_samples: bool = False,
+) -> Pictures:
     samples = worst_samples(facts)
     config, _ = chosen_config(facts)
     if not samples or config is None:
@@ -152,6 +161,7 @@ def _pictures(facts: StudyFacts, load: Callable[[], Loaded] | None, progress: Pr
             loaded.calibration,
             loaded.held_out,
             lambda done, total: progress("worst samples", done, total),
+            show_samples,
         )
     except (PrunetuneError, OSError) as error:
         return Pictures(samples, f"{' '.join(str(error).split())}.")

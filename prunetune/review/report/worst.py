@@ -18,6 +18,7 @@ from prunetune.runtime.apply import apply
 _NEW_TOKENS = 32
 _QUALITY = 82
 _LONGEST = 2000
+_HIDDEN = "A conversation, which may be somebody's: prunetune report --show-samples shows it."
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,7 @@ def with_pictures(
     calibration: CalibrationSet,
     held_out: CalibrationSet,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    show_samples: bool = False,
 ) -> list[Worst]:
     """Return samples with their pictures, kept tokens and answers.
 
@@ -135,11 +137,17 @@ def with_pictures(
         calibration: Calibration split.
         held_out: Held-out split.
         progress: Called with how many are done, and of how many.
+        show_samples: Show conversations, too; without, neither their texts nor their pictures.
     """
     out = []
     for k, entry in enumerate(found):
         side = held_out if entry.split == "held-out" else calibration
-        out.append(_shown(entry, side[entry.index], loaded, config))
+        sample = side[entry.index]
+        hidden = sample.private and not show_samples
+        if hidden:
+            out.append(replace(entry, id=sample.id, type=sample.type, note=_HIDDEN))
+        else:
+            out.append(_shown(entry, sample, loaded, config))
         progress(k + 1, len(found))
     return out
 
@@ -164,9 +172,9 @@ def _shown(entry: Worst, sample: Sample, loaded: Any, config: PruningConfig) -> 
 def _panels(
     images: list[Image.Image], sample: Sample, loaded: Any, config: PruningConfig
 ) -> tuple[list[Panel], str]:
-    if len(images) != 1:
+    if len(images) != 1 or sample.turns:
         shown = [_panel(f"picture {k + 1}", fitted(image)) for k, image in enumerate(images)]
-        return shown, "Kept tokens are drawn for prompts with one picture only."
+        return shown, "Kept tokens are drawn for a question about one picture only."
     picture = fitted(images[0])
     kept = kept_tokens(loaded, config, images[0], sample.question)
     panels = [_panel(f"the picture: {len(kept.geometry)} image tokens", picture)]

@@ -29,9 +29,14 @@ _FAIL = text(
     "UPDATE trials SET state = 'FAIL', datetime_complete = :now "
     "WHERE trial_id = :trial AND state = 'RUNNING'"
 )
+# What other programs put into the study is none of its trials: see `foreign`.
 _COUNT = text(
-    "SELECT count(*) FROM trials "
-    "WHERE study_id = :study AND state IN ('RUNNING', 'COMPLETE', 'PRUNED')"
+    "SELECT count(*) FROM trials t WHERE t.study_id = :study AND ("
+    "(t.state = 'RUNNING' AND (EXISTS (SELECT 1 FROM trial_user_attributes a "
+    "WHERE a.trial_id = t.trial_id AND a.key = :owner) "
+    "OR EXISTS (SELECT 1 FROM trial_heartbeats h WHERE h.trial_id = t.trial_id))) "
+    "OR (t.state IN ('COMPLETE', 'PRUNED') AND EXISTS (SELECT 1 FROM trial_user_attributes a "
+    "WHERE a.trial_id = t.trial_id AND a.key = 'config')))"
 )
 _OWNERS = text(
     "SELECT t.trial_id, a.value_json FROM trials t JOIN trial_user_attributes a "
@@ -111,13 +116,15 @@ def sign(connection: Connection, study: int, trial: int, room: int | None) -> No
     Raises:
         StudyFull: One more would be too many; the transaction has to be rolled back.
     """
-    if room is not None and connection.execute(_COUNT, {"study": study}).scalar() > room:
-        raise StudyFull
     key = {"trial": trial, "key": OWNER}
     connection.execute(_UNSIGN, key)
     connection.execute(_SIGN, {**key, "value": json.dumps(identity())})
     connection.execute(_STILL, {"trial": trial})
     connection.execute(_BEAT, {"trial": trial})
+    if room is not None:
+        counted = connection.execute(_COUNT, {"study": study, "owner": OWNER}).scalar()
+        if counted > room:
+            raise StudyFull
 
 
 def take(connection: Connection, dialect: str, trial: int, room: int | None) -> bool:
@@ -128,7 +135,7 @@ def take(connection: Connection, dialect: str, trial: int, room: int | None) -> 
     """
     study = connection.execute(_STUDY, {"trial": trial}).scalar()
     _lock(connection, dialect, study)
-    if not connection.execute(_START, {"trial": trial, "now": _now()}).rowcount:
+    if not connection.execute(_START, {"trial": trial, "now": now()}).rowcount:
         return False
     sign(connection, study, trial, room)
     return True
@@ -140,7 +147,7 @@ def fail(connection: Connection, dialect: str, study: int, trial: int) -> bool:
     The study is locked until the transaction ends: a trial may be added in it.
     """
     _lock(connection, dialect, study)
-    return bool(connection.execute(_FAIL, {"trial": trial, "now": _now()}).rowcount)
+    return bool(connection.execute(_FAIL, {"trial": trial, "now": now()}).rowcount)
 
 
 def _lock(connection: Connection, dialect: str, study: int) -> None:
@@ -149,6 +156,6 @@ def _lock(connection: Connection, dialect: str, study: int) -> None:
         connection.execute(_LOCK, {"study": study})
 
 
-def _now() -> datetime:
-    # Optuna keeps times in UTC, without a zone.
+def now() -> datetime:
+    """Return the time as Optuna keeps it: in UTC, without a zone."""
     return datetime.now(UTC).replace(tzinfo=None)

@@ -13,7 +13,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.orm import Session
 
-from prunetune.study.database import leases
+from prunetune.study.database import foreign, leases
 from prunetune.study.database.pending import Pending
 from prunetune.study.database.persistent import PersistentStorage
 
@@ -81,12 +81,25 @@ class BatchedStorage(PersistentStorage):
     def get_trial(self, trial_id: int) -> FrozenTrial:
         """Return a trial with all that was set."""
         self._write(trial_id)
-        return self.persist(lambda: super(BatchedStorage, self).get_trial(trial_id))
+        found = self.persist(lambda: super(BatchedStorage, self).get_trial(trial_id))
+        return foreign.as_failed(found) if foreign.is_foreign(found) else found
 
-    def _get_trials(self, *args: Any, **kwargs: Any) -> list[FrozenTrial]:
+    def _get_trials(
+        self, study_id: int, states: Any, *args: Any, **kwargs: Any
+    ) -> list[FrozenTrial]:
         if self.running is not None:
             self._write(self.running)
-        return super()._get_trials(*args, **kwargs)
+        return foreign.shown(super()._get_trials(study_id, None, *args, **kwargs), states)
+
+    def _get_best_trial_id(self, study_id: int, *args: Any, **kwargs: Any) -> int:
+        best = super()._get_best_trial_id(study_id, *args, **kwargs)
+        found = RDBStorage.get_trial(self, best)
+        if not foreign.is_foreign(found):
+            return best
+        own = [t for t in self.get_all_trials(study_id) if t.state is TrialState.COMPLETE]
+        if not own:
+            raise ValueError("No trials are completed yet.")
+        return min(own, key=lambda t: (t.values[0], t.number))._trial_id
 
     def set_trial_state_values(
         self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
@@ -123,9 +136,10 @@ class BatchedStorage(PersistentStorage):
         def find() -> list[int]:
             with self.engine.connect() as connection:
                 owners = leases.owners(connection, study_id)
+                left = foreign.ownerless(connection, study_id, leases.now())
             me = leases.identity()
             dead = {t for t, owner in owners.items() if owner == me or leases.is_dead(owner)}
-            return sorted({*dead, *RDBStorage._get_stale_trial_ids(self, study_id)})
+            return sorted({*dead, *left, *RDBStorage._get_stale_trial_ids(self, study_id)})
 
         return [trial for trial in self.persist(find) if trial != self.running]
 
@@ -158,6 +172,13 @@ class BatchedStorage(PersistentStorage):
         def swap() -> None:
             with Session(self.engine) as session, session.begin():
                 if not leases.fail(session, self.engine.dialect.name, study_id, trial._trial_id):
+                    return
+                if leases.OWNER not in trial.user_attrs and not foreign.was_queued(trial):
+                    logger.warning(
+                        "trial %d is not the search's: it ran for five minutes with nobody to "
+                        "answer for it, and counts as failed",
+                        trial.number,
+                    )
                     return
                 if len(history) > _MOST_RETRIES:
                     logger.warning(

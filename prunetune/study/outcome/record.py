@@ -11,6 +11,7 @@ from typing import Any
 from optuna import Study
 from optuna.exceptions import OptunaError
 
+from prunetune.calibration import Sample
 from prunetune.measure.scores import Measures, SampleScore, image_ids
 from prunetune.study.outcome.intervals import bootstrap_ci
 from prunetune.study.outcome.summary import SearchResult
@@ -109,6 +110,8 @@ def _columns(results: Sequence[SampleScore]) -> dict[str, list[Any]]:
 def _worst(samples: Sequence[Any], results: Sequence[SampleScore]) -> list[dict[str, Any]]:
     """Return what is asked in the samples with the largest gap: the data may go, a study stays."""
     order = sorted(range(len(results)), key=lambda i: -results[i].gap)
+    # Nothing of a conversation goes into a database.
+    samples = [sample.shown() if isinstance(sample, Sample) else sample for sample in samples]
     return [
         {
             "index": i,
