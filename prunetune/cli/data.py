@@ -13,7 +13,7 @@ from prunetune.errors import ConfigError
 if TYPE_CHECKING:
     from prunetune.calibration import CalibrationSet
 
-_SHOWN = 12
+_SHOWN, _RATIO = 12, 200
 
 
 @verb(
@@ -61,8 +61,11 @@ def data(
         template=template_of(template_arg),
         allow_remote=allow_remote,
     )
+    notes = list(sides[0].notes)
     if model is not None:
         sides = _processed(model, sides, skip_bad)
+    else:
+        notes += _stretched(sides)
     named = dict(zip(("calibration", "held_out"), sides, strict=True))
     out = Output(as_json)
     parts = {name: _described(side) for name, side in named.items()}
@@ -71,13 +74,15 @@ def data(
         [_row(name, part) for name, part in parts.items()],
         wrap="types",
     )
+    for note in notes:
+        out.line(f"note: {note}")
     skipped = [line for side in sides for line in side.skipped_names]
     for line in skipped[: _SHOWN if action == "check" else None]:
         out.line(f"skipped: {line}")
     if len(skipped) > _SHOWN and action == "check":
         out.line(f"skipped: and {len(skipped) - _SHOWN} more")
     payload: dict[str, Any] = {"source": source, "seed": seed, **parts, "skipped": len(skipped)}
-    payload["notes"] = list(sides[0].notes)
+    payload["notes"] = notes
     payload["skipped_names"] = skipped
     if action == "show":
         payload["samples"] = [
@@ -102,6 +107,24 @@ def data(
             wrap="question",
         )
     out.finish(payload)
+
+
+def _stretched(sides: "tuple[CalibrationSet, CalibrationSet]") -> list[str]:
+    """Return a line on pictures that some processors refuse, where no model was named."""
+    found = {
+        sample.place or sample.id: image.size
+        for side in sides
+        for sample in side
+        for image in sample.images
+        if max(image.size) > _RATIO * min(image.size)
+    }
+    if not found:
+        return []
+    name, size = next(iter(found.items()))
+    return [
+        f"{len(found)} picture(s) of more than {_RATIO} to 1, which some processors (Qwen-VL's) "
+        f"refuse, the first {name} of {size[0]}x{size[1]}; data check --model NAME tells"
+    ]
 
 
 def _processed(

@@ -1,5 +1,6 @@
 """``export``: from a study to a config file."""
 
+import json
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -103,4 +104,8 @@ def _verify(config: Path, spec: "StudySpec") -> str:
         words += ["--data", str(spec.data)]
     if spec.held_out:
         words += ["--held-out", spec.held_out]
+    for key, value in (spec.template_args or {}).items():
+        words += ["--template-arg", f"{key}={json.dumps(value)}"]
+    if spec.match != "vqa":
+        words += ["--match", spec.match]
     return shlex.join(words)

@@ -15,6 +15,7 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 @verb(
     "serve",
     "prunetune serve tiny.prune.json",
+    "prunetune serve tiny.prune.json --log requests.jsonl",
     "prunetune serve llava-next.prune.json --host 0.0.0.0 --port 8000 --dtype bfloat16",
 )
 def serve(
@@ -24,6 +25,10 @@ def serve(
         str, typer.Option(metavar="ADDRESS", help="Address to listen on.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(metavar="N", help="Port; 0 for a free one.")] = 8000,
+    log: Annotated[
+        str | None,
+        typer.Option(metavar="FILE.jsonl", help="Keep requests with pictures, for --data."),
+    ] = None,
     threads: Threads = None,
     as_json: AsJson = False,
     *,
@@ -41,18 +46,22 @@ def serve(
     name = model_named(config, pruning.model, model, loading)
     from prunetune.budget import mean_retention
     from prunetune.cli._environment import set_threads
+    from prunetune.deploy.request_log import check
     from prunetune.deploy.serve import Server, pruned_app, require
     from prunetune.models import load_model
 
     require()
+    kept_in = None if log is None else check(log)
     set_threads(threads)
-    app, _ = pruned_app(load_model(name, **loading), pruning, name)
+    app, _ = pruned_app(load_model(name, **loading), pruning, name, log=kept_in)
     server = Server(app, host, port)
     kept = mean_retention(pruning.stages, pruning.model.num_layers)
     out = Output(as_json)
     out.line(f"model {name!r}, mean retention {100 * kept:.4g}%: {server.url}/v1  (Ctrl-C ends it)")
     if host not in _LOOPBACK:
         note(f"warning: everyone who can reach {host} can use this model")
+    if kept_in is not None:
+        note(f"what is asked is kept in {kept_in}, pictures included")
     out.finish({"url": server.url, "model": name, "config": config, "digest": pruning.digest()})
     sys.stdout.flush()
     try:

@@ -9,10 +9,12 @@ import inspect
 import socket
 import time
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunetune.budget import mean_retention
 from prunetune.config import PruningConfig
+from prunetune.deploy.request_log import RequestLog
 from prunetune.errors import ConfigError
 from prunetune.runtime.apply import Handle, apply
 
@@ -30,7 +32,9 @@ _HANDLERS = {
 """What ``build_server`` takes, by release some or all of it."""
 
 
-def pruned_app(loaded: "LoadedModel", config: PruningConfig, name: str) -> "tuple[Any, Handle]":
+def pruned_app(
+    loaded: "LoadedModel", config: PruningConfig, name: str, *, log: Path | None = None
+) -> "tuple[Any, Handle]":
     """Return an ASGI application that serves a model with a config applied.
 
     Beside transformers' routes (``/v1/chat/completions``, ``/v1/responses``, ``/v1/completions``,
@@ -41,6 +45,7 @@ def pruned_app(loaded: "LoadedModel", config: PruningConfig, name: str) -> "tupl
         loaded: The model and its processor.
         config: Applied until the handle is removed.
         name: Of the model, in requests and answers.
+        log: Where bodies of chat requests with pictures are kept, a line each.
 
     Returns:
         The application, and the handle of the config.
@@ -61,6 +66,8 @@ def pruned_app(loaded: "LoadedModel", config: PruningConfig, name: str) -> "tupl
     handle = apply(loaded.model, config)
     app = server.build_server(manager, generation_state=state, **handlers)
     app.get("/prunetune")(_Status(config, handle).read)
+    if log is not None:
+        app.add_middleware(RequestLog, path=log)
     return app, handle
 
 

@@ -40,8 +40,13 @@ def config():
 
 
 @pytest.fixture(scope="module")
-def server(loaded, config):
-    app, handle = pruned_app(loaded, config, "tiny")
+def log(tmp_path_factory):
+    return tmp_path_factory.mktemp("log") / "requests.jsonl"
+
+
+@pytest.fixture(scope="module")
+def server(loaded, config, log):
+    app, handle = pruned_app(loaded, config, "tiny", log=log)
     listening = Server(app, port=0)
     thread = threading.Thread(target=listening.serve)
     thread.start()
@@ -127,6 +132,21 @@ def test_requests_at_the_same_time_get_their_own_answers(server):
     for thread in threads:
         thread.join()
     assert together == one_by_one
+
+
+def test_what_is_asked_is_kept_as_calibration_data(server, log):
+    log.unlink(missing_ok=True)
+    sample = load_calibration("tiny", samples=1)[0][0]
+    asked = question(sample)
+    assert ask(server, "/v1/chat/completions", asked)[0] == 200
+    text_only = {"model": "tiny", "messages": [{"role": "user", "content": "x"}]}
+    ask(server, "/v1/chat/completions", text_only)
+    ask(server, "/v1/chat/completions", asked | {"model": "other"})
+    assert [json.loads(line) for line in log.read_text().splitlines()] == [asked]
+    assert log.stat().st_mode & 0o777 == 0o600
+    (found,) = load_calibration(str(log), held_out=0)[0]
+    assert found.pixels() == sample.pixels()
+    assert found.turns[0].parts == (None, sample.question)
 
 
 def test_it_has_one_model(server):

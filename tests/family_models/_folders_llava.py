@@ -19,6 +19,10 @@ CLIP = {
 }
 # The class of pictures that needs no torchvision, and the processor's own settings.
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llava_next": (
+        "llava_next.image_processing_pil_llava_next:LlavaNextImageProcessorPil",
+        CLIP | {"processor_class": "LlavaNextProcessor"},
+    ),
     "llava_next_video": (
         "llava_next.image_processing_pil_llava_next:LlavaNextImageProcessorPil",
         CLIP | {"processor_class": "LlavaNextVideoProcessor"},
