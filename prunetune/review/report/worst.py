@@ -160,13 +160,23 @@ def _shown(entry: Worst, sample: Sample, loaded: Any, config: PruningConfig) -> 
         entry,
         id=sample.id,
         type=sample.type,
-        question=sample.question[:_LONGEST],
+        question=_asked(sample)[:_LONGEST],
         expected=sample.answer,
         pruned=pruned,
         unpruned=unpruned,
         panels=tuple(panels),
         note=note,
     )
+
+
+def _asked(sample: Sample) -> str:
+    """Return what is asked: of a conversation all turns, pictures where they stand."""
+    if not sample.turns:
+        return sample.question
+    said = [
+        (t.role, " ".join("[picture]" if p is None else p for p in t.parts)) for t in sample.turns
+    ]
+    return "\n".join(f"{role}: {text}" for role, text in said)
 
 
 def _panels(
