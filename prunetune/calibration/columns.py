@@ -1,7 +1,7 @@
 """The rows of a table of ``datasets``: which column holds the pictures, and in what form."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,9 @@ def records_of(
                 f"{name} has no column {options[key]!r} for {key}; "
                 f"allowed: {', '.join(table.column_names)}"
             )
+    if column is not None and _is_image(table.features[column]):
+        # `datasets` itself says where these are, such as in its cache.
+        places = replace(places, outside=True)
     columns = (
         {**options, "answer": options.get("answer", "answer")} if reading.as_before else options
     )

@@ -3,7 +3,7 @@
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from prunetune.calibration.reading import Reading
 from prunetune.calibration.records import Record
 from prunetune.calibration.references import Places
 from prunetune.errors import DataError
+from prunetune.models.tensors import is_pointer
 from prunetune.models.weights import existing
 
 OPTIONS = (
@@ -88,12 +89,21 @@ def _load(name: str, split: str | None, options: Mapping[str, str]) -> Any:
     except DataError:
         raise
     except Exception as error:  # datasets raises errors of a dozen packages, none of them ours
+        _refuse_pointers(name, [file] if file else [*folder.rglob("*.*")] if folder else [])
         raise DataError(
             f"hf:{name} cannot be loaded: {_first_line(error)}; {_download(name)}"
         ) from error
     finally:
         if quiet:
             datasets.enable_progress_bars()
+
+
+def _refuse_pointers(name: str, files: Sequence[Path]) -> None:
+    if found := next((path for path in files if path.is_file() and is_pointer(path)), None):
+        raise DataError(
+            f"hf:{name}: {found.name} is a pointer of git-lfs, not the file; run git lfs pull "
+            "there, or hf download --repo-type dataset"
+        )
 
 
 def _file(name: str) -> Path | None:

@@ -11,6 +11,7 @@ from typing import overload
 from PIL import Image, ImageOps
 
 from prunetune.errors import DataError
+from prunetune.models.tensors import POINTER
 
 # Data formats only: Pillow would otherwise also try EPS, which starts Ghostscript on the file.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM")
@@ -130,6 +131,11 @@ def decode(source: Source) -> Image.Image:
             f"make it smaller or remove it"
         ) from error
     except Image.UnidentifiedImageError as error:
+        if data.startswith(POINTER):
+            raise DataError(
+                f"picture {source.name}: a pointer of git-lfs, not the picture; run git lfs pull "
+                "there, or download the files"
+            ) from error
         if (needed := _needed(data)) is not None:
             raise DataError(
                 f"picture {source.name}: {needed[0]}, which Pillow reads with the package "

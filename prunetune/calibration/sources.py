@@ -21,6 +21,7 @@ from prunetune.calibration.rows import (
     read_texts,
 )
 from prunetune.errors import DataError
+from prunetune.models.tensors import POINTER
 from prunetune.models.weights import existing
 
 DEFAULT_QUESTION = "Describe the image."
@@ -140,7 +141,12 @@ def _below(tree: Tree, before: str) -> dict[str, Source]:
 def _json_rows(file: Source) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield each row with its place, for messages."""
     try:
-        text = file.read().decode("utf-8-sig")
+        data = file.read()
+        if data.startswith(POINTER):
+            raise DataError(
+                f"{file.name} is a pointer of git-lfs, not the file; run git lfs pull there"
+            )
+        text = data.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"{file.name} cannot be read as UTF-8 text ({error}); convert or restore it"

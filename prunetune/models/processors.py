@@ -8,6 +8,7 @@ from typing import Any
 from prunetune.errors import ConfigError
 
 VIDEO = "video_processor"
+_SETTINGS = ("patch_size", "vision_feature_select_strategy")
 _FILES = {
     "tokenizer": "tokenizer.json and tokenizer_config.json",
     "image_processor": "preprocessor_config.json (or processor_config.json)",
@@ -37,6 +38,13 @@ def load_processor(folder: Path, **options: Any) -> Any:
             f"model folder {folder} gives a {type(processor).__name__} without "
             f"{' and '.join(missing)}; pictures and text need both: add {files}, which "
             "processor.save_pretrained writes"
+        )
+    unset = [name for name in _SETTINGS if getattr(processor, name, "") is None]
+    if unset:
+        raise ConfigError(
+            f"model folder {folder}: the {type(processor).__name__} has no {' and no '.join(unset)}"
+            ", without which it cannot count image tokens; add it to processor_config.json (what "
+            "config.json says under vision_config, and at its top)"
         )
     return processor
 

@@ -9,7 +9,7 @@ from typing import Any
 from prunetune.errors import ConfigError
 
 _SHOWN = 3
-_POINTER = b"version https://git-lfs.github.com/spec/"
+POINTER = b"version https://git-lfs.github.com/spec/"
 _POINTER_BYTES = 1024
 
 
@@ -51,7 +51,7 @@ def refuse_pointers(folder: Path) -> None:
         ConfigError: A file is a pointer of git-lfs, or safetensors are shorter than they say.
     """
     small = [p for p in sorted(folder.iterdir()) if p.is_file() and p.stat().st_size < 1 << 20]
-    pointers = [p.name for p in small if _is_pointer(p)]
+    pointers = [p.name for p in small if is_pointer(p)]
     if pointers:
         raise ConfigError(
             f"model folder {folder}: {_first(pointers)} are pointers of git-lfs, not the files; "
@@ -67,11 +67,12 @@ def refuse_pointers(folder: Path) -> None:
             )
 
 
-def _is_pointer(path: Path) -> bool:
+def is_pointer(path: Path) -> bool:
+    """Tell whether git-lfs would have to fetch a file."""
     if path.stat().st_size > _POINTER_BYTES:
         return False
     with path.open("rb") as file:
-        return file.read(len(_POINTER)) == _POINTER
+        return file.read(len(POINTER)) == POINTER
 
 
 def _stated_size(path: Path) -> int | None:

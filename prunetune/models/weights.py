@@ -46,13 +46,13 @@ def check_folder(folder: Path) -> Path:
         raise ConfigError(
             f"model folder {folder} has no config.json; give the folder that save_pretrained wrote"
         )
+    refuse_pointers(folder)
     missing = _missing_weights(folder)
     if missing:
         raise ConfigError(
             f"model folder {folder} lacks {missing}; allowed: safetensors weights (pickled .bin "
             f"files are never loaded): convert with save_pretrained, or download again"
         )
-    refuse_pointers(folder)
     return folder
 
 

@@ -91,7 +91,9 @@ def test_tables_of_pandas(pandas, tmp_path, form):
         assert len(everything(folder)) == 4, "a folder of parquet, without hf:"
 
 
-def test_splits_as_datasets_writes_them(pandas, tmp_path):
+def test_splits_as_datasets_writes_them(pandas, tmp_path_factory):
+    # `datasets` takes a folder called test_... for a split.
+    tmp_path = tmp_path_factory.mktemp("tables")
     for split, number in (("train", 0), ("validation", 4)):
         cells = [encoded(picture(number + i))["bytes"] for i in range(4)]
         pandas.DataFrame({"image": cells, "question": ["q"] * 4}).to_parquet(

@@ -153,10 +153,10 @@ def test_pickled_and_incomplete_weights_are_refused(tmp_path):
 
 def test_a_damaged_checkpoint_is_one_line(tmp_path):
     folder = copy_of_tiny(tmp_path / "m")
-    (folder / "model.safetensors").write_bytes(b"\x00" * 100)
-    refused(str(folder), "cannot be loaded")
     (folder / "config.json").write_text("{")
     refused(str(folder), "cannot be loaded")
+    (folder / "model.safetensors").write_bytes(b"\x00" * 100)
+    refused(str(folder), "model.safetensors is damaged")
 
 
 def test_weights_out_of_reach_name_the_command(cache):

@@ -15,7 +15,7 @@ from sqlalchemy import text
 from prunetune.study.database.leases import OWNER, Connection
 
 CONFIG = "config"
-"""User attribute that every trial has which a search measured."""
+"""User attribute that every trial has which a search measured; one that it ran has an owner, too."""
 FAILURE = "failure"
 REASON = "another program added it; the search did not measure it"
 ABANDONED_SECONDS = 300.0
@@ -32,7 +32,7 @@ _OWNERLESS = text(
 def is_foreign(trial: FrozenTrial) -> bool:
     """Tell whether a trial has a value although no search measured it."""
     ended = trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
-    return ended and CONFIG not in trial.user_attrs
+    return ended and not {CONFIG, OWNER} & trial.user_attrs.keys()
 
 
 def shown(

@@ -36,7 +36,7 @@ _COUNT = text(
     "WHERE a.trial_id = t.trial_id AND a.key = :owner) "
     "OR EXISTS (SELECT 1 FROM trial_heartbeats h WHERE h.trial_id = t.trial_id))) "
     "OR (t.state IN ('COMPLETE', 'PRUNED') AND EXISTS (SELECT 1 FROM trial_user_attributes a "
-    "WHERE a.trial_id = t.trial_id AND a.key = 'config')))"
+    "WHERE a.trial_id = t.trial_id AND a.key IN ('config', :owner))))"
 )
 _OWNERS = text(
     "SELECT t.trial_id, a.value_json FROM trials t JOIN trial_user_attributes a "
