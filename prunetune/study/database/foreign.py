@@ -15,7 +15,7 @@ from sqlalchemy import text
 from prunetune.study.database.leases import OWNER, Connection
 
 CONFIG = "config"
-"""User attribute that every trial has which a search measured; one that it ran has an owner, too."""
+"""User attribute of every trial that a search measured; what it ran has an owner, too."""
 FAILURE = "failure"
 REASON = "another program added it; the search did not measure it"
 ABANDONED_SECONDS = 300.0
