@@ -73,9 +73,8 @@ def write_set(folder, calibration=4, held_out=2):
         (folder / split).mkdir(parents=True)
         rows = []
         for k in range(count):
-            picture(k + max(5, calibration) * (split == "held_out")).save(
-                folder / split / f"{split}-{k}.png"
-            )
+            other = max(5, calibration) * (split == "held_out")
+            picture(k + other).save(folder / split / f"{split}-{k}.png")
             row = {"file_name": f"{split}-{k}.png", "question": "what color is the circle ?"}
             rows.append(row | ({"answer": "yellow"} if k % 2 == 0 else {}))
         write_rows(folder / split, rows)

@@ -118,8 +118,7 @@ class Evaluator:
     ) -> None:
         lengths, correct = dict[int, Length](), dict[int, bool | None]()
         begun = dict[int, tuple[int, ...]]()
-        memory, taken = MemoryStore(), 0
-        self._store = memory
+        self._store, taken = (memory := MemoryStore()), 0
         order = by_images(self.samples)
         first = self._record(0, order[0][1])
         foreseen = len(self.samples) * first.nbytes
@@ -140,12 +139,13 @@ class Evaluator:
         self._lengths = [lengths[index] for index in range(len(self.samples))]
         self._mates = mates_of(self._lengths)
         correct |= dict.fromkeys(self._judge.right(begun), True)
-        self.unpruned_correct = [correct[index] for index in range(len(self.samples))]
+        self.unpruned_correct = [correct[index] for index in sorted(correct)]
 
     def _key(self) -> str:
         processor = self.loaded.processor
         return store_key(
-            *(self.loaded.model, self.loaded.fingerprint),
+            self.loaded.model,
+            self.loaded.fingerprint,
             deepest=self._recorder.deepest,
             device=self.device.type,
             eos=sorted(self.eos),
