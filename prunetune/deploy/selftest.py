@@ -143,9 +143,17 @@ def _unlike(processor: Any, samples: Sequence[Sample]) -> list[Sample]:
     """Return at least two prompts, not all of one length."""
     chosen = list(samples)
     if len({encode(processor, [sample])["input_ids"].shape[1] for sample in chosen}) == 1:
-        twice = replace(chosen[-1], question=f"{chosen[-1].question} {chosen[-1].question}")
-        chosen[max(1, len(chosen) - 1) :] = [twice]
+        chosen[max(1, len(chosen) - 1) :] = [_longer(chosen[-1])]
     return chosen
+
+
+def _longer(sample: Sample) -> Sample:
+    """Return a sample that asks twice what it asks."""
+    twice = replace(sample, question=f"{sample.question} {sample.question}")
+    if not sample.turns:
+        return twice
+    *before, last = sample.turns
+    return replace(twice, turns=(*before, replace(last, parts=(*last.parts, last.text or "?"))))
 
 
 class _Tester:
