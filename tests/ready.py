@@ -7,7 +7,7 @@ from inspect import getsource
 
 import pytest
 
-import prunetune.runtime.choose
+import prunetune.runtime.choice.choose
 from prunetune.presets import preset_names, read_preset
 from prunetune.scorers import SCORERS
 
@@ -20,7 +20,11 @@ def waiting(name: str, *, runs: bool) -> str:
         for scorer in stage.get("scorers", ()):
             if scorer["name"] not in SCORERS:
                 return f"needs branch wiring: the scorer {scorer['name']}"
-        if runs and "selector" in stage and "selector" not in getsource(prunetune.runtime.choose):
+        if (
+            runs
+            and "selector" in stage
+            and "selector" not in getsource(prunetune.runtime.choice.choose)
+        ):
             return "needs branch wiring: selectors in the runtime"
     return ""
 

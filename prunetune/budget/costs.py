@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from prunetune.budget.levels import Level
     from prunetune.families import Family
 
 _MIB = 1 << 20
@@ -42,6 +43,7 @@ class ModelFacts:
         calibration_digest: Digest over the calibration pixels and texts.
         calibration_order: The same in the samples' order.
         weights_digest: See ``prunetune.models.fingerprint``.
+        levels: Of pixels, that a search may choose, beside the full picture.
         value_bytes: Bytes of a number in the KV cache.
     """
 
@@ -62,6 +64,7 @@ class ModelFacts:
     calibration_digest: str | None = None
     calibration_order: str | None = None
     weights_digest: str | None = None
+    levels: "tuple[Level, ...]" = ()
     value_bytes: int = 2
 
     @property

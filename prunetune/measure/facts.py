@@ -1,13 +1,14 @@
 """What is known of a model and its calibration prompts before anything is computed."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from prunetune.budget import ModelFacts, facts_of
+from prunetune.budget import Level, ModelFacts, facts_of
 from prunetune.calibration import CalibrationSet, encode
 from prunetune.families import Family
 from prunetune.models.fingerprint import weights_digest
 from prunetune.runtime.apply import family_of
-from prunetune.runtime.taps import row_readable
+from prunetune.runtime.choice.taps import row_readable
 from prunetune.spec import StudySpec
 
 _BATCH = 16
@@ -21,6 +22,7 @@ def model_facts(
     image_tokens: float,
     text_tokens: float,
     separator_share: float = 0.0,
+    levels: Sequence[Level] = (),
 ) -> ModelFacts:
     """Return what space and budgets need to know.
 
@@ -31,6 +33,7 @@ def model_facts(
         image_tokens: Mean image tokens of a prompt.
         text_tokens: Mean other tokens of a prompt.
         separator_share: Share of the image tokens that are separators.
+        levels: Of pixels, that a search may choose.
     """
     from prunetune.scorers import SCORERS
 
@@ -45,6 +48,7 @@ def model_facts(
         image_tokens=image_tokens,
         text_tokens=text_tokens,
         separator_share=separator_share,
+        levels=tuple(levels),
         scorers=tuple(names),
         name=loaded.name,
         revision=loaded.revision,

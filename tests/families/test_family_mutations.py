@@ -20,7 +20,9 @@ from prunetune.families.base import Family
 from prunetune.families.base_idefics import IdeficsLike
 from prunetune.families.gemma3 import Gemma3
 from prunetune.families.internvl import InternVL
-from prunetune.runtime import cache, counted, masks, taps, views
+from prunetune.runtime.choice import taps
+from prunetune.runtime.layers import cache, counted, masks
+from prunetune.runtime.vision import views
 from prunetune.tokens import Mosaic
 
 # -- checks: each raises when something is wrong -------------------------------------------------

@@ -11,7 +11,8 @@ from mutants import RED, pairs_of
 from prunetune.families import base_anyres, video_llava
 from prunetune.families.llava_next_video import LlavaNextVideo
 from prunetune.families.llava_onevision import LlavaOnevision
-from prunetune.runtime import captures, handle, inputs, views
+from prunetune.runtime import handle, inputs
+from prunetune.runtime.vision import captures, views
 from prunetune.tokens import frames_geometry
 
 

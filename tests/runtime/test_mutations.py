@@ -11,12 +11,14 @@ from mutants import RED, pairs_of
 from reference import measure
 from reference_models import make_batch, make_config, tiny
 
-from prunetune.runtime import choose, frame, images, leave
+from prunetune.runtime import frame, leave
 from prunetune.runtime.apply import Handle
-from prunetune.runtime.cache import CacheState, CacheView
+from prunetune.runtime.choice import choose
 from prunetune.runtime.frame import Frame
-from prunetune.runtime.segment import Held, Segment
-from prunetune.runtime.vision import VisionCapture
+from prunetune.runtime.layers.cache import CacheState, CacheView
+from prunetune.runtime.layers.segment import Held, Segment
+from prunetune.runtime.vision import images
+from prunetune.runtime.vision.tower import VisionCapture
 from prunetune.tokens import left_pad
 
 # -- checks: each raises when something is wrong -------------------------------------------------

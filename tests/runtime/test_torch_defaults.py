@@ -17,7 +17,7 @@ from prunetune.numerics import exactly, fitting
 from prunetune.presets import load_preset, preset_names
 from prunetune.restorers import RESTORERS
 from prunetune.runtime.apply import family_of
-from prunetune.runtime.vision import VisionTap
+from prunetune.runtime.vision.tower import VisionTap
 from prunetune.scorers import SCORERS
 
 families = pytest.mark.parametrize("name", each())
@@ -226,7 +226,7 @@ def readable(view):
 
 def encode_through(view, tap, capture, inputs):
     """Run a forward whose encoder calls are captured by ``capture``."""
-    from prunetune.runtime.vision import wrap_encoder
+    from prunetune.runtime.vision.tower import wrap_encoder
 
     replaced = SimpleNamespace(encoding=tap.encoding, capture=capture)
     hooks = tap.install()

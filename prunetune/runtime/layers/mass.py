@@ -8,8 +8,8 @@ from torch import Tensor
 
 from prunetune.errors import UnsupportedModelError
 from prunetune.numerics import exactly
-from prunetune.runtime.images import ImageTokens
-from prunetune.runtime.segment import Segment
+from prunetune.runtime.layers.segment import Segment
+from prunetune.runtime.vision.images import ImageTokens
 
 KERNELS = ("sdpa", "eager")
 """Attention implementations that take a bias with their mask."""
