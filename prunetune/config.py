@@ -172,9 +172,7 @@ class PruningConfig(Frozen):
 
     def _check_pixels(self) -> None:
         if self.version < 2 and self.pixels is not None:
-            raise ValueError(
-                "version: received 1, but pixels are of version 2; write \"version\": 2"
-            )
+            raise ValueError('version: received 1, but pixels are of version 2; write "version": 2')
         if not self.stages and not shrinks(self.pixels):
             raise ValueError(
                 "stages: received none, allowed 1 or more stages; none only where pixels make "

@@ -26,6 +26,7 @@ from prunetune.budget.levels import (
     distinct,
     fitting,
     largest_fitting,
+    stated_retention,
 )
 from prunetune.budget.moving import every_for, rebudget, restored_part, rounded, weakened
 
@@ -55,5 +56,6 @@ __all__ = [
     "restored_part",
     "retention_by_layer",
     "rounded",
+    "stated_retention",
     "weakened",
 ]

@@ -2,8 +2,14 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from prunetune.budget.bounds import Budget
+from prunetune.budget.costs import mean_retention
+from prunetune.pixels import shrinks
+
+if TYPE_CHECKING:
+    from prunetune.config import PruningConfig
 
 COARSE = (0.75, 0.56, 0.42, 0.32, 0.25, 0.18, 0.13, 0.1, 0.075, 0.056, 0.042, 0.032, 0.025, 0.018)
 """Shares of a picture's pixels: each about three quarters of the one before, from 1 down."""
@@ -25,6 +31,18 @@ class Level:
 
 
 FULL = Level(1.0, 1.0)
+
+
+def stated_retention(config: "PruningConfig") -> float:
+    """Return a config's mean retention as far as it is known without pictures.
+
+    Where it makes pictures smaller, what was measured stands in its provenance; without, it is the
+    share of the smaller pictures' tokens.
+    """
+    measured = config.provenance.mean_retention
+    if shrinks(config.pixels) and measured is not None:
+        return measured
+    return mean_retention(config.stages, config.model.num_layers)
 
 
 def candidates(shares: Iterable[float]) -> list[float]:

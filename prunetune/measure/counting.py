@@ -6,7 +6,7 @@ from typing import Any
 
 from PIL import Image
 
-from prunetune.budget import Level, candidates
+from prunetune.budget import Level
 from prunetune.calibration import CalibrationSet, Sample, encode
 from prunetune.families import Family
 from prunetune.pixels import Pixels, Share
@@ -29,10 +29,16 @@ class TokenCounter:
         self._sizes: Counter[Sizes] = Counter(
             tuple(image.size for image in sample.images) for sample in samples
         )
-        self._full = self.total(None)
+        self._totals: dict[str, int] = {}
 
     def total(self, pixels: Pixels | None) -> int:
         """Return the image tokens of all samples at a level; None: of the full pictures."""
+        key = pixels.key if pixels is not None and pixels.shrinks else ""
+        if key not in self._totals:
+            self._totals[key] = self._count(pixels)
+        return self._totals[key]
+
+    def _count(self, pixels: Pixels | None) -> int:
         processor = at_level(self._processor, pixels, self._family.config.model_type)
         token, total = self._family.image_token_id, 0
         for sizes, times in self._sizes.items():
@@ -43,28 +49,11 @@ class TokenCounter:
 
     def share(self, pixels: Pixels | None) -> float:
         """Return the share of the full pictures' tokens that a level leaves."""
-        return self.total(pixels) / self._full
+        return self.total(pixels) / self.total(None)
 
     def levels(self, shares: Sequence[float]) -> list[Level]:
-        """Return levels, from large to small."""
+        """Return levels, from large to small; none of a family that no level makes smaller."""
+        if not self._family.resizing:
+            return []
         ordered = sorted(shares, reverse=True)
         return [Level(share, self.share(Share(share=share))) for share in ordered]
-
-
-def known_levels(
-    loaded: Any, family: Family, samples: CalibrationSet, budgets: Sequence[float],
-    given: Sequence[float] = (),
-) -> list[Level]:
-    """Return levels that may meet budgets; none for a family that no level makes smaller.
-
-    Args:
-        loaded: ``prunetune.models.LoadedModel``.
-        family: View of its model.
-        samples: The calibration split.
-        budgets: Shares of the unpruned model's cost.
-        given: Levels, instead of those that there are for the budgets.
-    """
-    if not family.resizing:
-        return []
-    shares = [share for share in (given or candidates(budgets)) if share < 1.0]
-    return TokenCounter(loaded, family, samples).levels(shares)

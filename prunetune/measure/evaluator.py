@@ -7,6 +7,7 @@ final norm, pruned against unpruned; beside it the KL divergence of the next-tok
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from prunetune.measure.batching import (
     with_mates,
 )
 from prunetune.measure.continued import ContinuingRecorder
-from prunetune.measure.counting import known_levels
+from prunetune.measure.counting import TokenCounter
 from prunetune.measure.facts import model_facts
 from prunetune.measure.levels import References, Room, Split
 from prunetune.measure.own import answer_kl
@@ -34,6 +35,7 @@ from prunetune.measure.sharing import collate_rows
 from prunetune.measure.starts import Drawn, Starts
 from prunetune.models.devices import device_of
 from prunetune.numerics import exactly
+from prunetune.pixels import Pixels, shrinks
 from prunetune.runtime.apply import Handle, check_fits, family_of
 from prunetune.runtime.suffix import run_suffix, run_whole
 
@@ -105,9 +107,7 @@ class Evaluator:
         if self.whole is not None:
             logger.info("every trial runs the whole model: %s", self.whole)
         self._recorder = ContinuingRecorder(self.family, -1 if self.whole else deepest)
-        split = Split(
-            loaded, self.family, self.samples, self.device, self.eos, self._recorder, own
-        )
+        split = Split(loaded, self.family, self.samples, self.device, self.eos, self._recorder, own)
         room = Room(cache, cache_limit, in_memory)
         self.starts = Starts(split, room, progress or (lambda done: None))
         self.full = self.starts.full
@@ -250,6 +250,11 @@ class Evaluator:
             levels=self.levels,
         )
 
-    def known_levels(self, budgets: Sequence[float]) -> list[Level]:
-        """Return the levels of pixels that may meet budgets, see ``counting.known_levels``."""
-        return known_levels(self.loaded, self.family, self.data, budgets)
+    @cached_property
+    def counter(self) -> TokenCounter:
+        """What tells how many tokens smaller pictures have."""
+        return TokenCounter(self.loaded, self.family, self.data)
+
+    def token_share(self, pixels: Pixels | None) -> float:
+        """Return the share of the full pictures' tokens that a level of pixels leaves."""
+        return self.counter.share(pixels) if shrinks(pixels) else 1.0

@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from prunetune.budget import Level, ModelFacts, facts_of
+from prunetune.budget import Level, ModelFacts, candidates, facts_of
 from prunetune.calibration import CalibrationSet, encode
 from prunetune.families import Family
+from prunetune.measure.counting import TokenCounter
 from prunetune.models.fingerprint import weights_digest
+from prunetune.pixels.processors import layout_of
 from prunetune.runtime.apply import family_of
 from prunetune.runtime.choice.taps import row_readable
 from prunetune.spec import StudySpec
@@ -75,5 +77,25 @@ def early_facts(spec: StudySpec, loaded: Any, samples: CalibrationSet) -> ModelF
             text += int(inputs["attention_mask"].sum()) - found
     count = max(1, len(samples))
     return model_facts(
-        loaded, family, samples, image_tokens=image / count, text_tokens=text / count
+        loaded,
+        family,
+        samples,
+        image_tokens=image / count,
+        text_tokens=text / count,
+        levels=searched_levels(spec, loaded, samples),
     )
+
+
+def searched_levels(spec: StudySpec, loaded: Any, samples: CalibrationSet) -> tuple[Level, ...]:
+    """Return the levels of pixels that a study may choose from, by its calibration pictures.
+
+    Raises:
+        ConfigError: The spec asks for levels, and the family has none.
+    """
+    if spec.space.pixels is False:
+        return ()
+    family = family_of(loaded.model)
+    layout_of(family.config.model_type)
+    given = () if isinstance(spec.space.pixels, bool) else spec.space.pixels
+    shares = [share for share in given or candidates(spec.bounds) if share < 1.0]
+    return tuple(TokenCounter(loaded, family, samples).levels(shares))

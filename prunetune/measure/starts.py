@@ -100,9 +100,7 @@ class Starts:
         """
         family, device = self.split.family, self.split.device
 
-        def compared(
-            start: Reference, answer: list[int] | None
-        ) -> tuple[SampleResult, Tensor]:
+        def compared(start: Reference, answer: list[int] | None) -> tuple[SampleResult, Tensor]:
             tail = start.tail[None, : 1 + len(answer or [])].to(device)
             logits = family.logits(tail).float()
             return compare(tail, logits, [drawn.full], [answer], self.split.eos)[0], logits

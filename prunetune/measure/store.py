@@ -38,7 +38,10 @@ _COMPUTES = (
     "pixels",
     "runtime",
     "tokens.py",
-    *(f"measure/{name}.py" for name in ("prompts", "reference", "continued", "own", "packing", "levels")),
+    *(
+        f"measure/{name}.py"
+        for name in ("prompts", "reference", "continued", "own", "packing", "levels")
+    ),
 )
 
 

@@ -113,5 +113,3 @@ AnyPixels = Annotated[Share | MaxPixels, BeforeValidator(_kind)]
 def shrinks(pixels: Pixels | None) -> bool:
     """Tell whether a config's ``pixels`` make any picture smaller."""
     return pixels is not None and pixels.shrinks
-
-

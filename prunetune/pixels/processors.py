@@ -87,7 +87,7 @@ def _kind(base: type) -> type:
 
 
 def _remade(base: type, state: dict[str, Any]) -> Any:
-    made = object.__new__(_kind(base))
+    made: Any = object.__new__(_kind(base))
     made.__dict__.update(state)
     return made
 

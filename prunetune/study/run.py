@@ -178,6 +178,7 @@ def evaluators(
                 cache_limit=cache.limit,
                 in_memory=cache.in_memory,
                 own=prepared.spec.own_tokens,
+                levels=prepared.levels,
                 progress=lambda done, before=before: progress(  # type: ignore[misc]
                     Step("unpruned reference", before + done, total)
                 ),

@@ -12,7 +12,7 @@ from typing import Any, cast
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from prunetune.budget import flops_ratio, kv_ratio, mean_retention
+from prunetune.budget import flops_ratio, mean_retention
 from prunetune.config import Provenance, PruningConfig
 from prunetune.errors import StudyError
 from prunetune.measure.scores import Measures, SampleScore, Scores, accuracy, image_ids, measure
@@ -230,16 +230,18 @@ def with_provenance(
 ) -> PruningConfig:
     """Return the winner's config with where it comes from and what it was worth written in."""
     facts, stages = space.facts, winner.config.stages
-    gaps = [r.gap for r in winner.results]
+    gaps, tokens = [r.gap for r in winner.results], space.tokens(winner.config)
+    retention = tokens * mean_retention(stages, facts.num_layers)
     provenance = Provenance(
         study=study.study_name,
         trial=winner.trial,
         gap=math.fsum(gaps) / len(gaps),
         gap_ci=bootstrap_ci(gaps, image_ids(evaluator.samples), spec.seed),
         held_out_gap=math.fsum(r.gap for r in tuned) / len(tuned),
-        mean_retention=mean_retention(stages, facts.num_layers),
-        flops_ratio=flops_ratio(stages, facts),
-        kv_ratio=kv_ratio(stages, facts.num_layers),
+        mean_retention=retention,
+        flops_ratio=flops_ratio(stages, facts, tokens),
+        # The share of the visual KV cache is the mean retention, by definition.
+        kv_ratio=retention,
         budget=space.spent(winner.config).exact,
         calibration_digest=facts.calibration_digest,
         weights_digest=facts.weights_digest,
