@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 COARSE = (0.75, 0.56, 0.42, 0.32, 0.25, 0.18, 0.13, 0.1, 0.075, 0.056, 0.042, 0.032, 0.025, 0.018)
 """Shares of a picture's pixels: each about three quarters of the one before, from 1 down."""
-_NEAR = (1.25, 1.15, 1.07, 1.0, 0.95, 0.9)
+_NEAR = (1.25, 1.12, 1.06, 1.03, 1.0, 0.95, 0.9)
 _LEAST, _DIGITS = 0.01, 4
 
 

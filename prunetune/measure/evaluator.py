@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from prunetune.budget import Level, ModelFacts
+from prunetune.budget import Level, ModelFacts, candidates
 from prunetune.calibration import CalibrationSet, Sample, end_ids
 from prunetune.config import PruningConfig
 from prunetune.errors import DataError
@@ -254,6 +254,10 @@ class Evaluator:
     def counter(self) -> TokenCounter:
         """What tells how many tokens smaller pictures have."""
         return TokenCounter(self.loaded, self.family, self.data)
+
+    def levels_near(self, budgets: Sequence[float]) -> list[Level]:
+        """Return levels of pixels, finer near budgets; none where no level leaves fewer tokens."""
+        return self.counter.levels(candidates([share for share in budgets if share < 1.0]))
 
     def token_share(self, pixels: Pixels | None) -> float:
         """Return the share of the full pictures' tokens that a level of pixels leaves."""

@@ -210,4 +210,5 @@ class Watched:
 def _preset_count() -> int:
     from prunetune.presets import preset_names
 
-    return len(preset_names())
+    # And smaller pictures, which are no preset.
+    return len(preset_names()) + 1

@@ -20,7 +20,7 @@ from prunetune.models.versions import versions
 from prunetune.presets import preset_names
 from prunetune.space.space import Space
 from prunetune.spec import StudySpec
-from prunetune.study.outcome.baselines import compare_preset
+from prunetune.study.outcome.baselines import compare_preset, resize_at
 from prunetune.study.outcome.intervals import bootstrap_ci
 from prunetune.study.outcome.noise import settle
 from prunetune.study.outcome.record import write_record
@@ -162,7 +162,7 @@ def conclude(
     measured = {"tuned": tuned}
     baselines = tuple(
         compare_preset(preset, measured, held_out, space.facts, spec.seed, winner.config)
-        for preset in presets_at(preset_names(), space)
+        for preset in [resize_at(space, evaluator), *presets_at(preset_names(), space)]
     )
     trials = study.get_trials(deepcopy=False)
     scores, provenance = Scores.of(tuned), config.provenance

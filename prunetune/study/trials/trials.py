@@ -36,11 +36,13 @@ class Preset:
         name: Of the preset.
         config: None where it cannot be run here; ``note`` says why.
         note: What had to change to meet the budget.
+        tokens: Share of the full pictures' tokens that its ``pixels`` leave.
     """
 
     name: str
     config: PruningConfig | None
     note: str
+    tokens: float = 1.0
 
 
 def presets_at(names: Sequence[str], space: Space, budget: Budget | None = None) -> list[Preset]:
