@@ -47,7 +47,11 @@ class Native(Layout):
         low, high = int(given["size"]["shortest_edge"]), int(given["size"]["longest_edge"])
         used = fitted(size, factor, low, high)
         cap = max(pixels.cap(math.prod(used)), min(low, math.prod(used)))
-        return size if math.prod(used) <= cap else fitted(size, factor, low, cap)
+        if math.prod(used) <= cap:
+            return size
+        # Twice: what comes out below its least size it would enlarge again.
+        found = fitted(fitted(size, factor, low, cap), factor, low, high)
+        return found if math.prod(found) < math.prod(used) else size
 
     def film(self, frames: int, size: Size, processor: Any, pixels: Pixels) -> Size:
         """Ask the processor what it makes of the frames, whatever its limits are over."""
