@@ -39,7 +39,15 @@ class TokenCounter:
         return self._totals[key]
 
     def _count(self, pixels: Pixels | None) -> int:
-        processor = at_level(self._processor, pixels, self._family.config.model_type)
+        return self.of(at_level(self._processor, pixels, self._family.config.model_type))
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """(Height, width) of all pictures that differ in size."""
+        return sorted({(height, width) for row in self._sizes for width, height in row})
+
+    def of(self, processor: Any) -> int:
+        """Return the image tokens of all samples by a processor."""
         token, total = self._family.image_token_id, 0
         for sizes, times in self._sizes.items():
             blank = tuple(Image.new("RGB", size) for size in sizes)
