@@ -93,9 +93,8 @@ def export(
     native = _native(config, found.spec, skip_bad, loading) if show_native else []
     for setting in native:
         said = "exact" if setting.exact else "not exact"
-        out.line(
-            f"{setting.engine}: {setting.text}  ({'; '.join(filter(None, (said, setting.note)))})"
-        )
+        about = "; ".join(filter(None, (said, setting.note)))
+        out.line(f"{setting.engine}: {setting.text}  ({about})")
     out.line(f"next: {_verify(path, found.spec)}")
     out.finish(
         {

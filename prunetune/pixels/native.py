@@ -60,12 +60,12 @@ def native_settings(
     if layout == "native":
         return _caps(processor, pixels, sizes, count, wanted)
     if layout == "canvas":
-        choices = [{"max_patches": n} for n in range(1, int(pictures.max_patches) + 1)]
+        choices: list[dict[str, Any]] = [
+            {"max_patches": n} for n in range(1, int(pictures.max_patches) + 1)
+        ]
     else:
-        edge, tile = (
-            int(pictures.size["longest_edge"]),
-            int(pictures.max_image_size["longest_edge"]),
-        )
+        edge = int(pictures.size["longest_edge"])
+        tile = int(pictures.max_image_size["longest_edge"])
         steps = range(tile, edge + 1, max(1, tile // 4))
         choices = [{"size": {"longest_edge": n}} for n in dict.fromkeys((*steps, edge))]
     best, made = _nearest(processor, choices, count, wanted)
@@ -133,6 +133,4 @@ def _with(processor: Any, attributes: Mapping[str, Any]) -> Any:
 
 
 def _note(made: int, wanted: int) -> str:
-    return (
-        f"nearest over the calibration pictures: {made} image tokens where the level has {wanted}"
-    )
+    return f"nearest over the calibration pictures: {made} image tokens, the level has {wanted}"

@@ -22,7 +22,8 @@ class Coverage(Scorer):
     ``row`` interleaved, finest first. The first quarter of an even grid is every second row
     and column, the first half a chequerboard; tiles share the count in proportion to their sizes.
     Alone it keeps every n-th token; beside other scorers it keeps them from spending everything on
-    one region. Depends on tile, row and column only, so stages nest. No unit; standardised linearly.
+    one region. Depends on tile, row and column only, so stages nest. No unit; standardised
+    linearly.
     """
 
     summary: ClassVar[str] = "even spread over the picture: every n-th token"
