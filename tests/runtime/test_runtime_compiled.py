@@ -38,6 +38,7 @@ def warmed_up(rows):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @torch.no_grad()
 def test_a_compiled_decoding_step_is_compiled_anew(monkeypatch):
     """One test: each process that compiles takes seconds to get ready for it."""
