@@ -161,6 +161,12 @@ class StudySpec(BaseModel):
         return float(getattr(self, self.kind))
 
     @property
+    def bounds(self) -> list[float]:
+        """The budget's bounds that are shares of the unpruned cost."""
+        given = [value for value in (self._bound, self.up_to) if value is not None]
+        return [value for value in given if value < 1.0 and self.kind != "kv_mib"]
+
+    @property
     def pareto(self) -> bool:
         """Whether the cost is an objective beside the metric."""
         return self.objective == "pareto"

@@ -19,20 +19,35 @@ from prunetune.budget.costs import (
     mean_retention,
     retention_by_layer,
 )
+from prunetune.budget.levels import (
+    FULL,
+    Level,
+    candidates,
+    distinct,
+    fitting,
+    largest_fitting,
+    stated_retention,
+)
 from prunetune.budget.moving import every_for, rebudget, restored_part, rounded, weakened
 
 __all__ = [
     "FLOOR",
+    "FULL",
     "KINDS",
     "Budget",
     "Kind",
+    "Level",
     "ModelFacts",
     "as_budget",
+    "candidates",
     "check_keep",
+    "distinct",
     "every_for",
     "facts_of",
+    "fitting",
     "flops_ratio",
     "kv_ratio",
+    "largest_fitting",
     "latest_first_layer",
     "least_keep",
     "make_budget",
@@ -41,5 +56,6 @@ __all__ = [
     "restored_part",
     "retention_by_layer",
     "rounded",
+    "stated_retention",
     "weakened",
 ]

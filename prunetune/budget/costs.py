@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from prunetune.budget.levels import Level
     from prunetune.families import Family
 
 _MIB = 1 << 20
@@ -42,6 +43,7 @@ class ModelFacts:
         calibration_digest: Digest over the calibration pixels and texts.
         calibration_order: The same in the samples' order.
         weights_digest: See ``prunetune.models.fingerprint``.
+        levels: Of pixels, that a search may choose, beside the full picture.
         value_bytes: Bytes of a number in the KV cache.
     """
 
@@ -62,6 +64,7 @@ class ModelFacts:
     calibration_digest: str | None = None
     calibration_order: str | None = None
     weights_digest: str | None = None
+    levels: "tuple[Level, ...]" = ()
     value_bytes: int = 2
 
     @property
@@ -118,10 +121,17 @@ def kv_ratio(stages: Sequence[Step], num_layers: int) -> float:
     return mean_retention(stages, num_layers)
 
 
-def flops_ratio(stages: Sequence[Step], facts: ModelFacts) -> float:
-    """Return the language model's prefill FLOPs, pruned over unpruned, at the mean prompt."""
+def flops_ratio(stages: Sequence[Step], facts: ModelFacts, tokens: float = 1.0) -> float:
+    """Return the language model's prefill FLOPs, pruned over unpruned, at the mean prompt.
+
+    Args:
+        stages: Of the config.
+        facts: The model, and the mean prompt with its full pictures.
+        tokens: Share of the image tokens that is left where pictures are made smaller first.
+    """
+    image = tokens * facts.image_tokens
     pruned = math.fsum(
-        layer_flops(share * facts.image_tokens + facts.text_tokens, facts)
+        layer_flops(share * image + facts.text_tokens, facts)
         for share in retention_by_layer(stages, facts.num_layers)
     )
     full = layer_flops(facts.image_tokens + facts.text_tokens, facts) * facts.num_layers

@@ -9,7 +9,7 @@ from prunetune.errors import StudyError
 from prunetune.interrupts import check
 
 if TYPE_CHECKING:
-    from prunetune.budget import ModelFacts
+    from prunetune.budget import Level, ModelFacts
     from prunetune.config import PruningConfig
 
 
@@ -47,6 +47,9 @@ class Measures(Protocol):
 
     def facts(self) -> "ModelFacts":
         """Return what is known of the model and the data."""
+
+    def levels_near(self, budgets: Sequence[float]) -> "list[Level]":
+        """Return levels of pixels, finer near budgets; none where no level leaves fewer tokens."""
 
 
 @dataclass(frozen=True)

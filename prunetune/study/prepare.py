@@ -9,6 +9,7 @@ from prunetune.errors import ConfigError, StudyError
 from prunetune.spec import StudySpec, as_stored, difference
 
 if TYPE_CHECKING:
+    from prunetune.budget import Level
     from prunetune.calibration import CalibrationSet
     from prunetune.models.load import Loading
     from prunetune.study.database.storage import BatchedStorage
@@ -27,6 +28,7 @@ class Prepared:
         calibration: Calibration split.
         held_out: Held-out split.
         deepest: Last layer at which a first stage can be.
+        levels: Of pixels, that the search may choose.
     """
 
     spec: StudySpec
@@ -35,6 +37,7 @@ class Prepared:
     calibration: "CalibrationSet"
     held_out: "CalibrationSet"
     deepest: int
+    levels: "tuple[Level, ...]" = ()
 
     @property
     def skipped(self) -> tuple[str, ...]:
@@ -66,14 +69,14 @@ def prepare(
     spec = _as_stored(spec, opened, study_name or spec.study_name)
     calibration, held_out = load_data(spec, skip_bad=skip_bad)
     loaded = load_model(spec.model, revision=spec.revision, **loading)
-    deepest = deepest_first_stage(spec, loaded, calibration)
+    deepest, levels = first_stages(spec, loaded, calibration)
     if given is None and spec.model != "tiny":
         logger.warning(
             "no --data is given: calibrating %s on the shipped set 'tiny' of generated pictures; "
             "give pictures and questions like yours for a config that fits them",
             spec.model,
         )
-    return Prepared(spec, folder, loaded, calibration, held_out, deepest)
+    return Prepared(spec, folder, loaded, calibration, held_out, deepest, levels)
 
 
 def with_data(spec: StudySpec) -> StudySpec:
@@ -104,8 +107,15 @@ def load_data(
     )
 
 
-def deepest_first_stage(spec: StudySpec, loaded: Any, calibration: "CalibrationSet") -> int:
+def first_stages(
+    spec: StudySpec, loaded: Any, calibration: "CalibrationSet"
+) -> "tuple[int, tuple[Level, ...]]":
     """Return the last layer at which a first stage, of a trial or of a preset, can be.
+
+    That is of full pictures: what is behind it, as smaller ones allow, costs the layers between.
+
+    Returns:
+        It, and the levels of pixels that may be chosen.
 
     Raises:
         ConfigError: The space's layers are not the model's, or its budget cannot be attained.
@@ -129,7 +139,8 @@ def deepest_first_stage(spec: StudySpec, loaded: Any, calibration: "CalibrationS
             "left out of the search: %s, whose inputs %s cannot give",
             *(", ".join(missing), spec.model),
         )
-    return max(0, min(most.latest_first_layer(depth, floor), depth - 1))
+    deepest = max(0, min(most.latest_first_layer(depth, floor), depth - 1))
+    return deepest, facts.levels
 
 
 def _as_stored(spec: StudySpec, storage: "BatchedStorage", name: str) -> StudySpec:
