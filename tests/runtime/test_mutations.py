@@ -1,13 +1,12 @@
 """The checks can fail: planted bugs in the runtime turn them red."""
 
-import pytest
 import test_runtime
 import test_runtime_generate
 import test_runtime_removal
 import test_runtime_restorers
 import test_runtime_turns
 import torch
-from mutants import RED, pairs_of
+from mutants import planted, wrap
 from reference import measure
 from reference_models import make_batch, make_config, tiny
 
@@ -60,7 +59,7 @@ def no_cache():
 
 def blending():
     probe = (test_runtime_restorers.Probe(),)
-    test_runtime_restorers.test_restorers("llava", 2, "blend", probe)
+    test_runtime_restorers.check_restorer("llava", 2, "blend", probe)
 
 
 def identity():
@@ -87,11 +86,6 @@ CHECKS = (
 
 
 # -- mutants: each plants one bug ----------------------------------------------------------------
-
-
-def wrap(patch, owner, name, change):
-    """Replace ``owner.name`` by ``change(original)``."""
-    patch.setattr(owner, name, change(getattr(owner, name)))
 
 
 def renumbered_positions(patch):
@@ -288,13 +282,4 @@ MUTANTS = {
 }
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda c: c.__name__)
-def test_green_without_a_bug(check):
-    check()
-
-
-@pytest.mark.parametrize(("mutant", "check"), pairs_of(MUTANTS), ids=lambda f: f.__name__)
-def test_red_with_a_bug(mutant, check, monkeypatch):
-    mutant(monkeypatch)
-    with pytest.raises(RED):
-        check()
+test_green_without_a_bug, test_red_with_a_bug = planted(CHECKS, MUTANTS)

@@ -7,9 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from contexts import context
-from ready import waiting
 from reference_models import each, family, make_config
-from torch_modes import CASTS, entered, every_mode, forget, identical, modes
+from torch_modes import CASTS, MODES, entered, every_mode, forget, identical, modes
 
 import prunetune
 from prunetune.families.base import TappedAttention
@@ -150,8 +149,23 @@ def unpruned_is_the_same(name, mode):
             return False
 
 
-@modes
-@families
+OTHERS = ("deterministic", "gradients", "inference")
+
+
+def turns():
+    """Each family under the default device, a number format and another mode, in turn."""
+    kinds = ("device",), ("bfloat16", "float16", "float64"), OTHERS
+    for number, case in enumerate(each()):
+        for kind in kinds:
+            mode = kind[(number + 1) % len(kind)]
+            yield pytest.param(*case.values, mode, marks=case.marks)
+
+
+def test_every_mode_has_its_turn():
+    assert {case.values[1] for case in turns()} == set(MODES)
+
+
+@pytest.mark.parametrize(("name", "mode"), turns())
 def test_a_pruned_run(name, mode):
     model, batch, config = subject(name)
     plain = plainly(name)
@@ -170,11 +184,7 @@ def test_a_pruned_run(name, mode):
 def by_preset(name):
     model, batch, config = subject(name)
     ref = {"model_type": name, "num_layers": config.model.num_layers}
-    chosen = {
-        preset: load_preset(preset, keep=0.5, **ref)[0]
-        for preset in preset_names()
-        if not waiting(preset, runs=True)
-    }
+    chosen = {preset: load_preset(preset, keep=0.5, **ref)[0] for preset in preset_names()}
     with torch.no_grad():
         return {p: (c, pruned(model, c, batch.inputs)) for p, c in chosen.items()}
 
