@@ -36,9 +36,15 @@ def resample(image: Any, size: tuple[int, int]) -> Any:
 
 def _torch(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     flat = image.reshape(-1, *image.shape[-3:])
+    # Bytes as bytes where torch can: with torchvision's very roundings.
+    whole = image.dtype == torch.uint8 and image.device.type == "cpu"
     made = torch.nn.functional.interpolate(
-        flat.float(), size=size, mode="bicubic", antialias=True, align_corners=False
+        flat if whole else flat.float(),
+        size=size,
+        mode="bicubic",
+        antialias=True,
+        align_corners=False,
     )
-    if not image.is_floating_point():
+    if not (whole or image.is_floating_point()):
         made = made.round().clamp(0, 255)
     return made.to(image.dtype).reshape(*image.shape[:-2], *size)

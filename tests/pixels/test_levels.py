@@ -146,3 +146,22 @@ def test_levels_are_told_by_their_tokens():
     small = Budget("keep", 0.2)
     assert fitting(steps, small, small) == [FULL, Level(0.5, 0.4), Level(0.2, 0.1)]
     assert {0.25, 0.75} <= set(candidates([0.25]))
+
+
+def test_the_control_that_sends_smaller_pictures():
+    """The largest pictures that meet the budget; else the row says from where on."""
+    pytest.importorskip("optuna", reason="without the extra `search` there are no tables")
+    from prunetune.study.outcome.baselines import resize_at
+
+    loaded = load_model("tiny")
+    samples, _ = load_calibration("tiny", samples=4)
+    evaluator = Evaluator(loaded, samples, deepest=0)
+    facts = evaluator.facts()
+    half = resize_at(Space(SpaceSpec(), 0.5, facts), evaluator)
+    assert half.config is not None
+    assert half.config.stages == ()
+    assert half.config.pixels.share == 0.25
+    assert half.tokens == pytest.approx(136 / 336, abs=0.02)
+    small = resize_at(Space(SpaceSpec(), 0.25, facts), evaluator)
+    assert small.config is None
+    assert small.note.startswith("not below 0.4")
