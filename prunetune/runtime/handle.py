@@ -21,6 +21,7 @@ from prunetune.runtime.plan import Plan
 from prunetune.runtime.promises import Suspicion, check_cache
 from prunetune.runtime.trace import ForwardTrace
 from prunetune.runtime.vision import VisionCapture, VisionTap, wrap_encoder
+from prunetune.runtime.widened import check_read, widen
 
 FRAME = "_prunetune_frame"
 MARK = "_prunetune_handle"
@@ -43,6 +44,7 @@ class Handle:
         self._captures = Captures()
         self._overridden: dict[str, Any] = {}
         self._unfollow: Any = None
+        self._unwiden: Any = None
         base = family.base
         if MARK in base.__dict__:
             raise ConfigError(
@@ -86,6 +88,9 @@ class Handle:
         if self._unfollow is not None:
             self._unfollow()
             self._unfollow = None
+        if self._unwiden is not None:
+            self._unwiden()
+            self._unwiden = None
         base = self.plan.family.base
         if base.__dict__.get(MARK) is self:
             del base.__dict__[MARK]
@@ -109,6 +114,8 @@ class Handle:
             self._hooks.append(
                 family.model.register_forward_pre_hook(self._note_tail, with_kwargs=True)
             )
+        if self.plan.widens:
+            self._unwiden = widen(list(family.layers)[self.plan.stages[0].layer :])
         text = family.text_model
         self._hooks.append(text.register_forward_pre_hook(self._note_positions, with_kwargs=True))
         self._hooks.append(base.register_forward_pre_hook(self._open, with_kwargs=True))
@@ -188,6 +195,9 @@ class Handle:
                 check_cache(frame.cache, frame.call.past, frame.call.cache, output)
             if frame.segment is None:
                 return None
+            if self.plan.widens:
+                told = [one for part in frame.segments for one in part.inputs.values()]
+                check_read([one.bias for one in told])
             frame.finish()
             if frame.wrong is not None:
                 self._suspicion.note(frame.wrong)

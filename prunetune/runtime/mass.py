@@ -10,6 +10,7 @@ from prunetune.errors import UnsupportedModelError
 from prunetune.numerics import exactly
 from prunetune.runtime.images import ImageTokens
 from prunetune.runtime.segment import Segment
+from prunetune.runtime.widened import WIDENED, check_heads
 
 KERNELS = ("sdpa", "eager")
 """Attention implementations that take a bias with their mask."""
@@ -94,7 +95,8 @@ def biased(mask: Any, bias: Tensor, hidden: Tensor, implementation: str | None) 
     Raises:
         UnsupportedModelError: The attention takes no such mask.
     """
-    check_kernel(implementation)
+    if implementation not in KERNELS:
+        raise _refused(implementation)
     length, keys, dtype = hidden.shape[1], bias.shape[1], hidden.dtype
     added = bias.to(dtype)[:, None, None]
     least = torch.finfo(dtype).min
@@ -109,18 +111,25 @@ def biased(mask: Any, bias: Tensor, hidden: Tensor, implementation: str | None) 
     return torch.where(mask > torch.finfo(mask.dtype).min / 2, mask.to(dtype) + added, least)
 
 
-def check_kernel(implementation: str | None) -> None:
-    """Raise unless an attention implementation takes a bias.
+def check_kernel(config: Any) -> None:
+    """Raise unless the attention implementation of a text model takes a bias.
 
     Raises:
         UnsupportedModelError: It does not.
     """
-    if implementation not in KERNELS:
-        raise UnsupportedModelError(
-            f"attention {implementation!r} takes no bias of keys, which the config's mass needs; "
-            f"load the model with attn_implementation {' or '.join(KERNELS)}, or use a config "
-            "without mass"
-        )
+    implementation = getattr(config, "_attn_implementation", None)
+    if implementation in WIDENED:
+        check_heads(config)
+    elif implementation not in KERNELS:
+        raise _refused(implementation)
+
+
+def _refused(implementation: str | None) -> UnsupportedModelError:
+    known = f"{', '.join(KERNELS)} or {' or '.join(WIDENED)}"
+    return UnsupportedModelError(
+        f"attention {implementation!r} takes no bias of keys, which the config's mass needs; "
+        f"load the model with attn_implementation {known}, or use a config without mass"
+    )
 
 
 def _unit(states: Tensor) -> Tensor:
