@@ -37,6 +37,7 @@ class Spent(Stopwatch):
     """A stopwatch of processor time."""
 
     def now(self) -> float:
+        """Return the seconds that this thread has computed."""
         return time.thread_time()
 
 
