@@ -4,7 +4,7 @@ Each dtype has its own unpruned run to be compared with. Per config: the mean ga
 far the other two are from it, in percent, with the standard error of the paired differences; so
 the table tells a deviation from noise, and how many samples would. `floor` is how far the
 unpruned answers themselves are from fp32's (1 - cosine): no gap is known better than that.
-Writes a section of docs/runtime.md if told to.
+Writes a section of docs/performance.md if told to.
 
     python benchmarks/precision.py [--samples 160] [--keep 0.25 0.1] [--docs FILE]
 """

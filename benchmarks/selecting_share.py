@@ -42,11 +42,10 @@ def operations(name: str, n: int, d: int, k: int) -> float:
     """Return how many floating-point operations a choice takes at most; a multiply-add is two."""
     # Cosines: half of the symmetric product, and scaling.
     product = n * n * d + 2 * n * n if SELECTORS.get(name).pairwise else 0
-    rank = min(k, d, n - 1)
     loop = {
         # Subtract, clamp and add every pair at every step, as on a GPU; lazily it is less.
         "cover": 3 * k * n * n + 10 * n * n,
-        "dpp": rank * rank * n,
+        "dpp": k * k * n,
         "maxmin": 4 * k * n,
         "mmr": 4 * k * n + n * n,
         # A quarter of the pairs that are left is looked at whenever 8 leave.
@@ -120,7 +119,7 @@ def growth(name: str, width: int) -> int:
     Path("/proc/self/clear_refs").write_text("5")
     before = memory("VmRSS")
     # `distinct` drops eight at a time: the first steps need most.
-    selector.order(ctx, 8000 if name == "distinct" else 64)
+    selector.order(ctx, 8000 if name == "distinct" else 2048)
     return memory("VmHWM") - before
 
 
