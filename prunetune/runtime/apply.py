@@ -173,7 +173,7 @@ def check_fits(family: Family, config: PruningConfig, *, strict: bool) -> None:
         layout_of(ref.model_type)
     _check_rows(family, config)
     if any(stage.mass for stage in config.stages):
-        check_kernel(getattr(family.text_model.config, "_attn_implementation", None))
+        check_kernel(family.text_model.config)
     if ref.fingerprint is not None and ref.fingerprint != fingerprint(family.config):
         message = (
             "the config was made for a model of another architecture fingerprint "

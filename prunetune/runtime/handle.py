@@ -17,6 +17,7 @@ from prunetune.runtime.compiled import forget_compiled
 from prunetune.runtime.frame import Frame
 from prunetune.runtime.inputs import POSITIONS, Inputs
 from prunetune.runtime.layers.cache import note_failed
+from prunetune.runtime.layers.widened import check_read, widen
 from prunetune.runtime.promises import Suspicion, check_cache
 from prunetune.runtime.trace import ForwardTrace
 from prunetune.runtime.vision.captures import Captures
@@ -53,6 +54,7 @@ class Handle:
         self._captures = Captures()
         self._overridden: dict[str, Any] = {}
         self._unfollow: Any = None
+        self._unwiden: Any = None
         base = family.base
         if MARK in base.__dict__:
             raise ConfigError(
@@ -99,6 +101,9 @@ class Handle:
         if self._undo is not None:
             self._undo()
             self._undo = None
+        if self._unwiden is not None:
+            self._unwiden()
+            self._unwiden = None
         base = self.plan.family.base
         if base.__dict__.get(MARK) is self:
             del base.__dict__[MARK]
@@ -122,6 +127,8 @@ class Handle:
             self._hooks.append(
                 family.model.register_forward_pre_hook(self._note_tail, with_kwargs=True)
             )
+        if self.plan.widens:
+            self._unwiden = widen(list(family.layers)[self.plan.stages[0].layer :])
         text = family.text_model
         self._hooks.append(text.register_forward_pre_hook(self._note_positions, with_kwargs=True))
         self._hooks.append(base.register_forward_pre_hook(self._open, with_kwargs=True))
@@ -205,6 +212,9 @@ class Handle:
                     # Pictures are smaller, and that is all: for who asks how many tokens they took.
                     self.trace.append(find_images(self.plan.family, frame.call, None)[1])
                 return None
+            if self.plan.widens:
+                told = [one for part in frame.segments for one in part.inputs.values()]
+                check_read([one.bias for one in told])
             frame.finish()
             if frame.wrong is not None:
                 self._suspicion.note(frame.wrong)
