@@ -20,11 +20,13 @@ from prunetune.budget.costs import (
     retention_by_layer,
 )
 from prunetune.budget.moving import every_for, rebudget, restored_part, rounded, weakened
+from prunetune.budget.prefill import Flops, prefill_flops, resized, tower_flops
 
 __all__ = [
     "FLOOR",
     "KINDS",
     "Budget",
+    "Flops",
     "Kind",
     "ModelFacts",
     "as_budget",
@@ -37,9 +39,12 @@ __all__ = [
     "least_keep",
     "make_budget",
     "mean_retention",
+    "prefill_flops",
     "rebudget",
+    "resized",
     "restored_part",
     "retention_by_layer",
     "rounded",
+    "tower_flops",
     "weakened",
 ]

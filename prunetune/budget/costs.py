@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from prunetune.families import Family
+    from prunetune.families.base_towers import Seen, Tower
 
 _MIB = 1 << 20
 
@@ -43,6 +44,8 @@ class ModelFacts:
         calibration_order: The same in the samples' order.
         weights_digest: See ``prunetune.models.fingerprint``.
         value_bytes: Bytes of a number in the KV cache.
+        tower: What the vision tower multiplies; None where nothing is known of it.
+        seen: What it is given of a mean prompt; None where that is not known.
     """
 
     model_type: str
@@ -63,6 +66,8 @@ class ModelFacts:
     calibration_order: str | None = None
     weights_digest: str | None = None
     value_bytes: int = 2
+    tower: "Tower | None" = None
+    seen: "Seen | None" = None
 
     @property
     def kv_mib(self) -> float:
@@ -95,6 +100,7 @@ def facts_of(
         image_tokens=image_tokens,
         text_tokens=text_tokens,
         value_bytes=int(family.text_model.dtype.itemsize),
+        tower=family.tower_shape(),
         **known,
     )
 
