@@ -20,7 +20,14 @@ from prunetune.budget.costs import (
     retention_by_layer,
 )
 from prunetune.budget.moving import every_for, rebudget, restored_part, rounded, weakened
-from prunetune.budget.prefill import Flops, prefill_flops, resized, tower_flops
+from prunetune.budget.prefill import (
+    Flops,
+    flops_record,
+    flops_told,
+    prefill_flops,
+    resized,
+    tower_flops,
+)
 
 __all__ = [
     "FLOOR",
@@ -34,6 +41,8 @@ __all__ = [
     "every_for",
     "facts_of",
     "flops_ratio",
+    "flops_record",
+    "flops_told",
     "kv_ratio",
     "latest_first_layer",
     "least_keep",

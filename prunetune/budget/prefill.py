@@ -1,6 +1,6 @@
 """What comes before the first token: FLOPs of the vision tower and of the language model."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -49,6 +49,40 @@ def prefill_flops(stages: Sequence[Step], facts: ModelFacts) -> Flops | None:
     tokens = [share * facts.image_tokens + facts.text_tokens for share in shares]
     language = sum(layer_flops(count, facts) for count in tokens)
     return Flops(tower_flops(facts.tower, facts.seen), language)
+
+
+def flops_record(
+    stages: Sequence[Step], facts: ModelFacts, full: ModelFacts | None = None
+) -> dict[str, float] | None:
+    """Return a config's FLOPs and the unpruned model's as data; None where they are not known.
+
+    Args:
+        stages: Of the config.
+        facts: The model and its mean prompt, with pictures as small as the config makes them.
+        full: The same with pictures as they are; None: they are.
+    """
+    now, before = prefill_flops(stages, facts), prefill_flops((), full or facts)
+    if now is None or before is None:
+        return None
+    return {
+        f"{prefix}{name}": value
+        for prefix, flops in (("", now), ("unpruned_", before))
+        for name, value in (
+            ("tower", flops.tower),
+            ("language_model", flops.language),
+            ("sum", flops.total),
+        )
+    }
+
+
+def flops_told(record: Mapping[str, float]) -> str:
+    """Return what ``flops_record`` says in a line."""
+    parts = [
+        f"{name} {record[key] / 1e9:.4g} of {record[f'unpruned_{key}'] / 1e9:.4g} GFLOPs"
+        for name, key in (("tower", "tower"), ("language model", "language_model"), ("sum", "sum"))
+    ]
+    share = record["sum"] / record["unpruned_sum"]
+    return f"before the first token: {', '.join(parts)} ({100 * share:.1f}%)"
 
 
 def resized(facts: ModelFacts, image_tokens: float, seen: "Seen") -> ModelFacts:

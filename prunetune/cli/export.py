@@ -80,6 +80,10 @@ def export(
         f"trial {made.trial} of {made.study}: held-out gap {number(made.held_out_gap)}, "
         f"mean retention {percent(made.mean_retention)}"
     )
+    if made.flops is not None:
+        from prunetune.budget import flops_told
+
+        out.line(flops_told(made.flops))
     out.line(f"config: {path}")
     out.line(f"next: {_verify(path, found.spec)}")
     out.finish(
@@ -91,6 +95,7 @@ def export(
             "held_out_gap": made.held_out_gap,
             "mean_retention": made.mean_retention,
             "budget": made.budget,
+            "flops": made.flops,
             "digest": config.digest(),
         }
     )

@@ -1,7 +1,7 @@
 """What a family's vision tower and projector multiply, and what on: FLOPs are counted from it."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -52,6 +52,11 @@ class Seen:
     def __add__(self, other: "Seen") -> "Seen":
         names = [field.name for field in fields(self)]
         return Seen(**{name: getattr(self, name) + getattr(other, name) for name in names})
+
+    @classmethod
+    def mean(cls, parts: "Sequence[Seen]") -> "Seen":
+        """Return the mean of some prompts'."""
+        return sum(parts, cls()).times(1 / len(parts))
 
     def times(self, factor: float) -> "Seen":
         """Return so many times this."""

@@ -296,4 +296,5 @@ class Evaluator:
             image_tokens=image / count,
             text_tokens=text / count,
             separator_share=sum(size.separators for size in self._lengths) / image,
+            seen=[size.seen for size in self._lengths],
         )

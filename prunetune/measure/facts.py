@@ -1,10 +1,12 @@
 """What is known of a model and its calibration prompts before anything is computed."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from prunetune.budget import ModelFacts, facts_of
 from prunetune.calibration import CalibrationSet, encode
 from prunetune.families import Family
+from prunetune.families.base_towers import Seen
 from prunetune.models.fingerprint import weights_digest
 from prunetune.runtime.apply import family_of
 from prunetune.runtime.taps import row_readable
@@ -21,6 +23,7 @@ def model_facts(
     image_tokens: float,
     text_tokens: float,
     separator_share: float = 0.0,
+    seen: Sequence[Seen] = (),
 ) -> ModelFacts:
     """Return what space and budgets need to know.
 
@@ -31,6 +34,7 @@ def model_facts(
         image_tokens: Mean image tokens of a prompt.
         text_tokens: Mean other tokens of a prompt.
         separator_share: Share of the image tokens that are separators.
+        seen: What the tower is given of each prompt; empty where that is not known yet.
     """
     from prunetune.scorers import SCORERS
 
@@ -52,6 +56,7 @@ def model_facts(
         calibration_digest=samples.digest(),
         calibration_order=samples.order_digest(),
         weights_digest=weights_digest(loaded.model),
+        seen=Seen.mean(seen) if seen else None,
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from prunetune.budget import flops_ratio, kv_ratio, mean_retention
+from prunetune.budget import flops_ratio, flops_record, kv_ratio, mean_retention
 from prunetune.config import Provenance, PruningConfig
 from prunetune.errors import StudyError
 from prunetune.measure.scores import Measures, SampleScore, Scores, accuracy, image_ids, measure
@@ -239,6 +239,7 @@ def with_provenance(
         held_out_gap=math.fsum(r.gap for r in tuned) / len(tuned),
         mean_retention=mean_retention(stages, facts.num_layers),
         flops_ratio=flops_ratio(stages, facts),
+        flops=flops_record(stages, facts),
         kv_ratio=kv_ratio(stages, facts.num_layers),
         budget=space.spent(winner.config).exact,
         calibration_digest=facts.calibration_digest,
