@@ -29,7 +29,7 @@ PINS := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 PYTEST := -m pytest -n $(WORKERS) --dist worksteal
 # What every family has to hold: on the oldest supported transformers, on the locked one (test runs
 # it with all others), and on the newest of the declared range.
-CONTRACT := $(wildcard tests/runtime/test_runtime*.py tests/families/test_famil*.py) $(addprefix tests/runtime/,test_tower_attention.py test_several_devices.py) tests/deploy/test_selftest.py
+CONTRACT := $(wildcard $(addsuffix test_runtime*.py,tests/runtime/ tests/runtime/*/) tests/families/test_famil*.py) $(addprefix tests/runtime/,vision/test_tower_attention.py test_several_devices.py) tests/deploy/test_selftest.py
 VERSION := -c 'from importlib.metadata import version; print(version("transformers"))'
 DEMO := demo/tiny-keep$(KEEP)
 

@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 from prunetune.files import write_atomically
-from prunetune.runtime import frame, taps
-from prunetune.runtime.vision import VisionTap
+from prunetune.runtime import frame
+from prunetune.runtime.choice import taps
+from prunetune.runtime.vision.tower import VisionTap
 
 
 class Clock:

@@ -214,6 +214,17 @@ def with_separators(geometry: ImageGeometry, source: Tensor, separator: Tensor) 
     return replace(geometry.select(source), separator=separator)
 
 
+def unit_rows(states: Tensor) -> Tensor:
+    """Return states of length 1, whose products are cosines: ``[..., d]`` float32; zeros stay 0.
+
+    Args:
+        states: ``[..., d]`` of any floating dtype.
+    """
+    rows = states.float()
+    unit: Tensor = rows / torch.linalg.vector_norm(rows, dim=-1, keepdim=True).clamp_min(1e-12)
+    return unit
+
+
 def keep_count(total: int, retention: float, alive: int) -> int:
     """Return how many of an image's tokens a stage keeps: ``retention * total``, rounded half up.
 

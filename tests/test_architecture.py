@@ -4,7 +4,8 @@ import ast
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -27,18 +28,36 @@ ORDER = (
     ("tokens", "registry", "files", "messages", "interrupts", "numerics", "release", "errors"),
 )
 STRANGERS = ORDER[8]
-# The same inside study/, of which each line is a folder or a file.
-STUDY = (
-    "find",
-    "run",
-    "workers",
-    "prepare",
-    "study",
-    "outcome",
-    "opening",
-    "trials",
-    "database",
-)
+# The same inside rooms with floors; each name is a folder or a file.
+FLOORS = {
+    "study": (
+        "find",
+        "run",
+        "workers",
+        "prepare",
+        "study",
+        "outcome",
+        "opening",
+        "trials",
+        "database",
+    ),
+    "runtime": (
+        "suffix",
+        "apply",
+        "handle",
+        "inputs",
+        "frame",
+        "leave",
+        "promises",
+        "choice",
+        "layers",
+        "vision",
+        "trace",
+        "compiled",
+    ),
+}
+# Files of one folder that a person still finds their way in.
+FULL = 26
 # What only a study may load.
 OPTUNA = {"cli", "review", "study"}
 LONGEST = 300
@@ -79,10 +98,11 @@ def room_of(module: str) -> str | None:
     return LAZY.get(parts[1], parts[1])
 
 
-def floor_of(module: str) -> str | None:
-    """Return the folder or file of study/ that a dotted name is in; None outside."""
+def floor_of(module: str) -> tuple[str, str] | None:
+    """Return the room of a dotted name and the folder or file in it; None outside FLOORS."""
     parts = module.split(".")
-    return parts[2] if parts[:2] == ["prunetune", "study"] and len(parts) > 2 else None
+    inside = parts[0] == "prunetune" and len(parts) > 2 and parts[1] in FLOORS
+    return (parts[1], parts[2]) if inside else None
 
 
 def modules() -> dict[str, str]:
@@ -108,14 +128,16 @@ def wrong(sources: dict[str, str]) -> set[tuple[str, str]]:
     return found
 
 
-def wrong_in_study(sources: dict[str, str]) -> set[tuple[str, str]]:
-    """Return the (floor, floor) of every import inside study/ that runs up its list."""
+def wrong_inside(sources: dict[str, str]) -> set[tuple[str, str]]:
+    """Return the (floor, floor) of every import inside a room that runs up its list."""
     found = set()
     for module, source in sources.items():
         here = floor_of(module)
         for there in map(floor_of, imports(source, module)):
-            if here and there and STUDY.index(here) > STUDY.index(there):
-                found.add((here, there))
+            if here and there and here[0] == there[0]:
+                order = FLOORS[here[0]]
+                if order.index(here[1]) > order.index(there[1]):
+                    found.add((here[1], there[1]))
     return found
 
 
@@ -163,13 +185,14 @@ def test_every_file_has_a_room():
     known = {room for rooms in ORDER for room in rooms}
     unknown = {room_of(name) for name in modules()} - known
     assert not unknown, f"say in ORDER where these belong: {unknown}"
-    floors = {floor_of(name) for name in modules()} - {None}
-    assert floors <= set(STUDY), f"say in STUDY where these belong: {floors - set(STUDY)}"
+    floors = {floor for name in modules() if (floor := floor_of(name))}
+    unknown = {(room, floor) for room, floor in floors if floor not in FLOORS[room]}
+    assert not unknown, f"say in FLOORS where these belong: {unknown}"
 
 
 def test_imports_only_run_down():
     assert wrong(modules()) == set()
-    assert wrong_in_study(modules()) == set()
+    assert wrong_inside(modules()) == set()
 
 
 def test_no_room_and_no_file_imports_itself_through_others():
@@ -184,6 +207,16 @@ def test_no_file_is_long():
 
 def length(text: str) -> int:
     return len(text.splitlines())
+
+
+def full(paths: Iterable[Path]) -> dict[Path, int]:
+    """Return the folders of these files that hold more than a person oversees, and how many."""
+    counts = Counter(path.parent for path in paths)
+    return {folder: count for folder, count in counts.items() if count > FULL}
+
+
+def test_no_folder_is_full():
+    assert full(PACKAGE.rglob("*.py")) == {}, f"over {FULL} files: part them by what they know"
 
 
 def test_only_a_study_knows_optuna():
@@ -212,11 +245,13 @@ def test_a_wrong_import_would_be_noticed(module, source, expected):
     assert wrong({module: source}) == {expected}
 
 
-def test_a_wrong_import_inside_study_would_be_noticed():
+def test_a_wrong_import_inside_a_room_would_be_noticed():
     up = {"prunetune.study.database.x": "def f():\n    from prunetune.study.trials import loop"}
-    assert wrong_in_study(up) == {("database", "trials")}
-    assert wrong_in_study({"prunetune.study.run": "import prunetune.study.find"})
-    assert not wrong_in_study({"prunetune.study.find": "import prunetune.study.run"})
+    assert wrong_inside(up) == {("database", "trials")}
+    assert wrong_inside({"prunetune.study.run": "import prunetune.study.find"})
+    assert not wrong_inside({"prunetune.study.find": "import prunetune.study.run"})
+    up = {"prunetune.runtime.layers.x": "from prunetune.runtime.choice import plan"}
+    assert wrong_inside(up) == {("layers", "choice")}
 
 
 def test_a_circle_would_be_noticed_and_a_type_may_be_named():
@@ -232,8 +267,11 @@ def test_a_circle_would_be_noticed_and_a_type_may_be_named():
     assert circles(files_imported(rooms)) == set()
 
 
-def test_a_long_file_and_an_optuna_elsewhere_would_be_noticed():
+def test_a_long_file_a_full_folder_and_an_optuna_elsewhere_would_be_noticed():
     assert length("\n" * LONGEST) <= LONGEST < length("\n" * (LONGEST + 1))
+    crowd = [Path(f"room/{k}.py") for k in range(FULL + 1)]
+    assert full(crowd) == {Path("room"): FULL + 1}
+    assert full(crowd[1:]) == {}
     assert loads("def f():\n    from optuna.trial import T", "prunetune.measure.x", "optuna")
 
 
@@ -254,10 +292,15 @@ TESTS = Path(__file__).parent
 OTHERS = {"golden", "family_models", "tools"}
 
 
+def folders(root: Path) -> set[str]:
+    """Return the folders below one, as paths from there."""
+    found = (path for path in root.rglob("*") if path.is_dir() and path.name != "__pycache__")
+    return {path.relative_to(root).as_posix() for path in found}
+
+
 def test_tests_mirror_the_rooms():
-    folders = {path.name for path in TESTS.iterdir() if path.is_dir()} - {"__pycache__"}
-    rooms = {path.name for path in PACKAGE.iterdir() if path.is_dir()}
-    assert folders - OTHERS <= rooms
+    ours = {path for path in folders(TESTS) if path.split("/")[0] not in OTHERS}
+    assert ours <= folders(PACKAGE)
     names = [path.name for path in TESTS.rglob("*.py") if path.parent.name not in OTHERS]
     assert twice([name for name in names if name != "conftest.py"]) == set()
 

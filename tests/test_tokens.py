@@ -18,6 +18,7 @@ from prunetune.tokens import (
     split_budget,
     spread_indices,
     top_indices,
+    unit_rows,
     with_separators,
 )
 
@@ -183,3 +184,11 @@ def test_separators_among_patches():
     made = with_separators(grid_geometry(1, 3), source, mark)
     assert made.col.tolist() == [0, 0, 1, 2, 2]
     assert torch.equal(made.separator, mark)
+
+
+def test_unit_rows_give_cosines_and_leave_zeros():
+    states = torch.tensor([[3.0, 4.0], [0.0, 0.0], [-6.0, -8.0]], dtype=torch.bfloat16)
+    unit = unit_rows(states)
+    assert unit.dtype == torch.float32
+    assert unit.tolist() == [[pytest.approx(0.6), pytest.approx(0.8)], [0, 0], [-0.6, -0.8]]
+    assert (unit @ unit.T)[0].tolist() == pytest.approx([1, 0, -1])

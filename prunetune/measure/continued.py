@@ -13,7 +13,7 @@ from prunetune.measure.own import Steps
 from prunetune.measure.prompts import TOKEN_KINDS, Prompts, given_positions
 from prunetune.measure.reference import OwnAnswer, Recorder, Reference
 from prunetune.release import cache_argument
-from prunetune.runtime.vision import VisionCapture
+from prunetune.runtime.vision.tower import VisionCapture
 
 
 @dataclass

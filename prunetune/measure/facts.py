@@ -9,7 +9,7 @@ from prunetune.families import Family
 from prunetune.families.base_towers import Seen
 from prunetune.models.fingerprint import weights_digest
 from prunetune.runtime.apply import family_of
-from prunetune.runtime.taps import row_readable
+from prunetune.runtime.choice.taps import row_readable
 from prunetune.spec import StudySpec
 
 _BATCH = 16

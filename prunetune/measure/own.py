@@ -10,7 +10,7 @@ from torch import Tensor
 from prunetune.families import Family
 from prunetune.measure.reference import OwnAnswer, Reference
 from prunetune.numerics import exactly
-from prunetune.runtime.taps import LayerTap
+from prunetune.runtime.choice.taps import LayerTap
 
 
 @dataclass

@@ -10,9 +10,9 @@ from torch import Tensor
 from prunetune.families.base_towers import Seen
 from prunetune.measure.own import own_of, own_tensors
 from prunetune.measure.reference import Reference
+from prunetune.runtime.choice.taps import LayerTap
 from prunetune.runtime.suffix import Prefix
-from prunetune.runtime.taps import LayerTap
-from prunetune.runtime.vision import ImageCapture, VisionCapture
+from prunetune.runtime.vision.tower import ImageCapture, VisionCapture
 from prunetune.tokens import ImageGeometry
 
 _PLAIN = ("position_ids", "image_mask", "tail", "log_probs")

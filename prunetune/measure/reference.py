@@ -11,10 +11,10 @@ from prunetune.families import Family
 from prunetune.families.base_towers import Seen
 from prunetune.measure.prompts import Prompts, given_positions, positions
 from prunetune.release import LayerCall, cache_of
-from prunetune.runtime.question import note_prompt
-from prunetune.runtime.taps import LayerTap, last_query_row, row_readable
-from prunetune.runtime.views import join_views
-from prunetune.runtime.vision import ImageCapture, VisionCapture, VisionTap, wrap_encoder
+from prunetune.runtime.choice.question import note_prompt
+from prunetune.runtime.choice.taps import LayerTap, last_query_row, row_readable
+from prunetune.runtime.vision.tower import ImageCapture, VisionCapture, VisionTap, wrap_encoder
+from prunetune.runtime.vision.views import join_views
 
 NEEDS = frozenset({"vision_attention", "vision_map", "patch_entropy", "image_seed"})
 

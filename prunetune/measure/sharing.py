@@ -7,9 +7,9 @@ from torch import Tensor
 
 from prunetune.measure.packing import Batch
 from prunetune.measure.reference import Reference
+from prunetune.runtime.choice.taps import LayerTap
 from prunetune.runtime.suffix import Branches, Prefix
-from prunetune.runtime.taps import LayerTap
-from prunetune.runtime.vision import VisionCapture
+from prunetune.runtime.vision.tower import VisionCapture
 
 
 def collate_rows(

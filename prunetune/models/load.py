@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from prunetune.errors import ConfigError, PrunetuneError, UnsupportedModelError
 from prunetune.models.aliases import ALIASES
@@ -36,6 +36,15 @@ class LoadedModel:
     name: str
     revision: str | None
     fingerprint: str
+
+
+class Loading(TypedDict, total=False):
+    """How a model is loaded, for callers that only hand it on: see ``load_model``."""
+
+    dtype: Any
+    device: Any
+    device_map: Any
+    attn: str | None
 
 
 def load_model(

@@ -9,7 +9,7 @@ from torch import Tensor
 from prunetune.numerics import exactly
 from prunetune.registry import Tunable
 from prunetune.restorers.base import Restorer
-from prunetune.tokens import ImageGeometry
+from prunetune.tokens import ImageGeometry, unit_rows
 
 _ELEMENTS = 1 << 24
 """Cosines that exist at once: 64 MiB of float32."""
@@ -50,7 +50,7 @@ class SimilarityMerge(Restorer):
         if not len(dropped) or not len(keep) or not self.share:
             return None
         full = states.float()
-        centred = torch.nn.functional.normalize(full - full.mean(0), dim=1)
+        centred = unit_rows(full - full.mean(0))
         target, step = centred[keep], max(1, _ELEMENTS // len(keep))
         home = torch.cat(
             [(centred[rows] @ target.T).argmax(1) for rows in torch.split(dropped, step)]

@@ -12,8 +12,6 @@ from prunetune.scorers import Scorer
 from prunetune.selectors import Selector
 from prunetune.study.outcome.verdict import TOO_FEW
 
-_LEAST_WORTH_SAYING = 0.02
-
 
 @dataclass(frozen=True)
 class ScorerWords:
@@ -68,7 +66,7 @@ def _stage(stages: Sequence[Stage], k: int) -> StageWords:
     if not stage.retention:
         return StageWords(where, "all image tokens leave", (), "")
     share = f"{100 * stage.retention:.3g}% of the image tokens stay"
-    more = _restorer(stage.restorer), _part(stage.selector), _mass(stage.mass)
+    more = _part(stage.restorer), _part(stage.selector), _mass(stage.mass)
     by = f" by {stage.selector.name}" if stage.selector else ""
     if not stage.scorers:
         first = k == 0 or not any(before.scorers for before in stages[:k])
@@ -101,30 +99,12 @@ def _value(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _restorer(restorer: Restorer | None) -> str:
-    return _part(restorer)
-
-
 def _part(part: Restorer | Selector | None) -> str:
     if part is None:
         return ""
     settings = _settings(part)
     about = f" ({settings})" if settings else ""
     return f"{part.name}{about}: {type(part).summary}"
-
-
-def config_sentences(config: PruningConfig) -> list[str]:
-    """Describe a config in a few sentences."""
-    said = [f"{words.title}, {_with_scorers(words)}." for words in stage_words(config)]
-    restored = config.stages[0].restorer
-    if restored is not None:
-        said.append(f"Dropped tokens are partly restored by {_restorer(restored)}.")
-    first = config.stages[0]
-    if first.selector is not None:
-        said.append(f"The kept set is chosen by {_part(first.selector)}.")
-    if first.mass:
-        said.append(f"{_mass(first.mass)[0].upper()}{_mass(first.mass)[1:]}.")
-    return [*said, *rest_sentences(config)]
 
 
 def rest_sentences(config: PruningConfig) -> list[str]:
@@ -145,13 +125,6 @@ def rest_sentences(config: PruningConfig) -> list[str]:
         "remain, which is the visual KV cache's share too."
     )
     return [separators, positions, left]
-
-
-def _with_scorers(words: StageWords) -> str:
-    named = [s for s in words.scorers if abs(s.weight) >= _LEAST_WORTH_SAYING]
-    if not named:
-        return words.keeps
-    return f"{words.keeps}: {', '.join(f'{s.name} {s.weight:+.2f}' for s in named)}"
 
 
 def verdict(facts: StudyFacts) -> tuple[str, str]:

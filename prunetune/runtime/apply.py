@@ -11,9 +11,9 @@ from prunetune.errors import ConfigError, UnsupportedModelError
 from prunetune.families import FAMILIES, Family
 from prunetune.families.base import refuse
 from prunetune.models.fingerprint import weights_digest
+from prunetune.runtime.choice.taps import row_readable
 from prunetune.runtime.handle import Handle
-from prunetune.runtime.mass import check_kernel
-from prunetune.runtime.taps import row_readable
+from prunetune.runtime.layers.mass import check_kernel
 
 __all__ = ["Handle", "apply", "check_fits", "family_of"]
 

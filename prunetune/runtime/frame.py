@@ -8,35 +8,35 @@ from torch import Tensor
 
 from prunetune.models.devices import brought
 from prunetune.release import LayerCall, Told, takes_bounds
-from prunetune.runtime.asked import asked_row
-from prunetune.runtime.cache import (
+from prunetune.runtime.choice.asked import asked_row
+from prunetune.runtime.choice.choose import Decisions, choose
+from prunetune.runtime.choice.plan import Plan
+from prunetune.runtime.choice.question import note_questions, question_end
+from prunetune.runtime.choice.taps import LayerTap
+from prunetune.runtime.compiled import never_compiled
+from prunetune.runtime.layers.cache import (
     CacheState,
     physical_length,
     state_of,
     uncounted,
 )
-from prunetune.runtime.choose import Decisions, choose
-from prunetune.runtime.compiled import never_compiled
-from prunetune.runtime.forward import Forward
-from prunetune.runtime.images import ImageTokens, stage_trace
-from prunetune.runtime.leave import leave
-from prunetune.runtime.masks import check_window, segment_mask
-from prunetune.runtime.mass import bias_of
-from prunetune.runtime.plan import Plan
-from prunetune.runtime.positions import packed_ids, prompt_end, rows_of
-from prunetune.runtime.promises import check_left, check_position
-from prunetune.runtime.question import note_questions, question_end
-from prunetune.runtime.segment import (
+from prunetune.runtime.layers.masks import check_window, segment_mask
+from prunetune.runtime.layers.mass import bias_of
+from prunetune.runtime.layers.positions import packed_ids, prompt_end, rows_of
+from prunetune.runtime.layers.segment import (
     NOWHERE,
     Move,
     Segment,
     of_last_survivors,
     places,
 )
-from prunetune.runtime.sight import Sight, look, new_slots, renumbered
-from prunetune.runtime.taps import LayerTap
+from prunetune.runtime.layers.sight import Sight, look, new_slots, renumbered
+from prunetune.runtime.leave import leave
+from prunetune.runtime.promises import check_left, check_position
 from prunetune.runtime.trace import ForwardTrace
-from prunetune.runtime.views import find_images
+from prunetune.runtime.vision.forward import Forward
+from prunetune.runtime.vision.images import ImageTokens, stage_trace
+from prunetune.runtime.vision.views import find_images
 from prunetune.tokens import left_pad
 
 

@@ -11,16 +11,16 @@ from prunetune.config import PruningConfig
 from prunetune.errors import ConfigError
 from prunetune.families import Family
 from prunetune.release import LayerCall, check_names, warn_of_version
-from prunetune.runtime.cache import note_failed
-from prunetune.runtime.captures import Captures
+from prunetune.runtime.choice.plan import Plan
 from prunetune.runtime.compiled import forget_compiled
-from prunetune.runtime.forward import Forward
 from prunetune.runtime.frame import Frame
 from prunetune.runtime.inputs import POSITIONS, Inputs
-from prunetune.runtime.plan import Plan
+from prunetune.runtime.layers.cache import note_failed
 from prunetune.runtime.promises import Suspicion, check_cache
 from prunetune.runtime.trace import ForwardTrace
-from prunetune.runtime.vision import VisionCapture, VisionTap, wrap_encoder
+from prunetune.runtime.vision.captures import Captures
+from prunetune.runtime.vision.forward import Forward
+from prunetune.runtime.vision.tower import VisionCapture, VisionTap, wrap_encoder
 
 FRAME = "_prunetune_frame"
 MARK = "_prunetune_handle"

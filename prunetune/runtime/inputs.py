@@ -11,12 +11,12 @@ from torch import Tensor
 
 from prunetune.errors import UnsupportedModelError
 from prunetune.release import cache_of
-from prunetune.runtime.cache import check_whole
-from prunetune.runtime.captures import Captures, Step, given_to, placeholder_mask
-from prunetune.runtime.forward import Forward
-from prunetune.runtime.plan import Plan
-from prunetune.runtime.views import token_labels
-from prunetune.runtime.vision import VisionCapture
+from prunetune.runtime.choice.plan import Plan
+from prunetune.runtime.layers.cache import check_whole
+from prunetune.runtime.vision.captures import Captures, Step, given_to, placeholder_mask
+from prunetune.runtime.vision.forward import Forward
+from prunetune.runtime.vision.tower import VisionCapture
+from prunetune.runtime.vision.views import token_labels
 from prunetune.scorers.base import LAYER_NEEDS
 
 POSITIONS = "position_ids"

@@ -5,10 +5,10 @@ from typing import Any
 
 from torch import Tensor
 
-from prunetune.runtime.cache import STATE, CacheState, count_dropped, follow_rows
-from prunetune.runtime.plan import Plan
+from prunetune.runtime.choice.plan import Plan
+from prunetune.runtime.layers.cache import STATE, CacheState, count_dropped, follow_rows
+from prunetune.runtime.layers.segment import Held, Segment
 from prunetune.runtime.promises import check_lengths, last_position
-from prunetune.runtime.segment import Held, Segment
 
 
 def leave(

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from prunetune.errors import UnsupportedModelError
 from prunetune.release import cache_of, unsupported
-from prunetune.runtime.cache import CacheState, physical_length
+from prunetune.runtime.layers.cache import CacheState, physical_length
 
 
 def check_cache(seen: Any, past: int, given: Any, output: Any) -> None:

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from prunetune.release import Told, causal_mask, layer_arguments
 from prunetune.runtime.apply import Handle
-from prunetune.runtime.forward import Forward
+from prunetune.runtime.choice.taps import LayerTap
 from prunetune.runtime.frame import Frame
-from prunetune.runtime.taps import LayerTap
-from prunetune.runtime.vision import VisionCapture
+from prunetune.runtime.vision.forward import Forward
+from prunetune.runtime.vision.tower import VisionCapture
 
 
 @dataclass

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from prunetune.scorers.base import Need, ScoreContext, Scorer
+from prunetune.tokens import unit_rows
 
 # Rows that are converted at a time.
 _ROWS = 1024
@@ -31,13 +32,6 @@ class TextRelevance(Scorer):
         states, text = ctx.given("states"), ctx.given("text")
         if not len(text):
             return torch.zeros(len(ctx), dtype=torch.float32, device=ctx.device)
-        asked = _unit(text.float().mean(0))
+        asked = unit_rows(text.float().mean(0))
         # Products and sums by hand: autocast would take a matrix product to half precision.
-        return torch.cat(
-            [(_unit(rows.float()) * asked).sum(-1) for rows in torch.split(states, _ROWS)]
-        )
-
-
-def _unit(rows: Tensor) -> Tensor:
-    length: Tensor = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-    return rows / length.clamp_min(1e-12)
+        return torch.cat([(unit_rows(rows) * asked).sum(-1) for rows in torch.split(states, _ROWS)])

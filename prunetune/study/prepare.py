@@ -3,13 +3,14 @@
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from prunetune.errors import ConfigError, StudyError
 from prunetune.spec import StudySpec, as_stored, difference
 
 if TYPE_CHECKING:
     from prunetune.calibration import CalibrationSet
+    from prunetune.models.load import Loading
     from prunetune.study.database.storage import BatchedStorage
 
 logger = logging.getLogger(__name__)
@@ -48,10 +49,7 @@ def prepare(
     storage: str | None = None,
     study_name: str | None = None,
     skip_bad: bool = False,
-    dtype: Any = None,
-    device: Any = None,
-    device_map: Any = None,
-    attn: str | None = None,
+    **loading: "Unpack[Loading]",
 ) -> Prepared:
     """Load and check everything that can be wrong, before anything is computed."""
     from prunetune.models import load_model
@@ -67,14 +65,7 @@ def prepare(
     opened = open_storage(storage_url(folder, storage))
     spec = _as_stored(spec, opened, study_name or spec.study_name)
     calibration, held_out = load_data(spec, skip_bad=skip_bad)
-    loaded = load_model(
-        spec.model,
-        revision=spec.revision,
-        dtype=dtype,
-        device=device,
-        device_map=device_map,
-        attn=attn,
-    )
+    loaded = load_model(spec.model, revision=spec.revision, **loading)
     deepest = deepest_first_stage(spec, loaded, calibration)
     if given is None and spec.model != "tiny":
         logger.warning(

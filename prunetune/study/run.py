@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from prunetune.errors import ConfigError
 from prunetune.interrupts import check, heeded
@@ -16,6 +16,7 @@ from prunetune.study.workers.crew import Cache, Workers, crew
 if TYPE_CHECKING:
     from prunetune.config import PruningConfig
     from prunetune.measure.evaluator import Evaluator
+    from prunetune.models.load import Loading
     from prunetune.study.outcome.pareto import FrontResult
     from prunetune.study.outcome.summary import SearchResult
 
@@ -49,12 +50,11 @@ def search(
     storage: str | None = None,
     study_name: str | None = None,
     skip_bad: bool = False,
-    dtype: Any = None,
-    device: Any = None,
     batch_size: int = BATCH_SIZE,
     cache: Cache = _CACHE,
     workers: Workers = _ALONE,
     progress: Callable[[Step], None] | None = None,
+    **loading: "Unpack[Loading]",
 ) -> "SearchResult | FrontResult":
     """Search a pruning config for a model, or resume the search.
 
@@ -72,19 +72,19 @@ def search(
         storage: Database URL; by default SQLite in the run's folder.
         study_name: By default the spec's.
         skip_bad: Leave out bad pictures and rows instead of failing.
-        dtype: Of the weights; by default the checkpoint's.
-        device: By default CUDA where there is one, and the CPU for ``tiny``.
         batch_size: Samples between two checks of the trial pruner.
         cache: Where the unpruned references are kept between searches.
         workers: Processes that work on the study here.
         progress: Called with every step's state.
+        **loading: ``dtype``, ``device``, ``device_map`` and ``attn``, as ``load_model`` takes them.
 
     Raises:
         PrunetuneError: Bad input; the message is one line that says what to do.
         KeyboardInterrupt: Interrupted; the same call resumes.
     """
-    options = {"skip_bad": skip_bad, "dtype": dtype, "device": device}
-    prepared = prepare(spec, out=out, storage=storage, study_name=study_name, **options)
+    prepared = prepare(
+        spec, out=out, storage=storage, study_name=study_name, skip_bad=skip_bad, **loading
+    )
     return run(
         prepared,
         storage=storage,
@@ -92,7 +92,7 @@ def search(
         batch_size=batch_size,
         cache=cache,
         workers=workers,
-        options=options,
+        options={"skip_bad": skip_bad, **loading},
         progress=progress,
     )
 

@@ -5,7 +5,6 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from ready import presets_here
 
 from prunetune.budget import (
     KINDS,
@@ -18,7 +17,7 @@ from prunetune.budget import (
 )
 from prunetune.config import PruningConfig
 from prunetune.errors import ConfigError
-from prunetune.presets import load_preset
+from prunetune.presets import load_preset, preset_names
 from prunetune.scorers import SCORERS
 from prunetune.space.space import Space
 from prunetune.spec import SpaceSpec, StudySpec, difference
@@ -152,7 +151,7 @@ def test_the_smallest_attainable_value_is_named_and_can_be_attained(kind, first)
 
 
 @pytest.mark.parametrize("kind", ["flops", "kv_mib"])
-@pytest.mark.parametrize("name", presets_here(runs=False))
+@pytest.mark.parametrize("name", preset_names())
 def test_baselines_are_moved_onto_the_same_budget(kind, name):
     model = facts()
     budget = make_budget(kind, 0.3 if kind == "flops" else 0.3 * model.kv_mib, model)

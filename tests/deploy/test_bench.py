@@ -21,8 +21,8 @@ from prunetune.deploy.verdict import judge
 from prunetune.errors import ConfigError
 from prunetune.models import load_model
 from prunetune.presets import load_preset
-from prunetune.runtime import choose
 from prunetune.runtime.apply import family_of
+from prunetune.runtime.choice import choose
 
 torch.set_num_threads(1)
 SMALL = {name: SHAPES[name].shrunk() for name in ("llava-next-7b", "llava-1.5-7b")}

@@ -16,7 +16,8 @@ from prunetune.deploy import masked, self_test, selftest
 from prunetune.deploy.selftest import MOST, compared
 from prunetune.errors import UnsupportedModelError
 from prunetune.models import load_model
-from prunetune.runtime import choose, frame
+from prunetune.runtime import frame
+from prunetune.runtime.choice import choose
 
 FIGURES = ("cache", "batch", "masked", "kept")
 GRID = {"name": "grid_recycling", "size": 3.0}

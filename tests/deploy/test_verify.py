@@ -12,7 +12,7 @@ from prunetune.deploy import load_splits, meter, verify
 from prunetune.measure.evaluator import Evaluator
 from prunetune.models import EMBEDDED, load_model
 from prunetune.models.fingerprint import weights_digest
-from prunetune.runtime import choose
+from prunetune.runtime.choice import choose
 
 FAST = ("--threads", "1")
 STAGES = (

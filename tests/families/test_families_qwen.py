@@ -16,7 +16,7 @@ import prunetune
 from prunetune.errors import UnsupportedModelError
 from prunetune.families import FAMILIES as TABLE
 from prunetune.families import VisionCall
-from prunetune.runtime.vision import VisionTap, patch_entropy
+from prunetune.runtime.vision.tower import VisionTap, patch_entropy
 
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 every = pytest.mark.parametrize("name", each(*QWEN))

@@ -22,7 +22,7 @@ from prunetune.measure.reference import Recorder
 from prunetune.runtime import frame
 from prunetune.runtime.handle import Handle
 from prunetune.runtime.suffix import run_suffix
-from prunetune.runtime.vision import VisionTap
+from prunetune.runtime.vision.tower import VisionTap
 
 TOLERANCE = test_runtime.TOLERANCE
 VIDEO = (2, (4, 16, 24), 4)

@@ -20,7 +20,7 @@ from test_runtime_taps import Probe
 
 import prunetune
 from prunetune.errors import UnsupportedModelError
-from prunetune.runtime.vision import attention_map, attention_row
+from prunetune.runtime.vision.tower import attention_map, attention_row
 
 ANY_RESOLUTION = each("llava_next", "llava_next_video", "llava_onevision")
 SIZES = [(20, 32), (20, 60), (30, 34), (33, 12), (32, 20), (16, 32), (90, 31), (13, 64), (200, 201)]
@@ -166,7 +166,7 @@ def test_attention_of_a_video_is_pooled_as_its_features_are(family):
 def test_pooled_maps_keep_their_mass():
     """What patches give and receive in all is what tokens do."""
     from prunetune.families.base_anyres import pooling_matrix
-    from prunetune.runtime.vision import _pooled
+    from prunetune.runtime.vision.tower import _pooled
 
     query, key = torch.randn(2, 2, 4, 36, 8, generator=torch.Generator().manual_seed(0))
     full = attention_map(query, key, cls=False)

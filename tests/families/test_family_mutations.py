@@ -8,7 +8,7 @@ import test_family_views
 import test_runtime_taps
 import torch
 from family_models.paligemma import second
-from mutants import RED, pairs_of
+from mutants import planted, wrap
 from reference import measure
 from reference_models import make_batch, make_config, tiny
 from test_runtime import check
@@ -20,7 +20,9 @@ from prunetune.families.base import Family
 from prunetune.families.base_idefics import IdeficsLike
 from prunetune.families.gemma3 import Gemma3
 from prunetune.families.internvl import InternVL
-from prunetune.runtime import cache, counted, masks, taps, views
+from prunetune.runtime.choice import taps
+from prunetune.runtime.layers import cache, counted, masks
+from prunetune.runtime.vision import views
 from prunetune.tokens import Mosaic
 
 # -- checks: each raises when something is wrong -------------------------------------------------
@@ -120,11 +122,6 @@ CHECKS = (
 
 
 # -- mutants: each plants one bug ----------------------------------------------------------------
-
-
-def wrap(patch, owner, name, change):
-    """Replace ``owner.name`` by ``change(original)``."""
-    patch.setattr(owner, name, change(getattr(owner, name)))
 
 
 def blocks_made_causal(patch):
@@ -272,13 +269,4 @@ MUTANTS = {
 }
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda c: c.__name__)
-def test_green_without_a_bug(check):
-    check()
-
-
-@pytest.mark.parametrize(("mutant", "check"), pairs_of(MUTANTS), ids=lambda f: f.__name__)
-def test_red_with_a_bug(mutant, check, monkeypatch):
-    mutant(monkeypatch)
-    with pytest.raises(RED):
-        check()
+test_green_without_a_bug, test_red_with_a_bug = planted(CHECKS, MUTANTS)

@@ -2,16 +2,16 @@
 
 from dataclasses import replace
 
-import pytest
 import test_families_video
 import test_families_video_tokens
 import torch
-from mutants import RED, pairs_of
+from mutants import planted
 
 from prunetune.families import base_anyres, video_llava
 from prunetune.families.llava_next_video import LlavaNextVideo
 from prunetune.families.llava_onevision import LlavaOnevision
-from prunetune.runtime import captures, handle, inputs, views
+from prunetune.runtime import handle, inputs
+from prunetune.runtime.vision import captures, views
 from prunetune.tokens import frames_geometry
 
 
@@ -129,13 +129,4 @@ MUTANTS = {
 }
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda c: c.__name__)
-def test_green_without_a_bug(check):
-    check()
-
-
-@pytest.mark.parametrize(("mutant", "check"), pairs_of(MUTANTS), ids=lambda f: f.__name__)
-def test_red_with_a_bug(mutant, check, monkeypatch):
-    mutant(monkeypatch)
-    with pytest.raises(RED):
-        check()
+test_green_without_a_bug, test_red_with_a_bug = planted(CHECKS, MUTANTS)

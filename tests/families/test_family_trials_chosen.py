@@ -17,8 +17,8 @@ from prunetune.measure import reference as search_reference
 from prunetune.measure.packing import collate, pack, unpack
 from prunetune.measure.reference import Recorder
 from prunetune.measure.store import MemoryStore
-from prunetune.runtime import question, selecting
 from prunetune.runtime.apply import family_of
+from prunetune.runtime.choice import question, selecting
 from prunetune.runtime.handle import Handle
 from prunetune.runtime.suffix import run_suffix
 from prunetune.selectors import Selector

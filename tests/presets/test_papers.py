@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 from cli_runner import refused
-from ready import presets_here
 from reference import worst
 from reference_models import LAYERS, THOROUGH, make_batch, make_config, tiny
 from test_runtime import check_counts
@@ -15,14 +14,13 @@ from test_space import facts
 import prunetune
 from prunetune.budget import mean_retention
 from prunetune.config import PruningConfig
-from prunetune.presets import _placed, load_preset, read_preset
+from prunetune.presets import _placed, load_preset, preset_names, read_preset
 from prunetune.restorers import RESTORERS
 from prunetune.space.space import Space
 from prunetune.spec import StudySpec
 from prunetune.tokens import grid_geometry
 
 torch.set_num_threads(1)
-PRESETS = presets_here(runs=True)
 
 
 def preset(model, name, keep):
@@ -47,7 +45,7 @@ def moved(family, attention, name, keep):
     return worst(pruned[batch.valid], plain[batch.valid]), same
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", preset_names())
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("family", THOROUGH)
 def test_a_f_keeping_everything_is_the_identity(family, attention, name):
@@ -57,7 +55,7 @@ def test_a_f_keeping_everything_is_the_identity(family, attention, name):
     assert same
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", preset_names())
 def test_keeping_half_is_not(name):
     assert moved("llava_next", "sdpa", name, 0.5)[0] > 0.05
 
@@ -66,7 +64,7 @@ def test_keeping_half_is_not(name):
 
 
 @pytest.mark.parametrize("keep", [0.5, 0.25])
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", preset_names())
 @pytest.mark.parametrize("family", THOROUGH)
 def test_b_every_stage_leaves_its_share_of_every_image(family, name, keep):
     model = tiny(family)
@@ -124,7 +122,7 @@ def kept_slots(name, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", preset_names())
 def test_b_half_precision_models_keep_as_many_and_nearly_the_same(name, dtype):
     half, whole = kept_slots(name, dtype), kept_slots(name, torch.float32)
     assert len(half & whole) > (0.75 if name != "random" else 0.0) * len(whole)
@@ -147,7 +145,7 @@ def states_before_the_question(family, name, question):
     return states[:, :-6], handle.trace[-1].stages[-1].kept[0]
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", preset_names())
 @pytest.mark.parametrize("family", THOROUGH)
 def test_d_later_text_never_changes_earlier_states(family, name):
     """Of what the question decides what is kept may change, so its states may: FastV's does."""

@@ -1,6 +1,5 @@
 import pytest
 import torch
-from ready import presets_here, waiting
 from selector_naive import distinct, image
 from test_selectors_plain import is_greedy
 
@@ -22,7 +21,7 @@ def test_the_published_methods_and_the_controls_are_there():
     }
 
 
-@pytest.mark.parametrize("name", presets_here(runs=False))
+@pytest.mark.parametrize("name", preset_names())
 def test_every_preset_is_a_config_with_its_source_and_meets_budgets(name):
     data = read_preset(name)
     assert data["name"] == name
@@ -121,8 +120,6 @@ def selector(name):
 @pytest.mark.parametrize("name", ["divprune", "cdpruner", "scope", "mmtok"])
 def test_a_set_is_its_papers(name, seed):
     """Each one is taken greedily by the paper's formula, written a second time in float64."""
-    if why := waiting(name, runs=False):
-        pytest.skip(why)
     chosen = selector(name)
     is_greedy(chosen.name, chosen.model_dump(exclude={"name", "scope"}), seed)
 
@@ -137,8 +134,6 @@ def test_the_sets_settings_are_the_papers():
 
 
 def test_cdpruner_is_the_papers_with_the_question():
-    if why := waiting("cdpruner", runs=False):
-        pytest.skip(why)
     config = preset("cdpruner")[0]
     dpp = config.stages[0].selector
     assert (dpp.theta, dpp.relevance, dpp.scope, dpp.centred) == (0.5, "exp", "view", False)

@@ -12,7 +12,7 @@ from prunetune.review import plots, theme
 from prunetune.review.decoded import decoded, importances
 from prunetune.review.facts import study_facts
 from prunetune.review.report import report_charts, sample_plots
-from prunetune.review.words import config_sentences
+from prunetune.review.words import stage_words
 
 OKABE_ITO = {"#0072b2", "#d55e00", "#009e73", "#e69f00", "#56b4e9", "#cc79a7", "#f0e442"}
 
@@ -98,7 +98,6 @@ def test_decoded_parameters_name_what_a_config_decides():
     found = decoded(trial.config)
     assert found["first layer"] == trial.config.stages[0].layer
     assert found["number of stages"] == len(trial.config.stages)
-    said = " ".join(config_sentences(trial.config))
-    for stage in trial.config.stages:
-        assert f"{100 * stage.retention:.3g}% of the image tokens stay" in said
+    for stage, said in zip(trial.config.stages, stage_words(trial.config), strict=True):
+        assert f"{100 * stage.retention:.3g}% of the image tokens stay" in said.keeps
     assert trial.config.separators == found["separators"]

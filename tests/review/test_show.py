@@ -19,7 +19,7 @@ from prunetune.review.pictures.heatmap import (
     scaled,
 )
 from prunetune.review.pictures.overlay import BOX, cell, kept_panel, kept_tokens
-from prunetune.review.pictures.sheet import Row, contact_sheet, sheet
+from prunetune.review.pictures.sheet import Row, sheet
 from prunetune.review.pictures.terminal import print_kept
 from prunetune.tokens import keep_count
 
@@ -66,12 +66,12 @@ def test_every_stage_is_drawn_with_the_tokens_it_kept(tiny, config, size):
     assert second.startswith("tiles")
     assert not bool((thumbnail & tiles).any())
     assert bool((thumbnail | tiles).eq(~kept.geometry.separator).all())
-    sheet = contact_sheet(image, kept, "a title " * 60)
-    assert sheet.width > 4 * 250
-    assert sheet.height > 2 * min(BOX, BOX * size[1] // size[0])
+    page = sheet([Row("", image, kept)], "a title " * 60)
+    assert page.width > 4 * 250
+    assert page.height > 2 * min(BOX, BOX * size[1] // size[0])
     # Four columns of captions and pictures: none of them is empty paper.
     for k in range(4):
-        part = sheet.crop((k * sheet.width // 4, 60, (k + 1) * sheet.width // 4, sheet.height))
+        part = page.crop((k * page.width // 4, 60, (k + 1) * page.width // 4, page.height))
         assert len(part.getcolors(1 << 24)) > 20
 
 
@@ -157,7 +157,7 @@ def test_scores_are_drawn_in_order_and_what_was_gone_before_is_not(tiny, config)
     assert sum(colour(0.2)) < sum(colour(0.5)) < sum(colour(1.0))
     assert scaled(torch.tensor([2.0, 2.0])).tolist() == [0.5, 0.5]
     page = sheet([Row("a", image, kept)], "title", scores=True)
-    assert page.height > contact_sheet(image, kept, "title").height
+    assert page.height > sheet([Row("a", image, kept)], "title").height
 
 
 def test_what_only_one_of_two_configs_keeps_is_coloured(tiny, config):

@@ -1,22 +1,23 @@
 """The checks can fail: planted bugs in the runtime turn them red."""
 
-import pytest
 import test_runtime
 import test_runtime_generate
 import test_runtime_removal
 import test_runtime_restorers
 import test_runtime_turns
 import torch
-from mutants import RED, pairs_of
+from mutants import planted, wrap
 from reference import measure
 from reference_models import make_batch, make_config, tiny
 
-from prunetune.runtime import choose, frame, images, leave
+from prunetune.runtime import frame, leave
 from prunetune.runtime.apply import Handle
-from prunetune.runtime.cache import CacheState, CacheView
+from prunetune.runtime.choice import choose
 from prunetune.runtime.frame import Frame
-from prunetune.runtime.segment import Held, Segment
-from prunetune.runtime.vision import VisionCapture
+from prunetune.runtime.layers.cache import CacheState, CacheView
+from prunetune.runtime.layers.segment import Held, Segment
+from prunetune.runtime.vision import images
+from prunetune.runtime.vision.tower import VisionCapture
 from prunetune.tokens import left_pad
 
 # -- checks: each raises when something is wrong -------------------------------------------------
@@ -85,11 +86,6 @@ CHECKS = (
 
 
 # -- mutants: each plants one bug ----------------------------------------------------------------
-
-
-def wrap(patch, owner, name, change):
-    """Replace ``owner.name`` by ``change(original)``."""
-    patch.setattr(owner, name, change(getattr(owner, name)))
 
 
 def renumbered_positions(patch):
@@ -286,13 +282,4 @@ MUTANTS = {
 }
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda c: c.__name__)
-def test_green_without_a_bug(check):
-    check()
-
-
-@pytest.mark.parametrize(("mutant", "check"), pairs_of(MUTANTS), ids=lambda f: f.__name__)
-def test_red_with_a_bug(mutant, check, monkeypatch):
-    mutant(monkeypatch)
-    with pytest.raises(RED):
-        check()
+test_green_without_a_bug, test_red_with_a_bug = planted(CHECKS, MUTANTS)

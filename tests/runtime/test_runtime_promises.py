@@ -207,7 +207,7 @@ def test_a_mask_as_long_as_what_is_cached(alone, monkeypatch):
     batch, config = make_batch(model), make_config(model, "0")
     answer(model, batch, config)
     monkeypatch.setattr(
-        "prunetune.runtime.counted.Counted.get_mask_sizes",
+        "prunetune.runtime.layers.counted.Counted.get_mask_sizes",
         lambda self, length: self.physical_sizes(length),
     )
     with pytest.raises(UnsupportedModelError, match=REFUSED.format("keys of a sequence")):

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from contexts import context
-from ready import waiting
 from reference_models import each, family, make_config
 from torch_modes import CASTS, entered, every_mode, forget, identical, modes
 
@@ -17,7 +16,7 @@ from prunetune.numerics import exactly, fitting
 from prunetune.presets import load_preset, preset_names
 from prunetune.restorers import RESTORERS
 from prunetune.runtime.apply import family_of
-from prunetune.runtime.vision import VisionTap
+from prunetune.runtime.vision.tower import VisionTap
 from prunetune.scorers import SCORERS
 
 families = pytest.mark.parametrize("name", each())
@@ -170,11 +169,7 @@ def test_a_pruned_run(name, mode):
 def by_preset(name):
     model, batch, config = subject(name)
     ref = {"model_type": name, "num_layers": config.model.num_layers}
-    chosen = {
-        preset: load_preset(preset, keep=0.5, **ref)[0]
-        for preset in preset_names()
-        if not waiting(preset, runs=True)
-    }
+    chosen = {preset: load_preset(preset, keep=0.5, **ref)[0] for preset in preset_names()}
     with torch.no_grad():
         return {p: (c, pruned(model, c, batch.inputs)) for p, c in chosen.items()}
 
@@ -226,7 +221,7 @@ def readable(view):
 
 def encode_through(view, tap, capture, inputs):
     """Run a forward whose encoder calls are captured by ``capture``."""
-    from prunetune.runtime.vision import wrap_encoder
+    from prunetune.runtime.vision.tower import wrap_encoder
 
     replaced = SimpleNamespace(encoding=tap.encoding, capture=capture)
     hooks = tap.install()

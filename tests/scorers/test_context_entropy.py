@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunetune.families.base_configs import CLIP_PIXELS, SIGLIP_PIXELS
-from prunetune.runtime.vision import patch_entropy
+from prunetune.runtime.vision.tower import patch_entropy
 from prunetune.scorers import SCORERS
 
 torch.set_num_threads(1)

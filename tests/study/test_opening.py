@@ -7,9 +7,10 @@ import optuna
 import pytest
 from fakes import SUMS, Fake, search, spec, trials_of
 
+import prunetune
 from prunetune.calibration import load_calibration
-from prunetune.errors import StudyError
-from prunetune.spec import SpaceSpec
+from prunetune.errors import ConfigError, StudyError
+from prunetune.spec import SpaceSpec, StudySpec
 from prunetune.study.database.connect import open_storage
 from prunetune.study.database.urls import storage_url
 from prunetune.study.find import find_study
@@ -102,3 +103,16 @@ def test_a_study_resumed_under_other_releases_says_so(tmp_path, caplog):
     run_trials(spec(trials=1), Fake(), out=tmp_path)
     (said,) = [record.getMessage() for record in caplog.records]
     assert "was made with torch 1.0 (now " in said
+
+
+@pytest.mark.parametrize(
+    ("loading", "words"),
+    [
+        ({"attn": "nope"}, "attn is 'nope'"),
+        ({"dtype": "nope"}, "dtype is 'nope'"),
+        ({"device": "cpu", "device_map": "auto"}, "exclude each other"),
+    ],
+)
+def test_a_search_hands_on_how_its_model_is_loaded(loading, words, tmp_path):
+    with pytest.raises(ConfigError, match=words):
+        prunetune.search(StudySpec(model="tiny", keep=0.25), out=tmp_path, **loading)

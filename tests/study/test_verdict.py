@@ -9,7 +9,7 @@ from prunetune.measure.scores import Scores, accuracy, measure
 from prunetune.space.space import Space
 from prunetune.study.outcome.baselines import compare_preset
 from prunetune.study.outcome.intervals import bootstrap_ci
-from prunetune.study.outcome.summary import Baseline, render_table
+from prunetune.study.outcome.summary import Baseline, table_rows
 from prunetune.study.outcome.verdict import verdict
 from prunetune.study.trials.trials import presets_at
 
@@ -103,12 +103,12 @@ def test_a_preset_that_wins_is_not_compared_with_itself(tmp_path):
     rows = {row["name"]: row for row in result.to_dict()["baselines"]}
     assert rows[itself[0]]["is_tuned"]
     assert rows[itself[0]]["held_out_gap"] == result.held_out.gap
-    assert "the tuned config itself" in render_table(result)
+    assert "the tuned config itself" in str(table_rows(result))
     # The twin: where something better is found, no preset is it.
     found = search(tmp_path / "more", trials=40)
     assert not any(row.is_tuned for row in found.baselines)
     assert "itself" not in found.verdict
-    assert "itself" not in render_table(found)
+    assert "itself" not in str(table_rows(found))
 
 
 def test_a_preset_that_wins_is_compared_with_the_others():

@@ -54,17 +54,6 @@ class _Column:
     below: str = ""
 
 
-def contact_sheet(image: Image.Image, kept: Kept, title: str = "") -> Image.Image:
-    """Draw one picture stage by stage: kept tokens clear, dropped ones grey and hatched.
-
-    Args:
-        image: The picture the tokens are of.
-        kept: From ``kept_tokens``.
-        title: One line above.
-    """
-    return sheet([Row("", image, kept)], title)
-
-
 def sheet(
     rows: Sequence[Row], title: str = "", notes: Sequence[str] = (), *, scores: bool = False
 ) -> Image.Image:

@@ -164,17 +164,3 @@ def _row(
         *("-" if cost is None else f"{cost:.4g}" for cost in costs),
         note,
     )
-
-
-def render_table(result: SearchResult) -> str:
-    """Return the held-out table and the verdict as plain text."""
-    rows = table_rows(result)
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if i in (0, len(widths) - 1) else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths))
-        ).rstrip()
-        for row in rows
-    ]
-    return "\n".join([*lines, "", result.verdict])

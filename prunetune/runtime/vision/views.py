@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from prunetune.families import Family
-from prunetune.runtime.forward import Forward
-from prunetune.runtime.images import ImageTokens, assign_images, spread_images
 from prunetune.runtime.trace import ForwardTrace
-from prunetune.runtime.vision import ImageCapture, VisionCapture
+from prunetune.runtime.vision.forward import Forward
+from prunetune.runtime.vision.images import ImageTokens, assign_images, spread_images
+from prunetune.runtime.vision.tower import ImageCapture, VisionCapture
 from prunetune.tokens import Mosaic
 
 

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from prunetune.config import Stage
 from prunetune.numerics import exactly
-from prunetune.runtime.images import ImageTokens
-from prunetune.runtime.mass import stood_for
-from prunetune.runtime.plan import Plan
-from prunetune.runtime.selecting import selected
-from prunetune.runtime.taps import LayerTap, key_states
+from prunetune.runtime.choice.plan import Plan
+from prunetune.runtime.choice.selecting import selected
+from prunetune.runtime.choice.taps import LayerTap, key_states
+from prunetune.runtime.layers.mass import stood_for
+from prunetune.runtime.vision.images import ImageTokens
 from prunetune.scorers import ScoreContext, Scorer
 from prunetune.selectors import SelectContext
 from prunetune.tokens import keep_count, split_budget, spread_indices, top_indices

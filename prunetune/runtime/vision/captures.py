@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from prunetune.families import Family
-from prunetune.runtime.vision import VisionCapture
+from prunetune.runtime.vision.tower import VisionCapture
 
 CAPTURE = "_prunetune_capture"
 PIXELS = {

@@ -17,13 +17,13 @@ from torch import Tensor
 from prunetune.errors import UnsupportedModelError
 from prunetune.families import Family
 from prunetune.models.devices import brought
-from prunetune.runtime.forward import Forward
-from prunetune.runtime.images import ImageTokens
-from prunetune.runtime.sight import Sight
-from prunetune.runtime.vision import ImageCapture
+from prunetune.runtime.layers.sight import Sight
+from prunetune.runtime.vision.forward import Forward
+from prunetune.runtime.vision.images import ImageTokens
+from prunetune.runtime.vision.tower import ImageCapture
 
 if TYPE_CHECKING:
-    from prunetune.runtime.plan import Plan
+    from prunetune.runtime.choice.plan import Plan
 
 _ENDS = ("eos_token_id", "eot_token_id")
 _NAMED = ("_token_id", "_token_index")

@@ -15,8 +15,8 @@ from test_runtime_taps import patches_before
 
 import prunetune
 from prunetune.errors import ConfigError
-from prunetune.runtime import choose, question
 from prunetune.runtime.apply import family_of
+from prunetune.runtime.choice import choose, question
 from prunetune.scorers import Scorer
 
 BOS, END = 1, 2

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from prunetune.errors import UnsupportedModelError
 from prunetune.numerics import exactly
-from prunetune.runtime.images import ImageTokens
-from prunetune.runtime.segment import Segment
+from prunetune.runtime.layers.segment import Segment
+from prunetune.runtime.vision.images import ImageTokens
+from prunetune.tokens import unit_rows
 
 KERNELS = ("sdpa", "eager")
 """Attention implementations that take a bias with their mask."""
@@ -29,10 +30,11 @@ def joined(states: Tensor, kept: Tensor) -> Tensor:
     Returns:
         ``[n]`` int64, positions in ``kept``; of equal ones the first.
     """
-    target = _unit(states[kept])
+    target = unit_rows(states[kept])
     step = max(1, LIMIT // len(kept))
     near = [
-        (_unit(rows) @ target.T).nan_to_num(-2.0).argmax(1) for rows in torch.split(states, step)
+        (unit_rows(rows) @ target.T).nan_to_num(-2.0).argmax(1)
+        for rows in torch.split(states, step)
     ]
     home = torch.cat(near)
     home[kept] = torch.arange(len(kept), device=kept.device)
@@ -121,9 +123,3 @@ def check_kernel(implementation: str | None) -> None:
             f"load the model with attn_implementation {' or '.join(KERNELS)}, or use a config "
             "without mass"
         )
-
-
-def _unit(states: Tensor) -> Tensor:
-    rows = states.float()
-    unit: Tensor = rows / torch.linalg.vector_norm(rows, dim=-1, keepdim=True).clamp_min(1e-12)
-    return unit

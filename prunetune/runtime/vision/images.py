@@ -7,7 +7,7 @@ from torch import Tensor
 
 from prunetune.errors import UnsupportedModelError
 from prunetune.runtime.trace import StageTrace
-from prunetune.runtime.vision import ImageCapture, VisionCapture
+from prunetune.runtime.vision.tower import ImageCapture, VisionCapture
 
 
 class ImageTokens:

@@ -11,8 +11,8 @@ from test_runtime import TOLERANCE, check
 from test_runtime_taps import reference_states
 
 import prunetune
-from prunetune.runtime import choose
 from prunetune.runtime.apply import Handle, family_of
+from prunetune.runtime.choice import choose
 from prunetune.selectors import SelectContext
 
 FAMILIES = ("llava", "llava_next", "qwen2_5_vl", "internvl", "llava_onevision")

@@ -13,8 +13,8 @@ from transformers import DynamicCache
 import prunetune
 from prunetune.errors import UnsupportedModelError
 from prunetune.release import cache_argument
-from prunetune.runtime import masks
-from prunetune.runtime.sight import carried_over
+from prunetune.runtime.layers import masks
+from prunetune.runtime.layers.sight import carried_over
 
 __all__ = ["flash_model"]  # a fixture
 

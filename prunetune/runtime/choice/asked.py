@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from prunetune.models.devices import brought
-from prunetune.runtime.segment import NOWHERE, Segment, places
-from prunetune.runtime.sight import Sight, visible
-from prunetune.runtime.taps import cached_keys, query_row
+from prunetune.runtime.choice.taps import cached_keys, query_row
+from prunetune.runtime.layers.segment import NOWHERE, Segment, places
+from prunetune.runtime.layers.sight import Sight, visible
 
 
 def asked_row(

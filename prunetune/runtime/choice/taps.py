@@ -11,7 +11,7 @@ from torch import Tensor
 from prunetune.errors import UnsupportedModelError
 from prunetune.models.devices import brought, execution_device
 from prunetune.numerics import exactly, fitting
-from prunetune.runtime.cache import physical_length
+from prunetune.runtime.layers.cache import physical_length
 
 
 @dataclass

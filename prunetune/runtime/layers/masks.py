@@ -7,10 +7,10 @@ from torch import Tensor
 from prunetune.errors import UnsupportedModelError
 from prunetune.families.base_configs import text_window
 from prunetune.release import causal_mask, unsupported
-from prunetune.runtime.cache import CacheView
-from prunetune.runtime.mass import biased
-from prunetune.runtime.segment import Segment
-from prunetune.runtime.sight import carried_over
+from prunetune.runtime.layers.cache import CacheView
+from prunetune.runtime.layers.mass import biased
+from prunetune.runtime.layers.segment import Segment
+from prunetune.runtime.layers.sight import carried_over
 
 
 def segment_mask(

@@ -7,7 +7,7 @@ from PIL import Image
 from reference_models import PINPOINTS, THOROUGH, TILE, make_batch, make_config, tiny
 
 import prunetune
-from prunetune.runtime import views
+from prunetune.runtime.vision import views
 
 SIZES = [(20, 32), (20, 60), (30, 34), (33, 12), (32, 20), (16, 32), (90, 31), (13, 64), (200, 201)]
 

@@ -13,7 +13,7 @@ from test_runtime_turns import Chat
 import prunetune
 from prunetune.budget import kv_ratio, mean_retention
 from prunetune.errors import UnsupportedModelError
-from prunetune.runtime import choose
+from prunetune.runtime.choice import choose
 from prunetune.tokens import keep_count
 
 BEHIND = {

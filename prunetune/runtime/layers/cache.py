@@ -8,8 +8,8 @@ from torch import Tensor
 
 from prunetune.errors import ConfigError, UnsupportedModelError
 from prunetune.release import StaticLayer
-from prunetune.runtime.counted import Counted, counted_layer
-from prunetune.runtime.segment import Held
+from prunetune.runtime.layers.counted import Counted, counted_layer
+from prunetune.runtime.layers.segment import Held
 
 STATE = "_prunetune_state"
 """Attribute of a cache object; it travels with ``copy.deepcopy`` and dies with the cache."""

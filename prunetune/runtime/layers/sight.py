@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from prunetune.errors import UnsupportedModelError
-from prunetune.runtime.segment import NOWHERE, Segment
+from prunetune.runtime.layers.segment import NOWHERE, Segment
 
 
 def visible(mask: Tensor) -> Tensor:

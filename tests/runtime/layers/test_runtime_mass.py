@@ -14,9 +14,9 @@ import prunetune
 from prunetune.config import PruningConfig
 from prunetune.errors import ConfigError, UnsupportedModelError
 from prunetune.release import cache_argument, cache_of
-from prunetune.runtime import choose as choosing
 from prunetune.runtime import frame
-from prunetune.runtime.segment import Held, Segment
+from prunetune.runtime.choice import choose as choosing
+from prunetune.runtime.layers.segment import Held, Segment
 
 TOLERANCE = 2e-5
 SCHEDULES = {

@@ -16,8 +16,8 @@ from prunetune.families import Family, VisionCall
 from prunetune.families.base import TappedAttention, refuse
 from prunetune.models.devices import brought
 from prunetune.numerics import exactly
-from prunetune.runtime.attention import attention_map, attention_row
 from prunetune.runtime.compiled import never_compiled
+from prunetune.runtime.vision.attention import attention_map, attention_row
 from prunetune.tokens import ImageGeometry
 
 SKETCH = 16

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from prunetune.config import PruningConfig, Stage
 from prunetune.families import Family
-from prunetune.runtime.question import marks_of
-from prunetune.runtime.segment import Segment
+from prunetune.runtime.choice.question import marks_of
+from prunetune.runtime.layers.segment import Segment
 from prunetune.scorers import Scorer
 from prunetune.scorers.base import LAYER_NEEDS, PROMPT_NEEDS
 

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from prunetune.models.devices import brought
-from prunetune.runtime.vision import VisionCapture
+from prunetune.runtime.vision.tower import VisionCapture
 
 
 @dataclass

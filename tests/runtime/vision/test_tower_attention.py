@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from prunetune.runtime import attention
-from prunetune.runtime.attention import attention_map, attention_row
+from prunetune.runtime.vision import attention
+from prunetune.runtime.vision.attention import attention_map, attention_row
 
 
 def heads(patches, seed=0):

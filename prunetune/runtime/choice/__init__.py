@@ -1,0 +1,1 @@
+"""Which tokens a stage keeps: what scorers and selectors are given, and the choice itself."""
