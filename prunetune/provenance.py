@@ -6,6 +6,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    JsonValue,
     SerializerFunctionWrapHandler,
     Strict,
     model_serializer,
@@ -57,6 +58,7 @@ class Provenance(Frozen):
             projector), ``language_model``, their ``sum``, and ``unpruned_`` the same.
         kv_ratio: Visual KV-cache share, pruned over unpruned.
         budget: What it was searched for: ``keep``, ``flops`` or ``kv_mib``, and its value.
+        processor: Options of the processor that it was searched with, in place of the model's own.
         calibration_digest: Digest over the calibration pixels and texts.
         weights_digest: sha256 over samples of the weights, see ``prunetune.models.fingerprint``;
             with others ``apply`` warns.
@@ -75,6 +77,7 @@ class Provenance(Frozen):
     flops: dict[str, Number] | None = None
     kv_ratio: Number | None = None
     budget: dict[str, Number] | None = None
+    processor: dict[str, JsonValue] | None = None
     calibration_digest: str | None = None
     weights_digest: str | None = None
     seed: Whole | None = None
@@ -84,7 +87,7 @@ class Provenance(Frozen):
     @model_serializer(mode="wrap")
     def _dump(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         data: dict[str, Any] = handler(self)
-        for later in ("flops", "budget", "weights_digest"):
+        for later in ("flops", "budget", "processor", "weights_digest"):
             if data.get(later) is None:
                 # Files of older releases come back as the same bytes.
                 data.pop(later, None)

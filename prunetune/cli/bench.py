@@ -120,6 +120,11 @@ def _check_shape(shape: str, model: str | None, loading: Loading) -> None:
         )
     if loading["device_map"] or loading["revision"]:
         raise ConfigError("--device-map and --revision are for --model; --shape loads no weights")
+    if loading["processor"]:
+        raise ConfigError(
+            "--processor, --min-pixels and --max-pixels are for --model; --shape has no processor: "
+            "say --image-size"
+        )
 
 
 @contextmanager

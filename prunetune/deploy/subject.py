@@ -12,6 +12,7 @@ from prunetune.deploy.shapes import Shape, build, count_parameters
 from prunetune.errors import ConfigError
 from prunetune.families import Family
 from prunetune.models.devices import attn_named, device_named, device_of, dtype_named
+from prunetune.models.options import differing
 from prunetune.presets import load_preset, read_preset
 from prunetune.runtime.apply import family_of
 
@@ -172,6 +173,8 @@ def loaded_subject(wanted: Wanted, asked: Asked, model: str | None, **loading: A
         raise ConfigError("no model: name one with --model, or measure random weights with --shape")
     if model is None and ref is not None and loading.get("revision") is None:
         loading["revision"] = ref.revision
+    own = None if wanted.config is None else wanted.config.provenance.processor
+    loading["processor"], line = differing(own, loading.get("processor"))
     loaded = load_model(name, **loading)
     family = family_of(loaded.model)
     depth = len(family.layers)
@@ -185,4 +188,4 @@ def loaded_subject(wanted: Wanted, asked: Asked, model: str | None, **loading: A
         prompt_tokens=asked.prompt_tokens,
         size=asked.size,
     )
-    return Subject(family, config, request, note)
+    return Subject(family, config, request, "; ".join(filter(None, (note, line))))

@@ -101,7 +101,7 @@ def test_windows_are_cut_at_the_edges():
 
 def test_a_smaller_picture_costs_the_tower_less(measured):
     """Half of each side is a quarter of the patches, and of attention's pairs a sixteenth."""
-    family, batch, _ = measured("qwen2_vl")
+    family = measured("qwen2_vl")[0]
     grid = torch.tensor([[1, 16, 16]])
     pixels = {"pixel_values": torch.zeros(256, 96), "image_grid_thw": grid}
     large = family.seen(pixels)

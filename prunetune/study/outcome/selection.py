@@ -242,6 +242,7 @@ def with_provenance(
         flops=flops_record(stages, facts),
         kv_ratio=kv_ratio(stages, facts.num_layers),
         budget=space.spent(winner.config).exact,
+        processor=dict(spec.processor) or None,
         calibration_digest=facts.calibration_digest,
         weights_digest=facts.weights_digest,
         seed=spec.seed,
