@@ -54,7 +54,9 @@ def with_options(processor: Any, options: Mapping[str, Any]) -> Any:
 def differing(
     own: Mapping[str, Any] | None, given: Mapping[str, Any] | None
 ) -> tuple[dict[str, Any] | None, str]:
-    """Return the options to load with (None: the model's own), and a line where they are not those of a config.
+    """Return the options to load with, and a line where they are not those of a config.
+
+    No options are None: the model's own. No line is empty.
 
     Args:
         own: What a config was searched with.
