@@ -325,7 +325,7 @@ def test_the_verb(small, tmp_path):
     shown = call("bench", "--preset", "uniform", "--keep", "0.2", *words, "--image-size", "64x32")
     assert shown.status == 0, shown.err
     assert "FLOP ratio" in shown.out
-    heading, unpruned = (
+    heading, unpruned, *_ = (
         x.split() for x in shown.out.splitlines() if x.startswith(("case", "unpr"))
     )
     assert "KV MiB" in " ".join(heading)
