@@ -1,4 +1,4 @@
-"""Which metric a search should minimise, settled by measurement: docs/metric.md is written here.
+"""Which metric a search should minimise, settled by searches: a section of docs/metric.md.
 
 `cosine`, `kl`, `cosine+kl` and `kl-answer` on the embedded model at keep 0.25, 0.1 and 0.05 with
 three seeds each; what counts is held-out accuracy, which none of them minimises. Rows are appended
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import finish
+from common import finish, write_section
 from searches import add, baselines, evaluators, mean, one, rows
 
 from prunetune.spec import OWN_TOKENS, StudySpec
@@ -83,25 +83,16 @@ def conclude(cells: Cells) -> tuple[str, str]:
     return best, why + f"`{best}` gains more than two standard errors: it is the better default."
 
 
-def page(found: list[dict[str, Any]], trials: int) -> str:
-    """Return docs/metric.md."""
+def page(found: list[dict[str, Any]], trials: int) -> list[str]:
+    """Return the section of docs/metric.md, as lines."""
     cells = cells_of(found)
     if not cells:
-        return "# Which metric to minimise\n\nNothing has been measured yet.\n"
+        return ["Nothing has been measured yet."]
     best, why = conclude(cells)
     seeds = sorted({seed for _, seed in cells})
     out = [
-        "# Which metric to minimise",
-        "",
-        "`--metric` names what a search minimises over the calibration samples: `cosine` (the gap,",
-        "VFlowOpt's), `kl` (the divergence of the next token's distribution), their sum, or",
-        "`kl-answer`: the mean divergence after the prompt and after each token of the unpruned",
-        "model's own greedy answer (fed in, up to 8 tokens), so that lists and small print count,",
-        "which one next token cannot see. Where that answer is empty it equals `kl`. A search by",
-        "it stores the answers' states with the reference, under a key of its own. This",
-        f"page is written by `benchmarks/metric.py` ({datetime.now(UTC):%Y-%m-%d}): the embedded",
-        f"model, {trials} trials a search, seeds {', '.join(map(str, seeds))}; figures are",
-        "held-out, mean ± standard deviation over the seeds.",
+        f"Embedded model, {trials} trials a search, seeds {', '.join(map(str, seeds))}, on",
+        f"{datetime.now(UTC):%Y-%m-%d}; figures are held-out, mean ± standard deviation.",
         "",
         "| mean retention | minimised | gap | KL | accuracy |",
         "|---|---|---|---|---|",
@@ -114,7 +105,7 @@ def page(found: list[dict[str, Any]], trials: int) -> str:
         for row in found:
             if row["kind"] == "preset" and row["keep"] == keep and row["name"] == "unpruned":
                 out.append(f"| {keep:g} | unpruned | 0 | 0 | {row['accuracy']:.4f} |")
-    out += ["", "## Conclusion", "", f"Default: `{best}`.", ""]
+    out += ["", f"By the rule below: `{best}`.", ""]
     out += [
         "The rule was fixed before the runs: the metric with the highest held-out accuracy, if it",
         "gains more than two standard errors over `cosine`, paired over budgets and seeds; else",
@@ -129,7 +120,7 @@ def page(found: list[dict[str, Any]], trials: int) -> str:
         pairs = [paired(cells, metric, figure) for figure in FIGURES]
         columns = " | ".join(f"{more:+.4f} ± {error:.4f}" for more, error in pairs)
         out.append(f"| `{metric}` - `cosine` | {columns} |")
-    return "\n".join(out) + "\n"
+    return out
 
 
 def main() -> None:
@@ -147,7 +138,7 @@ def main() -> None:
         search(options)
     found = rows(options.out)
     if options.page:
-        Path(options.page).write_text(page(found, options.trials), encoding="utf-8")
+        write_section(Path(options.page), "searches", page(found, options.trials))
     cells = cells_of(found)
     finish({"searches": 3 * len(cells), "default": conclude(cells)[0] if cells else None})
 

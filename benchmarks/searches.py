@@ -7,8 +7,11 @@ budget.
 
     python benchmarks/searches.py --metrics cosine kl cosine+kl --keeps 0.25 0.1 --seeds 0 1 2
 
-Appends one JSON line a search to --out, so that several processes can share the work and a killed
-run loses nothing; --report turns the lines into a table.
+--parts searches with restricted parts (``space.parts``), to show what a restriction costs; --fresh
+measures every winner on fresh pictures, too, beside the best untuned set (fresh.py).
+
+Appends one JSON line a search to --out: what is there is not searched again, so that several
+processes can share the work and a killed run loses nothing; --report turns them into a table.
 """
 
 import argparse
@@ -19,20 +22,23 @@ import tempfile
 import time
 from dataclasses import asdict
 from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 from common import finish
+from fresh import compared, fresh
 
 from prunetune.budget import latest_first_layer, mean_retention
 from prunetune.calibration import load_calibration
+from prunetune.config import PruningConfig
 from prunetune.measure.evaluator import Evaluator
 from prunetune.measure.scores import Scores, accuracy, measure
 from prunetune.models import load_model
 from prunetune.presets import preset_names
 from prunetune.space.space import Space
-from prunetune.spec import OWN_TOKENS, StudySpec
+from prunetune.spec import OWN_TOKENS, SpaceSpec, StudySpec
 from prunetune.study.outcome.selection import choose
 from prunetune.study.study import run_trials
 from prunetune.study.trials.trials import presets_at
@@ -51,6 +57,9 @@ def evaluators(
         Evaluator(loaded, calibration, deepest=deepest, own=own),
         Evaluator(loaded, held_out, deepest=1, own=own),
     )
+
+
+SHOWN = ("gap", "kl", "top1_agreement", "accuracy")
 
 
 def add(path: Path, row: dict[str, Any]) -> None:
@@ -91,6 +100,7 @@ def one(spec: StudySpec, evaluator: Evaluator, held_out: Evaluator) -> dict[str,
     return {
         "kind": "search",
         "metric": spec.metric,
+        "parts": spec.space.parts,
         "keep": spec.keep,
         "seed": spec.seed,
         "trials": len(trials),
@@ -117,26 +127,50 @@ def report(path: Path) -> str:
         out += [f"\n### Mean retention {keep:g}\n"]
         out += ["| config | gap | KL | top-1 agreement | accuracy |", "|---|---|---|---|---|"]
         mine = [r for r in rows(path) if r["keep"] == keep]
-        for metric in ("cosine", "kl", "cosine+kl", "kl-answer"):
-            found = [r for r in mine if r["kind"] == "search" and r["metric"] == metric]
-            if found:
-                seeds = ", ".join(str(r["seed"]) for r in found)
-                cells = [
-                    mean([r[k] for r in found]) for k in ("gap", "kl", "top1_agreement", "accuracy")
-                ]
-                out.append(f"| searched by {metric} (seeds {seeds}) | " + " | ".join(cells) + " |")
-                for r in found:
-                    cells = [f"{r[k]:.4f}" for k in ("gap", "kl", "top1_agreement", "accuracy")]
-                    out.append(f"| … seed {r['seed']} | " + " | ".join(cells) + " |")
+        searched = [r for r in mine if r["kind"] == "search"]
+        for metric, parts in dict.fromkeys(map(_kind, searched)):
+            found = [r for r in searched if _kind(r) == (metric, parts)]
+            seeds = ", ".join(str(r["seed"]) for r in found)
+            only = "" if parts == "all" else f", {parts} parts only"
+            cells = [mean([r[k] for r in found]) for k in SHOWN]
+            out.append(
+                f"| searched by {metric}{only} (seeds {seeds}) | " + " | ".join(cells) + " |"
+            )
+            for r in found:
+                cells = [f"{r[k]:.4f}" for k in SHOWN]
+                out.append(f"| … seed {r['seed']} | " + " | ".join(cells) + " |")
         presets = [r for r in mine if r["kind"] == "preset"]
         for r in sorted(presets, key=lambda r: r.get("gap", 9)):
-            cells = [
-                f"{r[k]:.4f}" if k in r else "-"
-                for k in ("gap", "kl", "top1_agreement", "accuracy")
-            ]
+            cells = [f"{r[k]:.4f}" if k in r else "-" for k in SHOWN]
             note = f" ({r['note']})" if r.get("note") else ""
             out.append(f"| {r['name']}{note} | " + " | ".join(cells) + " |")
+        out += _on_fresh([r for r in searched if "fresh" in r])
     return "\n".join(out) + "\n"
+
+
+def _kind(row: dict[str, Any]) -> tuple[str, str]:
+    return row["metric"], row.get("parts", "all")
+
+
+def _on_fresh(found: list[dict[str, Any]]) -> list[str]:
+    if not found:
+        return []
+    out = ["", "| on fresh questions | seed | gap | accuracy | untuned set | difference |"]
+    out += ["|---|---|---|---|---|---|"]
+    for r in found:
+        here, (metric, parts) = r["fresh"], _kind(r)
+        more = f"{100 * here['more']:+.1f} ± {100 * here['error']:.1f}"
+        cells = (
+            f"{here['gap']:.4f}",
+            f"{here['accuracy']:.4f}",
+            f"{here['untuned']['accuracy']:.4f}",
+        )
+        out.append(f"| {metric}, {parts} | {r['seed']} | {' | '.join(cells)} | {more} |")
+    return out
+
+
+def _searched(path: Path) -> set[tuple[str, str, float, int]]:
+    return {(*_kind(r), r["keep"], r["seed"]) for r in rows(path) if r["kind"] == "search"}
 
 
 def main() -> None:
@@ -145,6 +179,11 @@ def main() -> None:
     parser.add_argument("--keeps", nargs="+", type=float, default=[0.25, 0.1])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--trials", type=int, default=100)
+    parser.add_argument("--parts", nargs="+", default=["all"], choices=("all", "layer-0", "flash"))
+    parser.add_argument("--fresh", type=int, help="generator seed of a fresh set")
+    parser.add_argument(
+        "--no-baselines", dest="baselines", action="store_false", help="measure no presets"
+    )
     parser.add_argument("--samples", type=int, help="a split; by default all")
     parser.add_argument("--out", type=Path, default=Path("searches.jsonl"))
     parser.add_argument("--report", action="store_true", help="only print the table of --out")
@@ -154,15 +193,29 @@ def main() -> None:
         own = OWN_TOKENS if "kl-answer" in arguments.metrics else 0
         for keep in arguments.keeps:
             evaluator, held_out = evaluators(keep, arguments.samples, own)
-            baselines(keep, evaluator, held_out, arguments.out)
-            for seed in arguments.seeds:
-                for metric in arguments.metrics:
-                    spec = StudySpec(
-                        keep=keep, seed=seed, metric=metric, trials=arguments.trials, data="tiny"
-                    )
-                    row = one(spec, evaluator, held_out)
-                    add(arguments.out, row)
-                    print(f"{metric} {keep} seed {seed}: gap {row['gap']:.4f}", flush=True)
+            unseen = None
+            if arguments.fresh is not None:
+                unseen = fresh(evaluator, arguments.fresh, arguments.samples)
+            if arguments.baselines:
+                baselines(keep, evaluator, held_out, arguments.out)
+            for seed, metric, parts in product(arguments.seeds, arguments.metrics, arguments.parts):
+                if (metric, parts, keep, seed) in _searched(arguments.out):
+                    continue
+                spec = StudySpec(
+                    keep=keep,
+                    seed=seed,
+                    metric=metric,
+                    trials=arguments.trials,
+                    data="tiny",
+                    space=SpaceSpec(parts=parts),
+                )
+                row = one(spec, evaluator, held_out)
+                if unseen is not None:
+                    space = Space(SpaceSpec(), keep, evaluator.facts())
+                    config = PruningConfig.parse(row["config"])
+                    row["fresh"] = {"seed": arguments.fresh, **compared(config, space, unseen)}
+                add(arguments.out, row)
+                print(f"{metric} {parts} {keep} seed {seed}: gap {row['gap']:.4f}", flush=True)
     print(f"{datetime.now(UTC):%Y-%m-%d}\n{report(arguments.out)}")
     finish({"rows": len(rows(arguments.out)), "out": str(arguments.out)})
 

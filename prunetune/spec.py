@@ -115,8 +115,7 @@ class StudySpec(BaseModel):
     def _dump(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         data: dict[str, Any] = handler(self)
         if not data.get("processor"):
-            # Specs of older releases come back as the same bytes.
-            data.pop("processor", None)
+            data.pop("processor", None)  # Specs of older releases come back as the same bytes.
         return data
 
     @model_validator(mode="after")
@@ -180,6 +179,12 @@ class StudySpec(BaseModel):
     @property
     def _bound(self) -> float:
         return float(getattr(self, self.kind))
+
+    @property
+    def bounds(self) -> list[float]:
+        """The budget's bounds that are shares of the unpruned cost."""
+        given = [value for value in (self._bound, self.up_to) if value is not None]
+        return [value for value in given if value < 1.0 and self.kind != "kv_mib"]
 
     @property
     def pareto(self) -> bool:

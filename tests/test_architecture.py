@@ -23,7 +23,7 @@ ORDER = (
     ("space",),
     ("calibration", "runtime"),
     ("presets", "budget"),
-    ("config", "provenance", "schedules", "models"),
+    ("config", "provenance", "schedules", "models", "pixels"),
     ("scorers", "selectors", "restorers", "families"),
     ("tokens", "registry", "files", "messages", "interrupts", "numerics", "release", "errors"),
 )

@@ -14,11 +14,14 @@ SCRIPTS = {
     "benchmarks/cpu.py": "--shrunk --rounds 1 --new-tokens 2 --docs=",
     "benchmarks/gpu.py": "--tiny --seconds 1 --docs=",
     "benchmarks/methods.py": "--samples 4 --keep 0.25 --out page.md",
-    "benchmarks/metric.py": "--keeps 0.25 --seeds 0 --trials 1 --samples 4 --page page.md",
+    "benchmarks/metric.py": "--keeps 0.25 --seeds 0 --trials 1 --samples 4 --page=",
     "benchmarks/patience.py": (
         "--samplers tpe --keeps 0.25 --seeds 0 --patience 1 --trials 5 --samples 4"
     ),
     "benchmarks/prefill.py": "--rounds 1 --tiny",
+    "benchmarks/proxies.py": (
+        "--keeps 0.25 --configs 2 --trials 1 --samples 4 --pictures 1 --fresh 9 --page="
+    ),
     "benchmarks/report.py": "--study {study} --trials 3",
     "benchmarks/report_open.py": "{study}/report.html --rounds 1",
     "benchmarks/samplers.py": (
@@ -31,7 +34,9 @@ SCRIPTS = {
     "benchmarks/search_shared.py": ("--cases tiny --samples 8 --keeps 0.25 --rounds 0 --trials 1"),
     "benchmarks/ttft.py": "--shrunk --rounds 1 --docs=",
     "benchmarks/search_workers.py": "--trials 1 --samples 2 --tiny",
-    "benchmarks/searches.py": "--keeps 0.25 --seeds 0 --trials 1 --samples 4",
+    "benchmarks/searches.py": (
+        "--keeps 0.25 --seeds 0 --trials 1 --samples 4 --parts flash --fresh 9 --no-baselines"
+    ),
     "training/tiny/average.py": "0.5 {checkpoint} 0.5 {model} --out mean.safetensors",
     "training/tiny/evaluate.py": "{model} --pictures 1 --others 1 --generate 1 --json",
     "training/tiny/export.py": "{checkpoint} --out model --card {card} {card} --notes {notes}",
@@ -115,7 +120,8 @@ def test_a_broken_script_would_be_noticed(forge, tmp_path):
     script = tmp_path / "broken.py"
     whole = (ROOT / "benchmarks" / "patience.py").read_text("utf-8")
     shutil.copy(ROOT / "benchmarks" / "common.py", tmp_path)
-    shutil.copy(ROOT / "benchmarks" / "searches.py", tmp_path)
+    for needed in ("searches.py", "fresh.py"):
+        shutil.copy(ROOT / "benchmarks" / needed, tmp_path)
     for broken, word in (
         (whole.replace("prunetune.study.study", "prunetune.study.gone"), "No module named"),
         (whole.replace("    torch.set_num_threads(1)", "    torch.set_threads(1)"), "set_threads"),

@@ -19,6 +19,15 @@ from prunetune.budget.costs import (
     mean_retention,
     retention_by_layer,
 )
+from prunetune.budget.levels import (
+    FULL,
+    Level,
+    candidates,
+    distinct,
+    fitting,
+    largest_fitting,
+    stated_retention,
+)
 from prunetune.budget.moving import every_for, rebudget, restored_part, rounded, weakened
 from prunetune.budget.prefill import (
     Flops,
@@ -31,19 +40,25 @@ from prunetune.budget.prefill import (
 
 __all__ = [
     "FLOOR",
+    "FULL",
     "KINDS",
     "Budget",
     "Flops",
     "Kind",
+    "Level",
     "ModelFacts",
     "as_budget",
+    "candidates",
     "check_keep",
+    "distinct",
     "every_for",
     "facts_of",
+    "fitting",
     "flops_ratio",
     "flops_record",
     "flops_told",
     "kv_ratio",
+    "largest_fitting",
     "latest_first_layer",
     "least_keep",
     "make_budget",
@@ -54,6 +69,7 @@ __all__ = [
     "restored_part",
     "retention_by_layer",
     "rounded",
+    "stated_retention",
     "tower_flops",
     "weakened",
 ]

@@ -21,7 +21,8 @@ def rebudget(
     """Move a config onto a budget (a number is a mean retention), leaving its schedule's shape.
 
     Retentions become ``retention ** p`` (never below ``floor``) with the ``p`` that meets the
-    budget. A first stage that comes too late to meet it is moved to the latest layer that can;
+    budget; an exit stays one, and is left out where the layers before it cannot take so much. A
+    first stage that comes too late to meet the budget is moved to the latest layer that can;
     restorers that would give back a larger part of what is kept than before are weakened.
 
     Returns:
@@ -32,8 +33,14 @@ def rebudget(
     """
     budget = as_budget(keep)
     budget.check(budget.least(0, num_layers, floor))
-    stages, notes = _moved(config.stages, budget, num_layers, floor)
-    retentions = _scaled(stages, budget, num_layers, floor)
+    if config.stages[0].retention:
+        stages, notes = _moved(config.stages, budget, num_layers, floor)
+        stages, more = _leaving(stages, budget, num_layers)
+        notes += more
+        retentions = _scaled(stages, budget, num_layers, floor)
+    else:
+        stages, notes = _earlier_exit(config.stages[0], budget, num_layers)
+        retentions = [0.0]
     placed, before = [], 1.0
     for original, stage, retention in zip(config.stages, stages, retentions):
         restorer, note = weakened(stage.restorer, original, retention / before)
@@ -69,13 +76,42 @@ def _moved(
     return (first.model_copy(update={"layer": latest}), *stages[1:]), [note]
 
 
+def _leaving(
+    stages: "tuple[Stage, ...]", budget: Budget, num_layers: int
+) -> "tuple[tuple[Stage, ...], list[str]]":
+    """Leave out an exit where even all tokens before it are not what the budget is for."""
+    end = _end(stages, num_layers)
+    most = end + (num_layers - end) * budget.layer_cost(0.0)
+    if end == num_layers or most >= budget.share * num_layers:
+        return stages, []
+    return stages[:-1], [f"exit at layer {end} left out: the budget is larger than what it leaves"]
+
+
+def _earlier_exit(
+    stage: "Stage", budget: Budget, num_layers: int
+) -> "tuple[tuple[Stage, ...], list[str]]":
+    """Move a config that only lets all tokens leave to the layer that meets the budget."""
+    free = budget.layer_cost(0.0)
+    layer = math.floor(num_layers * (budget.share - free) / (1.0 - free) + 1e-9)
+    layer = max(1, min(layer, num_layers - 1))
+    notes = [f"moved from layer {stage.layer} to {layer}"] if layer != stage.layer else []
+    return (stage.model_copy(update={"layer": layer}),), notes
+
+
+def _end(stages: "tuple[Stage, ...]", num_layers: int) -> int:
+    """Return the layer of an exit; the depth where there is none."""
+    return num_layers if stages[-1].retention else stages[-1].layer
+
+
 def _scaled(
     stages: "tuple[Stage, ...]", budget: Budget, num_layers: int, floor: float
 ) -> list[float]:
+    end = _end(stages, num_layers)
     # A retention of 1 would stay 1 at every power.
-    shape = [min(stage.retention, 1.0 - 1e-6) for stage in stages]
-    spans = _spans([stage.layer for stage in stages], num_layers)
-    target = budget.share * num_layers - stages[0].layer
+    shape = [min(stage.retention, 1.0 - 1e-6) for stage in stages if stage.retention]
+    spans = _spans([stage.layer for stage in stages if stage.retention], end)
+    gone = (num_layers - end) * budget.layer_cost(0.0)
+    target = budget.share * num_layers - stages[0].layer - gone
 
     def at(power: float) -> list[float]:
         return [max(floor, share**power) for share in shape]
@@ -87,11 +123,12 @@ def _scaled(
         middle = (low + high) / 2
         over = _cost(at(middle), spans, budget) > target
         low, high = (middle, high) if over else (low, middle)
-    return rounded(at(high), spans, target, budget)
+    leaves = [0.0] if end < num_layers else []
+    return [*rounded(at(high), spans, target, budget), *leaves]
 
 
-def _spans(layers: Sequence[int], num_layers: int) -> list[int]:
-    return [b - a for a, b in zip(layers, [*layers[1:], num_layers])]
+def _spans(layers: Sequence[int], end: int) -> list[int]:
+    return [b - a for a, b in zip(layers, [*layers[1:], end])]
 
 
 def _cost(retentions: Sequence[float], spans: Sequence[int], budget: Budget) -> float:

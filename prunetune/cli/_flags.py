@@ -12,6 +12,7 @@ def space_of(
     layers: str | None,
     selectors: str | None = None,
     mass: str | None = None,
+    pixels: str | None = None,
 ) -> dict[str, Any]:
     """Parse what narrows the space."""
     space: dict[str, Any] = {}
@@ -21,6 +22,11 @@ def space_of(
         space["selectors"] = _names("--selectors", selectors)
     if mass is not None:
         space["mass"] = [_number("--mass", text) for text in _names("--mass", mass)]
+    if pixels is not None:
+        words: dict[str, bool] = {"yes": True, "no": False}
+        space["pixels"] = words.get(pixels.strip())
+        if space["pixels"] is None:
+            space["pixels"] = [_number("--pixels", text) for text in _names("--pixels", pixels)]
     if stages is not None:
         space["min_stages"], space["max_stages"] = _span("--stages", stages)
     if layers is not None:

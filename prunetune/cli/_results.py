@@ -37,6 +37,8 @@ def _print(out: Output, result: "SearchResult") -> None:
     out.line(result.verdict)
     out.line()
     out.line(_counts(result))
+    if result.best.pixels is not None:
+        out.line(f"  pixels: {result.best.pixels.shown}, before the processor")
     for stage in result.best.stages:
         scorers = " ".join(f"{s.name}{s.weight:+g}" for s in stage.scorers) or "same scores"
         out.line(f"  layer {stage.layer}: keeps {percent(stage.retention)} by {scorers}")

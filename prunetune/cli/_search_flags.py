@@ -68,6 +68,14 @@ Mass = Annotated[
     str | None,
     typer.Option(metavar="A,B", help="Allowed mass, 0 to 1; 0: none.  [default: 0,1]"),
 ]
+Pixels = Annotated[
+    str | None,
+    typer.Option(
+        metavar="A,B|yes|no",
+        help="Make pictures smaller first: shares of their pixels to try, or yes for those that "
+        "can meet the budget.  [default: no]",
+    ),
+]
 Stages = Annotated[str | None, typer.Option(metavar="A-B", help="Fewest and most stages, in 1-3.")]
 Layers = Annotated[str | None, typer.Option(metavar="A-B", help="First and last layer of a stage.")]
 Presets = Annotated[

@@ -146,7 +146,7 @@ def _memory_told(batch_size: int, images: int) -> Iterator[None]:
 def _measured(subject: "Subject", new_tokens: int, rounds: int) -> "Bench":
     from prunetune.deploy.bench import bench as measure
 
-    done, total = 0, (3 + len(subject.more)) * (rounds + 1)
+    done, total = 0, (3 + len(subject.more) + (subject.own is not None)) * (rounds + 1)
     with progress() as show:
 
         def advance() -> None:
@@ -160,6 +160,7 @@ def _measured(subject: "Subject", new_tokens: int, rounds: int) -> "Bench":
             subject.request,
             new_tokens=new_tokens,
             rounds=rounds,
+            own=subject.own,
             more=subject.more,
             advance=advance,
         )

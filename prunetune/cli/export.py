@@ -2,7 +2,7 @@
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +11,8 @@ from prunetune.cli._loading import Loading
 from prunetune.cli._output import Output, number, percent, progress
 
 if TYPE_CHECKING:
+    from prunetune.config import PruningConfig
+    from prunetune.pixels.native import Setting
     from prunetune.spec import StudySpec
 
 
@@ -41,6 +43,13 @@ def export(
     name: Annotated[
         str | None, typer.Option("--study", metavar="NAME", help="Of several studies, this one.")
     ] = None,
+    show_native: Annotated[
+        bool,
+        typer.Option(
+            "--show-native",
+            help="Print the processor's and engines' own settings nearest to the config's pixels.",
+        ),
+    ] = False,
     skip_bad: SkipBad = False,
     threads: Threads = None,
     as_json: AsJson = False,
@@ -85,6 +94,11 @@ def export(
 
         out.line(flops_told(made.flops))
     out.line(f"config: {path}")
+    native = _native(config, found.spec, skip_bad, loading) if show_native else []
+    for setting in native:
+        said = "exact" if setting.exact else "not exact"
+        about = "; ".join(filter(None, (said, setting.note)))
+        out.line(f"{setting.engine}: {setting.text}  ({about})")
     out.line(f"next: {_verify(path, found.spec)}")
     out.finish(
         {
@@ -97,6 +111,7 @@ def export(
             "budget": made.budget,
             "flops": made.flops,
             "digest": config.digest(),
+            "native": [vars(setting) for setting in native],
         }
     )
 
@@ -109,3 +124,28 @@ def _verify(config: Path, spec: "StudySpec") -> str:
     if spec.held_out:
         words += ["--held-out", spec.held_out]
     return shlex.join(words)
+
+
+def _native(
+    config: "PruningConfig", spec: "StudySpec", skip_bad: bool, loading: dict[str, Any]
+) -> "list[Setting]":
+    """Return the native settings of a config's pixels; none where it has none."""
+    from prunetune.measure.counting import TokenCounter
+    from prunetune.models import load_model
+    from prunetune.pixels.native import native_settings
+    from prunetune.runtime.apply import family_of
+    from prunetune.study.prepare import load_data
+
+    if config.pixels is None or not config.pixels.shrinks:
+        return []
+    options, _ = differing(spec.processor, loading["processor"])
+    loaded = load_model(spec.model, **{**loading, "revision": spec.revision, "processor": options})
+    counter = TokenCounter(loaded, family_of(loaded.model), load_data(spec, skip_bad=skip_bad)[0])
+    return native_settings(
+        loaded.processor,
+        config.pixels,
+        config.model.model_type,
+        counter.sizes,
+        counter.of,
+        counter.total(config.pixels),
+    )

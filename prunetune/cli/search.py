@@ -63,6 +63,7 @@ def search(
     scorers: flags.Scorers = None,
     selectors: flags.Selectors = None,
     mass: flags.Mass = None,
+    pixels: flags.Pixels = None,
     stages: flags.Stages = None,
     layers: flags.Layers = None,
     presets: flags.Presets = None,
@@ -112,7 +113,7 @@ def search(
         "seed": seed,
         "trial_pruner": trial_pruner,
         "presets": [] if presets == "none" else optional_names("--preset", presets),
-        "space": space_of(scorers, stages, layers, selectors, mass),
+        "space": space_of(scorers, stages, layers, selectors, mass, pixels),
     }
     wanted = _spec(spec, said)
     how = {

@@ -40,7 +40,7 @@ def serve(
     at_least("--port", port, 0)
     name = model_named(config, pruning.model, model, loading)
     prepare_pictures(pruning.provenance.processor, loading)
-    from prunetune.budget import mean_retention
+    from prunetune.budget import stated_retention
     from prunetune.cli._environment import set_threads
     from prunetune.deploy.serve import Server, pruned_app, require
     from prunetune.models import load_model
@@ -49,7 +49,7 @@ def serve(
     set_threads(threads)
     app, _ = pruned_app(load_model(name, **loading), pruning, name)
     server = Server(app, host, port)
-    kept = mean_retention(pruning.stages, pruning.model.num_layers)
+    kept = stated_retention(pruning)
     out = Output(as_json)
     out.line(f"model {name!r}, mean retention {100 * kept:.4g}%: {server.url}/v1  (Ctrl-C ends it)")
     if host not in _LOOPBACK:

@@ -165,8 +165,9 @@ def _print_counts(out: Output, row: "Row", quiet: bool) -> None:
             for name, member in kept.views():
                 out.line(f"  {name}: {int((member & stage.kept).sum())} of {int(member.sum())}")
     if row.against is not None:
-        both = row.kept.stages[-1].kept & row.against.stages[-1].kept
-        out.line(f"last stages: {int(both.sum())} kept by both")
+        both = row.both
+        shown = "of pictures of another size" if both is None else f"{int(both.sum())} kept by both"
+        out.line(f"last stages: {shown}")
 
 
 def _described(path: str, row: "Row", answers: dict[str, str] | None) -> dict[str, Any]:
@@ -177,8 +178,8 @@ def _described(path: str, row: "Row", answers: dict[str, str] | None) -> dict[st
         "answers": answers,
     }
     if row.against is not None:
-        both = row.kept.stages[-1].kept & row.against.stages[-1].kept
-        data |= {"against": _stages(row.against), "kept_by_both": int(both.sum())}
+        common = None if row.both is None else int(row.both.sum())
+        data |= {"against": _stages(row.against), "kept_by_both": common}
     return data
 
 
@@ -231,6 +232,6 @@ def _answers(loaded: Any, configs: list[Any], picture: Any, question: str) -> di
     sample = Sample((picture,), question, id="image")
     found = {"unpruned": greedy_answer(loaded, sample, _NEW_TOKENS)}
     for key, config in zip(("pruned", "against"), configs):
-        with apply(loaded.model, config):
+        with apply(loaded.model, config, processor=loaded.processor):
             found[key] = greedy_answer(loaded, sample, _NEW_TOKENS)
     return found

@@ -8,6 +8,7 @@ from prunetune.budget import (
     facts_of,
     mean_retention,
     prefill_flops,
+    rebudget,
     retention_by_layer,
 )
 from prunetune.config import PruningConfig
@@ -116,6 +117,7 @@ def bench(
     new_tokens: int,
     rounds: int,
     uniform: bool = True,
+    own: Request | None = None,
     more: Mapping[str, Case] | None = None,
     advance: Callable[[], None] = lambda: None,
 ) -> Bench:
@@ -128,17 +130,21 @@ def bench(
         new_tokens: Tokens to generate, 1 or more.
         rounds: Interleaved rounds that count.
         uniform: Measure ``uniform`` at the same mean retention too.
+        own: The request with pictures as small as the config makes them; None: it leaves them.
         more: Further cases by name.
         advance: Called after every run.
 
     Raises:
         ConfigError: The config is for another model.
     """
-    apply(family.model, config).remove()
-    cases = {UNPRUNED: Case(None, request), "pruned": Case(config, request)}
+    cases = {UNPRUNED: Case(None, request), **own_cases(config, request, own)}
+    for case in cases.values():
+        if case.config is not None:
+            apply(family.model, case.config).remove()
     if uniform:
-        cases["uniform"] = Case(uniform_like(config), request)
-    cases |= more or {}
+        share = 1.0 if own is None else own.image_tokens / request.image_tokens
+        cases["uniform"] = Case(uniform_like(config, share), request)
+    cases |= {name: case for name, case in (more or {}).items() if name not in cases}
     watch = Stopwatch(family)
     asked = {
         name: watch.case(case.config, case.request.inputs, new_tokens)
@@ -160,10 +166,34 @@ def bench(
     )  # fmt: skip
 
 
-def uniform_like(config: PruningConfig) -> PruningConfig:
-    """Return the preset ``uniform`` at a config's mean retention."""
+def own_cases(config: PruningConfig, request: Request, own: Request | None) -> dict[str, Case]:
+    """Return the cases of a config itself: first what it does, then what its pruning does alone.
+
+    A config that makes pictures smaller and prunes is ``both``; beside it stands ``pruned``, its
+    stages on full pictures, moved to as many tokens. One that only makes them smaller is
+    ``resized``.
+    """
+    if own is None:
+        return {"pruned": Case(config, request)}
+    if not config.stages:
+        return {"resized": Case(None, own)}
+    # The request's pictures are small already.
+    stages = config.model_copy(update={"pixels": None})
+    share = own.image_tokens / request.image_tokens
+    keep = share * mean_retention(config.stages, config.model.num_layers)
+    alone, _ = rebudget(stages, keep, config.model.num_layers)
+    return {"both": Case(stages, own), "pruned": Case(alone, request)}
+
+
+def uniform_like(config: PruningConfig, share: float = 1.0) -> PruningConfig:
+    """Return the preset ``uniform`` at a config's mean retention.
+
+    Args:
+        config: The config.
+        share: Of the image tokens that are left where it makes pictures smaller.
+    """
     ref = config.model
-    keep = mean_retention(config.stages, ref.num_layers)
+    keep = share * mean_retention(config.stages, ref.num_layers)
     made, _ = load_preset(
         "uniform", model_type=ref.model_type, num_layers=ref.num_layers, keep=keep
     )

@@ -20,6 +20,7 @@ from prunetune.config import PruningConfig
 from prunetune.errors import DataError
 from prunetune.models.devices import device_of
 from prunetune.numerics import exactly
+from prunetune.pixels.processors import resized
 from prunetune.release import cache_of
 from prunetune.runtime.apply import Handle, family_of
 from prunetune.runtime.trace import ForwardTrace
@@ -36,7 +37,8 @@ class SplitScores:
         top1_agreement: Share of samples whose most likely next token is the unpruned one.
         accuracy: Share of exact greedy answers; None where no sample has an answer.
         unpruned_accuracy: The same without pruning.
-        mean_retention: Mean over samples and decoder layers.
+        mean_retention: Mean over samples and decoder layers; where pictures are made smaller, of
+            the full pictures' tokens, all samples together.
     """
 
     samples: int
@@ -59,7 +61,8 @@ class Tally:
         correct: Of each sample with an answer, pruned.
         unpruned: Of each sample with an answer, unpruned.
         counts: Image tokens of each sample at every decoder layer.
-        totals: Image tokens of each sample.
+        totals: Image tokens of each sample, as pruning finds them.
+        originals: Image tokens of each sample's full pictures.
         images: Images of each sample.
         cache_fits: Whether every layer's cache was as long as the counts say.
     """
@@ -71,14 +74,19 @@ class Tally:
     unpruned: list[bool] = field(default_factory=list)
     counts: list[list[int]] = field(default_factory=list)
     totals: list[int] = field(default_factory=list)
+    originals: list[int] = field(default_factory=list)
     images: list[int] = field(default_factory=list)
     cache_fits: bool = True
 
     def scores(self) -> SplitScores:
         """Return the means."""
-        shares = [
-            sum(counts) / (len(counts) * total) for counts, total in zip(self.counts, self.totals)
-        ]
+        pairs = list(zip(self.counts, self.totals, strict=True))
+        shares = [sum(counts) / (len(counts) * total) for counts, total in pairs]
+        retention = mean(shares)
+        if self.originals != self.totals:
+            # Of all samples together, as the budget counts what smaller pictures save.
+            kept = sum(sum(counts) for counts in self.counts)
+            retention = kept / (len(self.counts[0]) * sum(self.originals))
         answered = bool(self.correct)
         return SplitScores(
             samples=len(self.gap),
@@ -87,7 +95,7 @@ class Tally:
             top1_agreement=mean(self.agrees),
             accuracy=mean(self.correct) if answered else None,
             unpruned_accuracy=mean(self.unpruned) if answered else None,
-            mean_retention=mean(shares),
+            mean_retention=retention,
         )
 
 
@@ -99,6 +107,7 @@ class Meter:
         self.family = family_of(loaded.model)
         self.device = device_of(loaded.model)
         self.eos = end_ids(loaded.model)
+        self.processor = resized(loaded.processor, config)
 
     def run(self, split: CalibrationSet, advance: Callable[[int], None]) -> Tally:
         """Measure a split; ``advance`` is called with the size of each batch done.
@@ -121,12 +130,17 @@ class Meter:
         answers = [answer_ids(self.loaded.processor, sample) for sample in batch]
         new = 1 + max(len(answer or []) for answer in answers)
         full = _generate(self.loaded.model, inputs, new)
+        marks = list(self.family.placeholders.values())
+        originals = torch.isin(inputs["input_ids"].cpu(), torch.tensor(marks)).sum(1).tolist()
+        if self.processor is not self.loaded.processor:
+            inputs = encode(self.processor, batch).to(self.device)
         with Handle(self.family, self.config) as handle:
             pruned = _generate(self.loaded.model, inputs, new)
             trace = next(t for t in handle.trace if len(t.lengths) == len(batch))
         _compare(pruned, full, tally)
         tally.correct += _right(pruned.new, answers, self.eos)
         tally.unpruned += _right(full.new, answers, self.eos)
+        tally.originals += originals
         self._count(trace, inputs["attention_mask"].sum(1).tolist(), pruned, tally)
 
     def _count(self, trace: ForwardTrace, lengths: list[int], run: "_Run", tally: Tally) -> None:

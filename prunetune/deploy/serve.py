@@ -11,7 +11,7 @@ import time
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from prunetune.budget import mean_retention
+from prunetune.budget import stated_retention
 from prunetune.config import PruningConfig
 from prunetune.errors import ConfigError
 from prunetune.runtime.apply import Handle, apply
@@ -58,7 +58,7 @@ def pruned_app(loaded: "LoadedModel", config: PruningConfig, name: str) -> "tupl
         for key, (module, kind) in _HANDLERS.items()
         if key in wanted
     }
-    handle = apply(loaded.model, config)
+    handle = apply(loaded.model, config, processor=loaded.processor)
     app = server.build_server(manager, generation_state=state, **handlers)
     app.get("/prunetune")(_Status(config, handle).read)
     return app, handle
@@ -71,7 +71,7 @@ class _Status:
         self._handle = handle
         self._told = {
             "digest": config.digest(),
-            "mean_retention": mean_retention(config.stages, config.model.num_layers),
+            "mean_retention": stated_retention(config),
             "config": config.model_dump(mode="json"),
         }
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from prunetune.budget import check_keep, mean_retention, rebudget
@@ -21,6 +21,8 @@ from prunetune.errors import ConfigError
 from prunetune.families import Family
 from prunetune.models.devices import attn_named, device_named, device_of, dtype_named
 from prunetune.models.options import differing
+from prunetune.pixels import Pixels, shrinks
+from prunetune.pixels.processors import at_level
 from prunetune.presets import load_preset, read_preset
 from prunetune.runtime.apply import family_of
 
@@ -57,6 +59,7 @@ class Subject:
         config: The config.
         request: What it is asked.
         note: What had to change to move the config onto a budget; empty if nothing.
+        own: The request with pictures as small as the config makes them; None: it leaves them.
         smaller: The request with smaller pictures, of as many tokens as the config leaves on
             average; None where pictures of any size have more.
     """
@@ -66,6 +69,7 @@ class Subject:
     request: Request
     note: str
     smaller: Request | None = None
+    own: Request | None = None
 
     @property
     def more(self) -> dict[str, Case]:
@@ -139,6 +143,11 @@ def random_subject(
     import torch
 
     config, note = wanted.config_for(shape.model_type, shape.num_layers, f"--shape {shape.name}")
+    if shrinks(config.pixels):
+        raise ConfigError(
+            f"{wanted.path} makes pictures smaller, which takes a processor; --shape {shape.name} "
+            "has none: measure with --model"
+        )
     # Random weights: that they are not the provenance's goes without saying.
     config = config.model_copy(update={"provenance": Provenance()})
     where = device_named(device)
@@ -184,7 +193,7 @@ def random_subject(
 
 
 def _left(config: PruningConfig, tokens: int) -> int:
-    """Return the tokens of a picture that a config leaves, a mean over the layers, rounded up."""
+    """Return how many of a picture's tokens stages leave, a mean over the layers, rounded up."""
     return math.ceil(mean_retention(config.stages, config.model.num_layers) * tokens - 1e-9)
 
 
@@ -222,9 +231,13 @@ def loaded_subject(wanted: Wanted, asked: Asked, model: str | None, **loading: A
     depth = len(family.layers)
     config, note = wanted.config_for(family.config.model_type, depth, f"--model {name}")
 
-    def ask(size: tuple[int, int], batch: int, images: int) -> Request:
+    kind = family.config.model_type
+
+    def ask(
+        size: tuple[int, int], batch: int, images: int, pixels: Pixels | None = None
+    ) -> Request:
         return processed_request(
-            loaded,
+            replace(loaded, processor=at_level(loaded.processor, pixels, kind)),
             family,
             device=device_of(loaded.model),
             batch=batch,
@@ -235,7 +248,11 @@ def loaded_subject(wanted: Wanted, asked: Asked, model: str | None, **loading: A
 
     size = asked.size or PICTURE
     request = ask(size, asked.batch, asked.images)
-    left = _left(config, request.images[0])
+    shrunk = shrinks(config.pixels)
+    own_request = ask(size, asked.batch, asked.images, config.pixels) if shrunk else None
+    left = _left(config, (own_request or request).images[0])
     smaller = _smaller(lambda pair: ask(pair, 1, 1).image_tokens, size, left)
     less = smaller and ask(smaller, asked.batch, asked.images)
-    return Subject(family, config, request, "; ".join(filter(None, (note, line))), less)
+    return Subject(
+        family, config, request, "; ".join(filter(None, (note, line))), less, own_request
+    )

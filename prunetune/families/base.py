@@ -43,6 +43,9 @@ class Family(Towered):
     """Whether positions can be renumbered: not where they are rows and columns."""
     one_view: ClassVar[bool] = False
     """Whether a picture is always seen as one view: nothing can then be ranked view by view."""
+    resizing: ClassVar[str] = ""
+    """How the number of tokens follows a picture's size, see ``prunetune.pixels.layouts``: by its
+    pixels (``native``), by tiles (``tiles``, ``canvas``, ``longest_edge``), or not at all."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model

@@ -19,6 +19,7 @@ class IdeficsLike(FixedViews):
     """
 
     joins_views: ClassVar[bool] = True
+    resizing = "longest_edge"
 
     @property
     def text_model(self) -> Any:

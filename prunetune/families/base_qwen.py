@@ -25,6 +25,7 @@ class QwenVL(Family):
 
     can_pack: ClassVar[bool] = False
     one_view = True
+    resizing = "native"
     video_encoder_method: ClassVar[str | None] = "get_video_features"
 
     @property

@@ -21,6 +21,7 @@ class InternVL(FixedViews):
 
     model_type: ClassVar[str] = "internvl"
     joins_views: ClassVar[bool] = True
+    resizing = "canvas"
 
     @property
     def merge(self) -> int:

@@ -26,8 +26,13 @@ def decoded(config: PruningConfig) -> dict[str, Value]:
     stages = [stage for stage in config.stages if stage.retention]
     exits = [stage.layer for stage in config.stages if not stage.retention]
     scored = [stage for stage in stages if stage.scorers]
-    out: dict[str, Value] = {
-        "number of stages": len(stages),
+    out: dict[str, Value] = {}
+    if config.pixels is not None:
+        out["pixels"] = getattr(config.pixels, "share", None) or config.pixels.shown
+    out["number of stages"] = len(stages)
+    if not stages:
+        return out
+    out |= {
         "first layer": stages[0].layer,
         "first retention": stages[0].retention,
         "last layer": stages[-1].layer,

@@ -216,7 +216,7 @@ def measured_config(
     from prunetune.space.space import Space
     from prunetune.study.opening import warn_other_weights
     from prunetune.study.outcome.selection import Winner, choose, with_provenance
-    from prunetune.study.prepare import Prepared, deepest_first_stage, load_data
+    from prunetune.study.prepare import Prepared, first_stages, load_data
     from prunetune.study.run import Watched, evaluators
 
     config = None if trial is None else config_of(_trial(found, trial))
@@ -229,17 +229,18 @@ def measured_config(
     options["revision"] = options.get("revision") or spec.revision
     options["processor"], _ = differing(spec.processor, options.get("processor"))
     loaded = load_model(spec.model, **options)
-    first_stage = deepest_first_stage(spec, loaded, calibration)
-    prepared = Prepared(spec, found.folder or Path(), loaded, calibration, held_out, first_stage)
-    first, second = evaluators(prepared, progress=progress)
-    watched: Any = Watched(first, "calibration", None, progress)
+    first, levels = first_stages(spec, loaded, calibration)
+    folder = found.folder or Path()
+    prepared = Prepared(spec, folder, loaded, calibration, held_out, first, levels)
+    own, second = evaluators(prepared, progress=progress)
+    watched: Any = Watched(own, "calibration", None, progress)
     other: Any = Watched(second, "held-out", None, progress)
     if config is None or trial is None:
         winner = choose(found.study, spec, watched)
     else:
         results = measure(watched, config, answers=False)
         winner = Winner(trial, config, results, len(calibration))
-    space = Space.of(spec, first.facts())
+    space = Space.of(spec, own.facts())
     warn_other_weights(found.study, space.facts.weights_digest)
     return with_provenance(found.study, spec, space, winner, watched, measure(other, winner.config))
 

@@ -10,6 +10,7 @@ from prunetune.space.narrowed import FIRST_RESTORERS
 from prunetune.spec import StudySpec, difference
 
 if TYPE_CHECKING:
+    from prunetune.budget import Level
     from prunetune.calibration import CalibrationSet
     from prunetune.models.load import Loading
     from prunetune.study.database.storage import BatchedStorage
@@ -28,6 +29,7 @@ class Prepared:
         calibration: Calibration split.
         held_out: Held-out split.
         deepest: Last layer at which a first stage can be.
+        levels: Of pixels, that the search may choose.
     """
 
     spec: StudySpec
@@ -36,6 +38,7 @@ class Prepared:
     calibration: "CalibrationSet"
     held_out: "CalibrationSet"
     deepest: int
+    levels: "tuple[Level, ...]" = ()
 
     @property
     def skipped(self) -> tuple[str, ...]:
@@ -69,14 +72,14 @@ def prepare(
     loaded = load_model(
         spec.model, revision=spec.revision, processor=spec.processor or None, **loading
     )
-    deepest = deepest_first_stage(spec, loaded, calibration)
+    deepest, levels = first_stages(spec, loaded, calibration)
     if given is None and spec.model != "tiny":
         logger.warning(
             "no --data is given: calibrating %s on the shipped set 'tiny' of generated pictures; "
             "give pictures and questions like yours for a config that fits them",
             spec.model,
         )
-    return Prepared(spec, folder, loaded, calibration, held_out, deepest)
+    return Prepared(spec, folder, loaded, calibration, held_out, deepest, levels)
 
 
 def with_data(spec: StudySpec) -> StudySpec:
@@ -107,8 +110,15 @@ def load_data(
     )
 
 
-def deepest_first_stage(spec: StudySpec, loaded: Any, calibration: "CalibrationSet") -> int:
+def first_stages(
+    spec: StudySpec, loaded: Any, calibration: "CalibrationSet"
+) -> "tuple[int, tuple[Level, ...]]":
     """Return the last layer at which a first stage, of a trial or of a preset, can be.
+
+    That is of full pictures: what is behind it, as smaller ones allow, costs the layers between.
+
+    Returns:
+        It, and the levels of pixels that may be chosen.
 
     Raises:
         ConfigError: The space's layers are not the model's, or its budget cannot be attained.
@@ -132,7 +142,8 @@ def deepest_first_stage(spec: StudySpec, loaded: Any, calibration: "CalibrationS
             "left out of the search: %s, whose inputs %s cannot give",
             *(", ".join(missing), spec.model),
         )
-    return max(0, min(most.latest_first_layer(depth, floor), depth - 1))
+    deepest = max(0, min(most.latest_first_layer(depth, floor), depth - 1))
+    return deepest, facts.levels
 
 
 def as_stored(spec: StudySpec, stored: StudySpec) -> StudySpec:

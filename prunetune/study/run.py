@@ -178,6 +178,7 @@ def evaluators(
                 cache_limit=cache.limit,
                 in_memory=cache.in_memory,
                 own=prepared.spec.own_tokens,
+                levels=prepared.levels,
                 progress=lambda done, before=before: progress(  # type: ignore[misc]
                     Step("unpruned reference", before + done, total)
                 ),
@@ -209,4 +210,5 @@ class Watched:
 def _preset_count() -> int:
     from prunetune.presets import preset_names
 
-    return len(preset_names())
+    # And smaller pictures, which are no preset.
+    return len(preset_names()) + 1

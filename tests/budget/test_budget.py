@@ -22,12 +22,12 @@ FACTS = ModelFacts("llava", 16, 128, 512, 4, 4, 32, image_tokens=336, text_token
 
 def config(*stages, scorer="coverage", restorer=None, num_layers=16, positions="original"):
     data = [{"layer": layer, "retention": r} for layer, r in stages]
-    data[0]["scorers"] = [{"name": scorer}]
-    data[0]["restorer"] = restorer
+    if stages[0][1]:
+        data[0] |= {"scorers": [{"name": scorer}], "restorer": restorer}
     return PruningConfig.parse(
         {
             "format": "prunetune.config",
-            "version": 1,
+            "version": 1 if stages[-1][1] else 2,
             "model": {"model_type": "llava", "num_layers": num_layers},
             "positions": positions,
             "stages": data,
@@ -113,6 +113,21 @@ def test_a_first_layer_that_is_too_late_moves_to_the_latest_that_is_not():
     assert (stays.stages[0].layer, note) == (2, "")
     late, note = rebudget(config((9, 0.5)), 0.3, 16)
     assert (late.stages[0].layer, note) == (4, "moved from layer 9 to 4")
+
+
+@given(schedules(), st.integers(11, 15), st.floats(0.0101, 1.0))
+def test_an_exit_stays_one_or_is_left_out(schedule, layer, keep):
+    before = [(s.layer, s.retention) for s in schedule.stages if s.layer < layer] or [(0, 0.5)]
+    moved, note = rebudget(config(*before, (layer, 0.0)), keep, 16)
+    assert abs(mean_retention(moved.stages, 16) - keep) < 1e-9
+    assert ("left out" in note) == (keep > layer / 16) == (moved.stages[-1].retention > 0)
+    assert all(s.retention > 0 for s in moved.stages[:-1])
+
+
+def test_an_exit_alone_moves_to_the_layer_that_meets_the_budget():
+    moved, note = rebudget(config((12, 0.0)), 0.3, 16)
+    assert [(s.layer, s.retention) for s in moved.stages] == [(4, 0.0)]
+    assert note == "moved from layer 12 to 4"
 
 
 def test_a_scorer_that_needs_a_layer_cannot_go_before_the_first():

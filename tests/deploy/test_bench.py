@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from cli_runner import call, refused
+from family_models import family as tiny_family
+from family_models._folders import save_qwen
 from test_architecture import SEARCH_ONLY, loaded_by_step
 
 from prunetune.budget import mean_retention
@@ -133,6 +135,31 @@ def test_the_first_token_is_encoder_and_prefill_of_smaller_pictures_too():
     assert pruned.language_flops == pytest.approx(resized.language_flops)
     assert resized.first_flops_ratio < pruned.first_flops_ratio < 1
     assert full.first_flops_ratio == 1 == full.first_ratio.median
+
+
+def test_a_config_that_makes_pictures_smaller_is_measured_so(tmp_path):
+    """80 x 80 pixels are 5 x 5 tokens of 8 x 8 under its limit of 1,600; 0.4 of them 4 x 4 or so."""
+    folder = save_qwen(tiny_family("qwen2_5_vl"), tmp_path / "qwen")
+    about = {"model": ModelRef(model_type="qwen2_5_vl", num_layers=6), "pixels": {"share": 0.7}}
+    stages = [{"layer": 2, "retention": 0.5, "scorers": [{"name": "coverage"}]}]
+    both = PruningConfig(**about, stages=stages)
+    words = ("--model", folder, "--rounds", "1", "--new-tokens", "2", "--threads", "1", "--json")
+    ran = call("bench", both.save(tmp_path / "both.json"), *words, "--image-size", "80x80")
+    assert ran.status == 0, ran.err
+    cases = {case["name"]: case for case in ran.json["cases"]}
+    assert list(cases) == ["unpruned", "both", "pruned", "uniform", "resized"]
+    full, small = cases["unpruned"], cases["both"]
+    assert small["image_tokens"] < full["image_tokens"] == cases["pruned"]["image_tokens"]
+    kept = small["image_tokens"] / full["image_tokens"] * mean_retention(both.stages, 6)
+    for name in ("both", "pruned", "uniform"):
+        assert cases[name]["mean_retention"] == pytest.approx(kept)
+        assert cases[name]["visual_slots"] == cases[name]["promised_slots"]
+    assert cases["resized"]["mean_retention"] <= kept + 0.05
+    assert full["tower_flops"] == cases["pruned"]["tower_flops"] > small["tower_flops"]
+    only = PruningConfig(**about, stages=[]).save(tmp_path / "only.json")
+    ran = call("bench", only, *words, "--image-size", "80x80")
+    assert [case["name"] for case in ran.json["cases"]] == ["unpruned", "resized", "uniform"]
+    refused("bench", only, "--shape", "mid-qwen", has=("is for qwen2_5_vl of 6",))
 
 
 def test_the_largest_picture_within_a_count():

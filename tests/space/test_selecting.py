@@ -230,27 +230,37 @@ def test_new_scorers_do_not_enter_a_study_of_before(monkeypatch):
 
 
 @pytest.mark.parametrize("keep", [0.5, 0.1, 0.05])
-def test_the_first_starts_are_covering_sets_before_the_language_model(keep):
+def test_the_first_starts_are_covering_sets(keep):
     found = space(keep)
     starts = first_starts(found)
-    assert len(starts) == 4
-    for units in starts.values():
-        assert set(units) == set(names(found))
-        (stage,) = found.decode(units).stages
-        assert (stage.layer, stage.retention, stage.scorers) == (0, pytest.approx(keep), ())
-        assert (stage.selector.kernel, stage.selector.tau) == ("exp", 0.4)
-    first = found.decode(next(iter(starts.values()))).stages[0]
+    assert len(starts) == 7
+    configs = [found.decode(units) for units in starts.values()]
+    assert all(set(units) == set(names(found)) for units in starts.values())
+    assert len({config.digest() for config in configs}) == 7
+    for config in configs:
+        assert mean_retention(config.stages, found.facts.num_layers) == pytest.approx(keep)
+        assert {(s.selector.kernel, s.selector.tau) for s in config.stages} == {("exp", 0.4)}
+        assert config.stages[0].layer == 0
+    (first,) = configs[0].stages
     assert (first.mass, first.selector.spatial, first.selector.text) == (1.0, 0.3, 0.0)
+    assert first.scorers == ()
+    twice = [config for config in configs if len(config.stages) == 2]
+    assert [config.separators for config in twice] == ["drop", "keep"]
+    for config in twice:
+        assert [s.name for s in config.stages[1].scorers] == ["coverage", "last_query"]
+        assert 1 <= config.stages[1].layer < found.facts.num_layers
 
 
 @pytest.mark.parametrize(
     ("spec", "count"),
     [
-        ({"mass": (0.0,)}, 1),
-        ({"scorers": FIRST_SCORERS}, 3),
+        ({"mass": (0.0,)}, 6),
+        ({"mass": (0.0,), "max_stages": 1}, 4),
+        ({"separators": ("drop",)}, 5),
+        ({"scorers": FIRST_SCORERS}, 6),
         ({"selectors": ("top",)}, 0),
         ({"layers": (1, 4)}, 0),
-        ({"parts": "layer-0"}, 1),
+        ({"parts": "layer-0"}, 4),
     ],
 )
 def test_a_start_that_the_space_does_not_hold_is_left_out(spec, count):

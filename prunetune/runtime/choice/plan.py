@@ -76,7 +76,7 @@ class Plan:
             segments: Of the forward, one a stage.
             total: Tokens of the sequence, dropped ones included.
         """
-        firsts = [stage.layer for stage in self.stages]
+        firsts = [stage.layer for stage in self.stages] or [len(self.family.layers)]
         ends = [*firsts[1:], len(self.family.layers)]
         held = [total] * firsts[0]
         for segment, first, end in zip(segments, firsts, ends, strict=True):

@@ -16,7 +16,7 @@ from prunetune.measure.scores import Measures, SampleScore, Scores, accuracy, im
 from prunetune.presets import preset_names
 from prunetune.space.space import Space
 from prunetune.spec import StudySpec
-from prunetune.study.outcome.baselines import compare_preset
+from prunetune.study.outcome.baselines import compare_preset, resize_at
 from prunetune.study.outcome.intervals import bootstrap_ci
 from prunetune.study.outcome.record import write_front
 from prunetune.study.outcome.selection import (
@@ -252,9 +252,11 @@ def _point(
     measured: dict[str, list[SampleScore]] = {"tuned": measure(held_out, config)}
     config = with_provenance(study, spec, space, winner, evaluator, measured["tuned"])
     file = config.save(front_file(folder, trial.number))
+    spent = space.spent(config)
+    controls = [resize_at(space, evaluator, spent), *presets_at(preset_names(), space, spent)]
     baselines = tuple(
-        compare_preset(preset, measured, held_out, space.facts, spec.seed, config)
-        for preset in presets_at(preset_names(), space, space.spent(config))
+        compare_preset(control, measured, held_out, space.facts, spec.seed, config)
+        for control in controls
     )
     gaps = [result.gap for result in measured["tuned"]]
     return Point(

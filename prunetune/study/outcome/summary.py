@@ -8,6 +8,9 @@ from prunetune.measure.scores import Scores
 if TYPE_CHECKING:
     from prunetune.config import PruningConfig
 
+RESIZE = "resize"
+"""The baseline that sends smaller pictures and prunes nothing."""
+
 
 @dataclass(frozen=True)
 class Baseline:

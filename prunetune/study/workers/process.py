@@ -95,6 +95,7 @@ def join(order: Mapping[str, Any], stopped: Callable[[], bool], ready: Callable[
         cache_limit=cache.limit,
         in_memory=cache.in_memory,
         own=prepared.spec.own_tokens,
+        levels=prepared.levels,
         progress=lambda done: check(),
     )
     if stopped():
