@@ -7,12 +7,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from prunetune.budget import KINDS, Budget, Kind, ModelFacts, check_keep, make_budget
 from prunetune.errors import ConfigError
 from prunetune.files import write_atomically
-from prunetune.space.narrowed import FIRST_RESTORERS, SpaceSpec
+from prunetune.models.options import check_options
+from prunetune.space.narrowed import SpaceSpec
 
 __all__ = ["FREE_FIELDS", "SpaceSpec", "StudySpec", "difference"]
 
@@ -34,6 +44,7 @@ class StudySpec(BaseModel):
     Attributes:
         model: ``tiny``, an alias, a hub id or a folder.
         revision: Hub revision.
+        processor: Options of the model's processor in place of its own, e.g. ``max_pixels``.
         data: Calibration source; None for the one shipped for the model.
         held_out: Held-out source; None for the one shipped, or a split of ``data`` by image.
         samples: Calibration samples used at most; None for all.
@@ -64,6 +75,7 @@ class StudySpec(BaseModel):
 
     model: str = Field(default="tiny", min_length=1)
     revision: str | None = None
+    processor: dict[str, JsonValue] = Field(default_factory=dict)
     data: str | None = None
     held_out: str | None = None
     samples: int | None = Field(default=None, ge=1)
@@ -99,6 +111,13 @@ class StudySpec(BaseModel):
             data.setdefault("trial_pruner", "none")
         return data
 
+    @model_serializer(mode="wrap")
+    def _dump(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        data: dict[str, Any] = handler(self)
+        if not data.get("processor"):
+            data.pop("processor", None)  # Specs of older releases come back as the same bytes.
+        return data
+
     @model_validator(mode="after")
     def _check(self) -> "StudySpec":
         from prunetune.presets import read_preset
@@ -110,6 +129,7 @@ class StudySpec(BaseModel):
             if value is not None:
                 self._check_bound(value)
         self._check_objective()
+        check_options(self.processor)
         for name in self.presets:
             read_preset(name)
         return self
@@ -268,20 +288,6 @@ def difference(stored: StudySpec, now: StudySpec) -> list[str]:
         for field in sorted({*before, *after} - FREE_FIELDS)
         if before.get(field) != after.get(field)
     ]
-
-
-def as_stored(spec: StudySpec, stored: StudySpec) -> StudySpec:
-    """Return the spec that goes on with a study of before there were selectors.
-
-    The same command means what it meant then, unless it names what has come since.
-    """
-    if stored.space.version != 1 or spec.space.version == 1:
-        return spec
-    unsaid = {"version"} | {"selectors", "mass", "per_crop"} - spec.space.model_fields_set
-    if stored.space.restorers == FIRST_RESTORERS:
-        unsaid |= {"restorers"} - spec.space.model_fields_set
-    before = {name: getattr(stored.space, name) for name in unsaid}
-    return spec.model_copy(update={"space": spec.space.model_copy(update=before)})
 
 
 def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

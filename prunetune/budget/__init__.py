@@ -29,12 +29,21 @@ from prunetune.budget.levels import (
     stated_retention,
 )
 from prunetune.budget.moving import every_for, rebudget, restored_part, rounded, weakened
+from prunetune.budget.prefill import (
+    Flops,
+    flops_record,
+    flops_told,
+    prefill_flops,
+    resized,
+    tower_flops,
+)
 
 __all__ = [
     "FLOOR",
     "FULL",
     "KINDS",
     "Budget",
+    "Flops",
     "Kind",
     "Level",
     "ModelFacts",
@@ -46,16 +55,21 @@ __all__ = [
     "facts_of",
     "fitting",
     "flops_ratio",
+    "flops_record",
+    "flops_told",
     "kv_ratio",
     "largest_fitting",
     "latest_first_layer",
     "least_keep",
     "make_budget",
     "mean_retention",
+    "prefill_flops",
     "rebudget",
+    "resized",
     "restored_part",
     "retention_by_layer",
     "rounded",
     "stated_retention",
+    "tower_flops",
     "weakened",
 ]

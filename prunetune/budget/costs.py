@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from prunetune.budget.levels import Level
     from prunetune.families import Family
+    from prunetune.families.base_towers import Seen, Tower
 
 _MIB = 1 << 20
 
@@ -45,6 +46,8 @@ class ModelFacts:
         weights_digest: See ``prunetune.models.fingerprint``.
         levels: Of pixels, that a search may choose, beside the full picture.
         value_bytes: Bytes of a number in the KV cache.
+        tower: What the vision tower multiplies; None where nothing is known of it.
+        seen: What it is given of a mean prompt; None where that is not known.
     """
 
     model_type: str
@@ -66,6 +69,8 @@ class ModelFacts:
     weights_digest: str | None = None
     levels: "tuple[Level, ...]" = ()
     value_bytes: int = 2
+    tower: "Tower | None" = None
+    seen: "Seen | None" = None
 
     @property
     def kv_mib(self) -> float:
@@ -98,6 +103,7 @@ def facts_of(
         image_tokens=image_tokens,
         text_tokens=text_tokens,
         value_bytes=int(family.text_model.dtype.itemsize),
+        tower=family.tower_shape(),
         **known,
     )
 

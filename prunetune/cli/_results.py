@@ -42,7 +42,16 @@ def _print(out: Output, result: "SearchResult") -> None:
     for stage in result.best.stages:
         scorers = " ".join(f"{s.name}{s.weight:+g}" for s in stage.scorers) or "same scores"
         out.line(f"  layer {stage.layer}: keeps {percent(stage.retention)} by {scorers}")
+    _print_flops(out, result.best.provenance.flops)
     out.line(f"config: {result.config}")
+
+
+def _print_flops(out: Output, flops: "dict[str, float] | None") -> None:
+    """Say what the tower costs beside the language model: a budget of FLOPs bounds the latter."""
+    from prunetune.budget import flops_told
+
+    if flops is not None:
+        out.line(flops_told(flops))
 
 
 def _print_front(out: Output, result: "FrontResult", prepared: "Prepared") -> None:

@@ -64,7 +64,9 @@ def bench(
     *,
     loading: Loading,
 ) -> None:
-    """Measure prefill, decode, memory and KV cache: unpruned, pruned, and uniform at that budget.
+    """Measure time to first token, decode, memory and KV cache: unpruned, pruned, and rivals.
+
+    Rivals are uniform at the same budget, and smaller pictures with as many tokens (resized).
 
     Times are medians of interleaved rounds; ratios and the verdict come from the rounds' own
     ratios. The model is the config's own unless --model or --shape names another.
@@ -120,6 +122,11 @@ def _check_shape(shape: str, model: str | None, loading: Loading) -> None:
         )
     if loading["device_map"] or loading["revision"]:
         raise ConfigError("--device-map and --revision are for --model; --shape loads no weights")
+    if loading["processor"]:
+        raise ConfigError(
+            "--processor, --min-pixels and --max-pixels are for --model; --shape has no processor: "
+            "say --image-size"
+        )
 
 
 @contextmanager
@@ -139,7 +146,7 @@ def _memory_told(batch_size: int, images: int) -> Iterator[None]:
 def _measured(subject: "Subject", new_tokens: int, rounds: int) -> "Bench":
     from prunetune.deploy.bench import bench as measure
 
-    done, total = 0, 3 * (rounds + 1)
+    done, total = 0, (3 + len(subject.more) + (subject.own is not None)) * (rounds + 1)
     with progress() as show:
 
         def advance() -> None:
@@ -153,6 +160,8 @@ def _measured(subject: "Subject", new_tokens: int, rounds: int) -> "Bench":
             subject.request,
             new_tokens=new_tokens,
             rounds=rounds,
+            own=subject.own,
+            more=subject.more,
             advance=advance,
         )
 
@@ -202,10 +211,18 @@ def _print(out: Output, result: "Bench", name: str | None, where: dict[str, Any]
     out.line()
     out.table(
         (
-            *("case", ">retention", ">encode ms", ">prefill ms", ">ratio", ">FLOP ratio"),
-            *(">decode ms", ">total ms", ">ratio", ">KV MiB", ">KV ratio", ">peak MiB"),
+            *("case", ">tokens", ">retention", ">decode ms", ">total ms", ">ratio", ">KV MiB"),
+            *(">KV ratio", ">peak MiB"),
         ),
         [_row(case) for case in result.cases],
+    )
+    out.line()
+    out.table(
+        (
+            *("to the first token", ">encode ms", ">prefill ms", ">sum ms", ">ratio"),
+            *(">tower GFLOPs", ">language GFLOPs", ">sum", ">FLOP ratio"),
+        ),
+        [_first_row(case) for case in result.cases],
     )
     out.line()
     for case in result.cases[1:]:
@@ -216,6 +233,8 @@ def _print(out: Output, result: "Bench", name: str | None, where: dict[str, Any]
     out.line(f"visual KV cache: {kept}")
     peak = "torch's allocations" if where["device"][:3] != "cpu" else "the whole process, resident"
     out.line(f"peak: {peak}; prefill: language model, scoring included; encode: image encoder")
+    if all(case.name != "resized" for case in result.cases):
+        out.line("resized: left out: pictures of any size have more tokens than the config leaves")
 
 
 def _row(case: "CaseResult") -> tuple[str, ...]:
@@ -223,17 +242,27 @@ def _row(case: "CaseResult") -> tuple[str, ...]:
 
     return (
         case.name,
+        str(case.image_tokens),
         number(case.mean_retention),
-        _ms(case.encode.median),
-        _ms(case.prefill.median),
-        number(case.prefill_ratio.median, 3),
-        number(case.flops_ratio, 3),
         "-" if case.decode is None else _ms(case.decode.median),
         _ms(case.total.median),
         number(case.total_ratio.median, 3),
         f"{case.kv_bytes / MIB:.1f}",
         number(case.kv_ratio),
         "-" if case.peak is None else f"{case.peak / MIB:.0f}",
+    )
+
+
+def _first_row(case: "CaseResult") -> tuple[str, ...]:
+    flops = case.tower_flops, case.language_flops
+    return (
+        case.name,
+        _ms(case.encode.median),
+        _ms(case.prefill.median),
+        _ms(case.first.median),
+        number(case.first_ratio.median, 3),
+        *(f"{count / 1e9:.4g}" for count in (*flops, sum(flops))),
+        number(case.first_flops_ratio, 3),
     )
 
 

@@ -89,6 +89,10 @@ def export(
         f"trial {made.trial} of {made.study}: held-out gap {number(made.held_out_gap)}, "
         f"mean retention {percent(made.mean_retention)}"
     )
+    if made.flops is not None:
+        from prunetune.budget import flops_told
+
+        out.line(flops_told(made.flops))
     out.line(f"config: {path}")
     native = _native(config, found.spec, skip_bad, loading) if show_native else []
     for setting in native:
@@ -105,6 +109,7 @@ def export(
             "held_out_gap": made.held_out_gap,
             "mean_retention": made.mean_retention,
             "budget": made.budget,
+            "flops": made.flops,
             "digest": config.digest(),
             "native": [vars(setting) for setting in native],
         }
@@ -133,7 +138,8 @@ def _native(
 
     if config.pixels is None or not config.pixels.shrinks:
         return []
-    loaded = load_model(spec.model, **{**loading, "revision": spec.revision})
+    options, _ = differing(spec.processor, loading["processor"])
+    loaded = load_model(spec.model, **{**loading, "revision": spec.revision, "processor": options})
     counter = TokenCounter(loaded, family_of(loaded.model), load_data(spec, skip_bad=skip_bad)[0])
     return native_settings(
         loaded.processor,

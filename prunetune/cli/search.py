@@ -99,6 +99,7 @@ def search(
     said = {
         "model": model,
         "revision": loading.pop("revision"),
+        "processor": loading.pop("processor"),
         **budget_of({"keep": keep, "flops": flops, "kv_mib": kv_mib}),
         "objective": objective,
         "data": data,

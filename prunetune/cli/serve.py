@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from prunetune.cli._app import AsJson, ModelName, Threads, at_least, verb
-from prunetune.cli._loading import Loading, model_named
+from prunetune.cli._loading import Loading, model_named, prepare_pictures
 from prunetune.cli._output import Output, note
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -39,6 +39,7 @@ def serve(
     pruning = PruningConfig.load(config)
     at_least("--port", port, 0)
     name = model_named(config, pruning.model, model, loading)
+    prepare_pictures(pruning.provenance.processor, loading)
     from prunetune.budget import stated_retention
     from prunetune.cli._environment import set_threads
     from prunetune.deploy.serve import Server, pruned_app, require

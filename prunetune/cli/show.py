@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prunetune.cli._app import AsJson, ModelName, Threads, verb
-from prunetune.cli._loading import Loading, model_named
+from prunetune.cli._loading import Loading, model_named, prepare_pictures
 from prunetune.cli._output import Output
 from prunetune.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from prunetune.review.compare.sides import Side
     from prunetune.review.pictures.overlay import Kept
     from prunetune.review.pictures.sheet import Row
 
@@ -64,10 +65,12 @@ def show(
     if len(images) > _MOST:
         raise ConfigError(f"IMAGE: received {len(images)}, allowed 1 to {_MOST} on one sheet")
     names = [config, *([against] if against is not None else [])]
-    configs = [_config(name) for name in names]
+    sides = [_side(name) for name in names]
+    configs = [side.config for side in sides]
     pictures = [_read(image) for image in images]
     target = None if terminal and output is None else _target(output, images[0])
     name = model_named(config, configs[0].model, model, loading)
+    prepare_pictures(sides[0].processor, loading)
     from prunetune.cli._environment import set_threads
     from prunetune.models import load_model
     from prunetune.review.pictures.overlay import kept_tokens
@@ -106,13 +109,13 @@ def show(
     out.finish({"picture": target and str(target), "configs": shown, "images": described})
 
 
-def _config(name: str) -> Any:
+def _side(name: str) -> "Side":
     from prunetune.cli._environment import quieten_optuna
     from prunetune.review.compare.sides import is_study, read_side
 
     if is_study(name):
         quieten_optuna()
-    return read_side(name).config
+    return read_side(name)
 
 
 def _shown(name: str) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prunetune.cli._app import AsJson, ModelName, SkipBad, Threads, at_least, verb
-from prunetune.cli._loading import Loading, model_named
+from prunetune.cli._loading import Loading, model_named, prepare_pictures
 from prunetune.cli._output import Output, number, percent, progress
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ def verify(
     if self_test > 32:
         raise ConfigError(f"--self-test: received {self_test}, allowed 0 to 32")
     name = model_named(config, pruning.model, model, loading)
+    prepare_pictures(pruning.provenance.processor, loading)
     from prunetune.cli._environment import set_threads
     from prunetune.deploy import load_splits
     from prunetune.deploy import self_test as compare

@@ -9,6 +9,7 @@ from PIL import Image
 from prunetune.budget import Level
 from prunetune.calibration import CalibrationSet, Sample, encode
 from prunetune.families import Family
+from prunetune.families.base_towers import Seen
 from prunetune.pixels import Pixels, Share
 from prunetune.pixels.processors import at_level
 
@@ -29,17 +30,22 @@ class TokenCounter:
         self._sizes: Counter[Sizes] = Counter(
             tuple(image.size for image in sample.images) for sample in samples
         )
-        self._totals: dict[str, int] = {}
+        self._found: dict[str, tuple[int, Seen]] = {}
 
     def total(self, pixels: Pixels | None) -> int:
         """Return the image tokens of all samples at a level; None: of the full pictures."""
-        key = pixels.key if pixels is not None and pixels.shrinks else ""
-        if key not in self._totals:
-            self._totals[key] = self._count(pixels)
-        return self._totals[key]
+        return self._at(pixels)[0]
 
-    def _count(self, pixels: Pixels | None) -> int:
-        return self.of(at_level(self._processor, pixels, self._family.config.model_type))
+    def seen(self, pixels: Pixels | None) -> Seen:
+        """Return what the vision tower is given of a mean prompt at a level."""
+        return self._at(pixels)[1].times(1 / self._sizes.total())
+
+    def _at(self, pixels: Pixels | None) -> tuple[int, Seen]:
+        key = pixels.key if pixels is not None and pixels.shrinks else ""
+        if key not in self._found:
+            kind = self._family.config.model_type
+            self._found[key] = self._count(at_level(self._processor, pixels, kind))
+        return self._found[key]
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
@@ -48,12 +54,16 @@ class TokenCounter:
 
     def of(self, processor: Any) -> int:
         """Return the image tokens of all samples by a processor."""
-        token, total = self._family.image_token_id, 0
+        return self._count(processor)[0]
+
+    def _count(self, processor: Any) -> tuple[int, Seen]:
+        token, total, seen = self._family.image_token_id, 0, Seen()
         for sizes, times in self._sizes.items():
             blank = tuple(Image.new("RGB", size) for size in sizes)
             inputs = encode(processor, [Sample(blank, "?")])
             total += times * int((inputs["input_ids"] == token).sum())
-        return total
+            seen += self._family.seen(inputs).times(times)
+        return total, seen
 
     def share(self, pixels: Pixels | None) -> float:
         """Return the share of the full pictures' tokens that a level leaves."""

@@ -15,6 +15,7 @@ from prunetune.budget import Level, ModelFacts, candidates
 from prunetune.calibration import CalibrationSet, Sample, end_ids
 from prunetune.config import PruningConfig
 from prunetune.errors import DataError
+from prunetune.families.base_towers import Seen
 from prunetune.measure.batching import (
     can_share,
     fitting_budget,
@@ -247,6 +248,7 @@ class Evaluator:
             image_tokens=image / count,
             text_tokens=text / count,
             separator_share=sum(size.separators for size in lengths) / image,
+            seen=[size.seen for size in lengths],
             levels=self.levels,
         )
 
@@ -258,6 +260,10 @@ class Evaluator:
     def levels_near(self, budgets: Sequence[float]) -> list[Level]:
         """Return levels of pixels, finer near budgets; none where no level leaves fewer tokens."""
         return self.counter.levels(candidates([share for share in budgets if share < 1.0]))
+
+    def seen_at(self, pixels: Pixels | None) -> Seen:
+        """Return what the vision tower is given of a mean prompt at a level of pixels."""
+        return self.counter.seen(pixels)
 
     def token_share(self, pixels: Pixels | None) -> float:
         """Return the share of the full pictures' tokens that a level of pixels leaves."""

@@ -6,6 +6,7 @@ from typing import Any
 from prunetune.budget import Level, ModelFacts, candidates, facts_of
 from prunetune.calibration import CalibrationSet, encode
 from prunetune.families import Family
+from prunetune.families.base_towers import Seen
 from prunetune.measure.counting import TokenCounter
 from prunetune.models.fingerprint import weights_digest
 from prunetune.pixels.processors import layout_of
@@ -24,6 +25,7 @@ def model_facts(
     image_tokens: float,
     text_tokens: float,
     separator_share: float = 0.0,
+    seen: Sequence[Seen] = (),
     levels: Sequence[Level] = (),
 ) -> ModelFacts:
     """Return what space and budgets need to know.
@@ -35,6 +37,7 @@ def model_facts(
         image_tokens: Mean image tokens of a prompt.
         text_tokens: Mean other tokens of a prompt.
         separator_share: Share of the image tokens that are separators.
+        seen: What the tower is given of each prompt; empty where that is not known yet.
         levels: Of pixels, that a search may choose.
     """
     from prunetune.scorers import SCORERS
@@ -58,6 +61,7 @@ def model_facts(
         calibration_digest=samples.digest(),
         calibration_order=samples.order_digest(),
         weights_digest=weights_digest(loaded.model),
+        seen=Seen.mean(seen) if seen else None,
     )
 
 

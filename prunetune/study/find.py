@@ -212,6 +212,7 @@ def measured_config(
     """
     from prunetune.measure.scores import measure
     from prunetune.models import load_model
+    from prunetune.models.options import differing
     from prunetune.space.space import Space
     from prunetune.study.opening import warn_other_weights
     from prunetune.study.outcome.selection import Winner, choose, with_provenance
@@ -226,6 +227,7 @@ def measured_config(
     spec = found.spec
     calibration, held_out = load_data(spec, skip_bad=skip_bad)
     options["revision"] = options.get("revision") or spec.revision
+    options["processor"], _ = differing(spec.processor, options.get("processor"))
     loaded = load_model(spec.model, **options)
     first, levels = first_stages(spec, loaded, calibration)
     folder = found.folder or Path()

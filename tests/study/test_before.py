@@ -4,10 +4,10 @@ import pytest
 from fakes import Fake, search, spec, trials_of
 
 from prunetune.errors import StudyError
-from prunetune.spec import SpaceSpec, StudySpec, as_stored, difference
+from prunetune.spec import SpaceSpec, StudySpec, difference
 from prunetune.study.database.connect import open_storage
 from prunetune.study.database.urls import storage_url
-from prunetune.study.prepare import _as_stored, _refuse_other_spec
+from prunetune.study.prepare import _as_stored, _refuse_other_spec, as_stored
 
 NEW = ("selectors", "mass", "exit", "per_crop", "parts", "ranges", "version")
 

@@ -48,6 +48,13 @@ class Side:
     note: str = ""
     spec: "StudySpec | None" = field(default=None, repr=False)
 
+    @property
+    def processor(self) -> dict[str, Any]:
+        """Options of the processor that it was searched with."""
+        if self.spec is not None:
+            return self.spec.processor
+        return self.config.provenance.processor or {}
+
 
 def read_side(target: str, trial: int | None = None, study: str | None = None) -> Side:
     """Read a config file, ``STUDY:N``, or a study's trial (by default its best one).

@@ -111,10 +111,12 @@ def load_for(found: "Found", *, skip_bad: bool = False, **options: Any) -> Loade
         PrunetuneError: One of them is not on this machine, or cannot be read.
     """
     from prunetune.models import load_model
+    from prunetune.models.options import differing
     from prunetune.study.prepare import load_data
 
     calibration, held_out = load_data(found.spec, skip_bad=skip_bad)
     options["revision"] = options.get("revision") or found.spec.revision
+    options["processor"], _ = differing(found.spec.processor, options.get("processor"))
     model = load_model(found.spec.model, **options)
     return Loaded(model, calibration, held_out)
 

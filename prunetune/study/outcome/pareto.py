@@ -86,6 +86,7 @@ class Point:
             "accuracy": self.held_out.accuracy,
             "mean_retention": made.mean_retention,
             "flops_ratio": made.flops_ratio,
+            "flops": made.flops,
             "kv_ratio": made.kv_ratio,
             "baselines": [row.to_dict() for row in self.baselines],
             "config": self.file,

@@ -12,11 +12,12 @@ from typing import Any, cast
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from prunetune.budget import flops_ratio, mean_retention
+from prunetune.budget import ModelFacts, flops_ratio, flops_record, mean_retention, resized
 from prunetune.config import Provenance, PruningConfig
 from prunetune.errors import StudyError
 from prunetune.measure.scores import Measures, SampleScore, Scores, accuracy, image_ids, measure
 from prunetune.models.versions import versions
+from prunetune.pixels import shrinks
 from prunetune.presets import preset_names
 from prunetune.space.space import Space
 from prunetune.spec import StudySpec
@@ -220,6 +221,15 @@ def _evaluations(attrs: Mapping[str, Any]) -> int:
     return int(attrs.get(EVALUATIONS, known))
 
 
+def _small(
+    facts: ModelFacts, config: PruningConfig, tokens: float, evaluator: Measures
+) -> ModelFacts:
+    """Return what is known of a model with pictures as small as a config makes them."""
+    if facts.seen is None or not shrinks(config.pixels):
+        return facts
+    return resized(facts, tokens * facts.image_tokens, evaluator.seen_at(config.pixels))
+
+
 def with_provenance(
     study: Study,
     spec: StudySpec,
@@ -240,9 +250,11 @@ def with_provenance(
         held_out_gap=math.fsum(r.gap for r in tuned) / len(tuned),
         mean_retention=retention,
         flops_ratio=flops_ratio(stages, facts, tokens),
+        flops=flops_record(stages, _small(facts, winner.config, tokens, evaluator), facts),
         # The share of the visual KV cache is the mean retention, by definition.
         kv_ratio=retention,
         budget=space.spent(winner.config).exact,
+        processor=dict(spec.processor) or None,
         calibration_digest=facts.calibration_digest,
         weights_digest=facts.weights_digest,
         seed=spec.seed,

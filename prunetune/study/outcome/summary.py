@@ -114,6 +114,7 @@ class SearchResult:
                 "accuracy": self.held_out.accuracy,
                 "mean_retention": self.mean_retention,
                 "flops_ratio": self.flops_ratio,
+                "flops": self.best.provenance.flops,
                 "kv_ratio": self.kv_ratio,
             },
             "unpruned": {"accuracy": self.unpruned_accuracy},
