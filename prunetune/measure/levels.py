@@ -85,8 +85,7 @@ class References:
     ) -> None:
         self.split, self.processor, self._given = split, processor, given
         self._own = split.own if given is None else 0
-        self._options = {"own": self._own} if self._own else {}
-        self._options |= key or {}
+        self._options = dict(key or {})
         self._store: Store
         self.lengths: list[Length] = []
         self.correct: list[bool | None] = []
@@ -133,7 +132,8 @@ class References:
             eos=sorted(self.split.eos),
             pictures=str(getattr(self.processor, "image_processor", "")),
             template=str(getattr(self.processor, "chat_template", "")),
-            # Nobody else's key changes with it.
+            # Nobody else's key changes with these.
+            **({"own": self._own} if self._own else {}),
             **self._options,
         )
 

@@ -26,10 +26,11 @@ def decoded(config: PruningConfig) -> dict[str, Value]:
     stages = [stage for stage in config.stages if stage.retention]
     exits = [stage.layer for stage in config.stages if not stage.retention]
     scored = [stage for stage in stages if stage.scorers]
-    out: dict[str, Value] = {}
-    if config.pixels is not None:
-        out["pixels"] = getattr(config.pixels, "share", None) or config.pixels.shown
-    out["number of stages"] = len(stages)
+    full = config.pixels is None or not config.pixels.shrinks
+    out: dict[str, Value] = {
+        "pixels": 1.0 if full else getattr(config.pixels, "share", 1.0),
+        "number of stages": len(stages),
+    }
     if not stages:
         return out
     out |= {
