@@ -138,7 +138,7 @@ def test_the_first_token_is_encoder_and_prefill_of_smaller_pictures_too():
 
 
 def test_a_config_that_makes_pictures_smaller_is_measured_so(tmp_path):
-    """80 x 80 pixels are 5 x 5 tokens of 8 x 8 under its limit of 1,600; 0.4 of them 4 x 4 or so."""
+    """80 x 80 pixels are 5 x 5 tokens of 8 x 8 under its limit of 1,600; 0.4 of them 4 x 4."""
     folder = save_qwen(tiny_family("qwen2_5_vl"), tmp_path / "qwen")
     about = {"model": ModelRef(model_type="qwen2_5_vl", num_layers=6), "pixels": {"share": 0.7}}
     stages = [{"layer": 2, "retention": 0.5, "scorers": [{"name": "coverage"}]}]
