@@ -22,20 +22,19 @@ from prunetune.budget import KINDS, Budget, Kind, ModelFacts, check_keep, make_b
 from prunetune.errors import ConfigError
 from prunetune.files import write_atomically
 from prunetune.models.options import check_options
+from prunetune.promise import Promise
 from prunetune.space.narrowed import SpaceSpec
 
-__all__ = ["FREE_FIELDS", "SpaceSpec", "StudySpec", "difference"]
+__all__ = ["SpaceSpec", "StudySpec"]
 
 Metric = Literal["cosine", "kl", "cosine+kl", "kl-answer"]
 FIRST_LOOK = 16
 """Samples that a trial is measured on before it may be stopped."""
 OWN_TOKENS = 8
 """Most tokens of the unpruned model's own answer that ``kl-answer`` follows."""
-FREE_FIELDS = frozenset({"trials", "timeout", "patience"})
-"""What may differ when a study is resumed: it changes how long is searched, not what."""
 
 
-_KEEP, _KEEPS = 0.25, (0.05, 0.5)
+_KEEP, _KEEPS, _PROMISED = 0.25, (0.05, 0.5), (0.03, 0.75)
 
 
 class StudySpec(BaseModel):
@@ -54,6 +53,7 @@ class StudySpec(BaseModel):
         kv_mib: Budget: MiB of the visual tokens' keys and values of an average calibration sample.
         up_to: Upper end of the budgets that ``objective = "pareto"`` searches, in the same unit.
         objective: ``metric`` minimises it on the budget, ``pareto`` the metric and the cost.
+        promise: What may be lost: the cheapest config of the front that keeps it is exported.
         trials: Finished trials (complete or pruned) the study ends with, earlier runs included.
         timeout: Seconds after which this run starts no further trial.
         patience: Finished trials without a better one that end the study; 0: that does not.
@@ -84,6 +84,7 @@ class StudySpec(BaseModel):
     kv_mib: float | None = None
     up_to: float | None = None
     objective: Literal["metric", "pareto"] = "metric"
+    promise: Promise | None = None
     trials: int = Field(default=100, ge=1)
     timeout: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     patience: int = Field(default=0, ge=0)
@@ -102,11 +103,14 @@ class StudySpec(BaseModel):
     def _fill(cls, data: Any) -> Any:
         if not isinstance(data, Mapping):
             return data
-        data, pareto = dict(data), data.get("objective") == "pareto"
+        data, promises = dict(data), data.get("promise") is not None
+        if promises:
+            data.setdefault("objective", "pareto")
+        pareto, (least, most) = data.get("objective") == "pareto", _PROMISED if promises else _KEEPS
         if all(data.get(kind) is None for kind in KINDS):
-            data["keep"] = _KEEPS[0] if pareto else _KEEP
+            data["keep"] = least if pareto else _KEEP
             if pareto and data.get("up_to") is None:
-                data["up_to"] = _KEEPS[1]
+                data["up_to"] = most
         if pareto:
             data.setdefault("trial_pruner", "none")
         return data
@@ -116,6 +120,8 @@ class StudySpec(BaseModel):
         data: dict[str, Any] = handler(self)
         if not data.get("processor"):
             data.pop("processor", None)  # Specs of older releases come back as the same bytes.
+        if data.get("promise") is None:
+            data.pop("promise", None)
         return data
 
     @model_validator(mode="after")
@@ -143,6 +149,8 @@ class StudySpec(BaseModel):
 
     def _check_objective(self) -> None:
         if self.objective == "metric":
+            if self.promise is not None:
+                raise ValueError("promise: it needs objective pareto, which finds the cheapest")
             if self.up_to is not None:
                 raise ValueError(
                     f"{self.kind}: received the range {self._bound:g}:{self.up_to:g}; "
@@ -278,23 +286,3 @@ class StudySpec(BaseModel):
             raise ConfigError(
                 f"cannot write study spec {str(path)!r}: {error.strerror or error}"
             ) from None
-
-
-def difference(stored: StudySpec, now: StudySpec) -> list[str]:
-    """Return what keeps a study from being resumed, one ``field (stored -> now)`` each."""
-    before, after = _flat(stored.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
-    return [
-        f"{field} ({before.get(field)!r} -> {after.get(field)!r})"
-        for field in sorted({*before, *after} - FREE_FIELDS)
-        if before.get(field) != after.get(field)
-    ]
-
-
-def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, value in data.items():
-        if isinstance(value, Mapping):
-            out |= _flat(value, f"{prefix}{key}.")
-        else:
-            out[prefix + key] = value
-    return out

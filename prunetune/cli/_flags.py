@@ -53,6 +53,30 @@ def budget_of(flags: "dict[str, str | None]") -> dict[str, float]:
     return found
 
 
+def promise_of(
+    most: tuple[float | None, float | None, float | None], cheapest: str | None
+) -> dict[str, Any]:
+    """Return what flags promise, and the range of costs in which the cheapest is looked for.
+
+    Args:
+        most: ``--max-drop``, ``--max-gap`` and ``--min-agreement``.
+        cheapest: ``--cheapest``.
+    """
+    from prunetune.promise import promised
+
+    try:
+        promise = promised(*most)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    if cheapest is not None and cheapest not in ("kv", "flops"):
+        raise ConfigError(f"--cheapest: received {cheapest!r}, allowed kv or flops")
+    if promise is None:
+        if cheapest is not None:
+            raise ConfigError("--cheapest goes with --max-drop, --max-gap or --min-agreement")
+        return {}
+    return {"promise": promise} | ({"flops": 0.1, "up_to": 0.8} if cheapest == "flops" else {})
+
+
 def optional_names(flag: str, text: str | None) -> list[str] | None:
     """Parse names with commas between; None where the flag was not given."""
     return None if text is None else _names(flag, text)

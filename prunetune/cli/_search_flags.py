@@ -25,6 +25,23 @@ Objective = Annotated[
         help="metric, or pareto: metric and cost, over a range --keep 0.05:0.5.",
     ),
 ]
+MaxDrop = Annotated[
+    float | None,
+    typer.Option(
+        metavar="P", help="Find the cheapest config that loses at most P points of accuracy."
+    ),
+]
+MaxGap = Annotated[
+    float | None, typer.Option(metavar="G", help="Or whose held-out gap is at most G.")
+]
+MinAgreement = Annotated[
+    float | None,
+    typer.Option(metavar="X", help="Or that gives the same next token in a share X of samples."),
+]
+Cheapest = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="What is cheap: kv (cache) or flops.  [default: kv]"),
+]
 Data = Annotated[
     str | None,
     typer.Option(metavar="SOURCE", help="Calibration data: tiny, a folder, .jsonl or hf:ID."),

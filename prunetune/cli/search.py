@@ -20,14 +20,14 @@ from prunetune.cli._app import (
     one_of,
     verb,
 )
-from prunetune.cli._flags import budget_of, optional_names, space_of
+from prunetune.cli._flags import budget_of, optional_names, promise_of, space_of
 from prunetune.cli._loading import Loading
 from prunetune.cli._output import Output, note, progress
 from prunetune.errors import ConfigError
 
 if TYPE_CHECKING:
     from prunetune.spec import StudySpec
-    from prunetune.study.outcome.pareto import FrontResult
+    from prunetune.study.outcome.front_summary import FrontResult
     from prunetune.study.outcome.summary import SearchResult
     from prunetune.study.prepare import Prepared
     from prunetune.study.workers.crew import Workers
@@ -43,6 +43,7 @@ logger = logging.getLogger(__name__)
     "prunetune search --model tiny --keep 0.1 --data pictures/ --metric kl --scorers topv,coverage",
     "prunetune search --model tiny --flops 0.3 --patience 50",
     "prunetune search --model tiny --objective pareto --keep 0.05:0.5",
+    "prunetune search --model tiny --max-drop 2",
 )
 def search(
     model: ModelName = None,
@@ -50,6 +51,10 @@ def search(
     flops: flags.Flops = None,
     kv_mib: flags.KvMib = None,
     objective: flags.Objective = None,
+    max_drop: flags.MaxDrop = None,
+    max_gap: flags.MaxGap = None,
+    min_agreement: flags.MinAgreement = None,
+    cheapest: flags.Cheapest = None,
     data: flags.Data = None,
     held_out: flags.HeldOut = None,
     samples: flags.Samples = None,
@@ -102,6 +107,7 @@ def search(
         "processor": loading.pop("processor"),
         **budget_of({"keep": keep, "flops": flops, "kv_mib": kv_mib}),
         "objective": objective,
+        **promise_of((max_drop, max_gap, min_agreement), cheapest),
         "data": data,
         "held_out": held_out,
         "samples": samples,

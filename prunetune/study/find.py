@@ -15,6 +15,7 @@ from prunetune.spec import StudySpec
 from prunetune.study.database.connect import open_storage
 from prunetune.study.database.urls import DATABASE, file_url, redact, storage_url
 from prunetune.study.outcome.pareto import FOLDER, choose_point, front_file
+from prunetune.study.outcome.record import FRONT, read_record
 from prunetune.study.study import CONFIG_FILE, SPEC_FILE
 from prunetune.study.trials.best import FINISHED
 from prunetune.study.trials.trials import config_of
@@ -162,11 +163,30 @@ def chosen_trial(found: Found, trial: int | None, costs: "Mapping[str, float]") 
         return choose_point(found.study, spec, costs[spec.kind]).number
     if trial is not None and not flags:
         return trial
+    if trial is None and not flags and spec.promise is not None:
+        return _decided(found)
     asked = " and ".join([*flags, *(["--trial"] if trial is not None else [])]) or "neither"
     raise StudyError(
         f"study {found.study.study_name!r} has a front of metric and cost: received {asked}; "
         f"choose a point by {flag} or by --trial (see: prunetune status)"
     )
+
+
+def _decided(found: Found) -> int:
+    """Return the trial that keeps a study's promise."""
+    record = read_record(found.study.user_attrs, FRONT) or {}
+    decision = record.get("result", {}).get("decision") or {}
+    if not record:
+        raise StudyError(
+            f"study {found.study.study_name!r} has not ended, so nothing is known of its promise; "
+            "run the search to its end"
+        )
+    if decision.get("trial") is None:
+        raise StudyError(
+            f"study {found.study.study_name!r}: {record['result']['verdict']} Choose another point "
+            "by its cost or by --trial"
+        )
+    return int(decision["trial"])
 
 
 def stored_config(found: Found, trial: int | None) -> PruningConfig | None:

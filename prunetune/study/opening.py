@@ -16,9 +16,10 @@ from prunetune.errors import ConfigError, StudyError
 from prunetune.models.versions import versions
 from prunetune.space.space import Space
 from prunetune.space.starts import first_starts, starts
-from prunetune.spec import FIRST_LOOK, StudySpec, difference
+from prunetune.spec import FIRST_LOOK, StudySpec
 from prunetune.study.database.leases import identity
 from prunetune.study.database.storage import BatchedStorage, quiet
+from prunetune.study.resumed import difference
 from prunetune.study.trials.best import COST_NAMES
 from prunetune.study.trials.samplers import make_sampler, sampler_seed
 from prunetune.study.trials.stopping import MeanWilcoxonPruner

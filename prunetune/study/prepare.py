@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from prunetune.errors import ConfigError, StudyError
-from prunetune.space.narrowed import FIRST_RESTORERS
-from prunetune.spec import StudySpec, difference
+from prunetune.spec import StudySpec
+from prunetune.study.resumed import as_stored, difference
 
 if TYPE_CHECKING:
     from prunetune.budget import Level
@@ -144,20 +144,6 @@ def first_stages(
         )
     deepest = max(0, min(most.latest_first_layer(depth, floor), depth - 1))
     return deepest, facts.levels
-
-
-def as_stored(spec: StudySpec, stored: StudySpec) -> StudySpec:
-    """Return the spec that goes on with a study of before there were selectors.
-
-    The same command means what it meant then, unless it names what has come since.
-    """
-    if stored.space.version != 1 or spec.space.version == 1:
-        return spec
-    unsaid = {"version"} | {"selectors", "mass", "per_crop"} - spec.space.model_fields_set
-    if stored.space.restorers == FIRST_RESTORERS:
-        unsaid |= {"restorers"} - spec.space.model_fields_set
-    before = {name: getattr(stored.space, name) for name in unsaid}
-    return spec.model_copy(update={"space": spec.space.model_copy(update=before)})
 
 
 def _as_stored(spec: StudySpec, storage: "BatchedStorage", name: str) -> StudySpec:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from prunetune.config import PruningConfig
     from prunetune.measure.evaluator import Evaluator
     from prunetune.models.load import Loading
-    from prunetune.study.outcome.pareto import FrontResult
+    from prunetune.study.outcome.front_summary import FrontResult
     from prunetune.study.outcome.summary import SearchResult
 
 BATCH_SIZE = 8

@@ -20,7 +20,8 @@ from prunetune.errors import ConfigError
 from prunetune.presets import load_preset, preset_names
 from prunetune.scorers import SCORERS
 from prunetune.space.space import Space
-from prunetune.spec import SpaceSpec, StudySpec, difference
+from prunetune.spec import SpaceSpec, StudySpec
+from prunetune.study.resumed import difference
 
 
 def facts(num_layers=16, image=336.0, text=20.0, kv_heads=2, width=128, value_bytes=2):

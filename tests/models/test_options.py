@@ -12,7 +12,8 @@ from prunetune.errors import ConfigError
 from prunetune.models import load_model
 from prunetune.models.options import check_options, differing, with_options
 from prunetune.presets import load_preset
-from prunetune.spec import StudySpec, difference
+from prunetune.spec import StudySpec
+from prunetune.study.resumed import difference
 
 CELL = 8
 """Side of a visual token of the tiny Qwen-VL, in pixels; its own limits are 1,024 and 1,600."""

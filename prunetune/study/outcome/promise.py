@@ -11,57 +11,40 @@ of one test, however many candidates there are.
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+from prunetune.errors import StudyError
 from prunetune.measure.scores import SampleScore
+from prunetune.promise import Promise
 from prunetune.study.outcome.noise import paired
 
 LEVEL = 0.95
 """Confidence of a promise, one-sided."""
 
-Loss = Literal["accuracy", "gap", "agreement"]
+NO_ANSWERS = (
+    "a promise about accuracy: the held-out samples have no answers, so nothing is known about "
+    "what is lost; add answers to the data, or promise --min-agreement or --max-gap"
+)
 
 
-@dataclass(frozen=True)
-class Promise:
-    """What may be lost against the unpruned model.
+def losses(
+    promise: Promise, results: Sequence[SampleScore], unpruned: Sequence[bool | None]
+) -> list[float]:
+    """Return what each sample loses; NaN where it has no answer to lose.
 
-    Attributes:
-        loss: ``accuracy``: share of questions that the unpruned model answers and the pruned one
-            does not, minus the reverse; ``gap``: the mean gap; ``agreement``: share of samples with
-            another most likely next token.
-        most: What it may be at most, as a share (a gap: as it is).
+    Raises:
+        StudyError: No sample has an answer.
     """
-
-    loss: Loss
-    most: float
-
-    @property
-    def words(self) -> str:
-        """What is promised, in words."""
-        if self.loss == "accuracy":
-            return f"loses at most {100 * self.most:g} points of accuracy"
-        if self.loss == "gap":
-            return f"has a gap of at most {self.most:g}"
-        return f"agrees with the unpruned model on at least {100 * (1 - self.most):g}% of answers"
-
-    def losses(
-        self, results: Sequence[SampleScore], unpruned: Sequence[bool | None]
-    ) -> list[float] | None:
-        """Return what each sample loses; None where no sample has an answer to lose.
-
-        Samples without an answer lose nothing in ``accuracy``, and count for nothing there.
-        """
-        if self.loss == "gap":
-            return [result.gap for result in results]
-        if self.loss == "agreement":
-            return [float(not result.agrees) for result in results]
-        if all(right is None for right in unpruned):
-            return None
-        return [
-            math.nan if right is None else float(right) - float(bool(result.correct))
-            for right, result in zip(unpruned, results, strict=True)
-        ]
+    if promise.loss == "gap":
+        return [result.gap for result in results]
+    if promise.loss == "agreement":
+        return [float(not result.agrees) for result in results]
+    if all(right is None for right in unpruned):
+        raise StudyError(NO_ANSWERS)
+    return [
+        math.nan if right is None else float(right) - float(bool(result.correct))
+        for right, result in zip(unpruned, results, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
