@@ -12,9 +12,6 @@ from prunetune.selectors.base_similarity import falling, minmax
 
 # Share of a patch's own variance; less is rounding.
 _LEAST = 1e-6
-# Share of what the first choice leaves of all, on average. States in half precision are off by
-# some 0.5% of their distance from the mean, and the less is left, the more of it is that.
-_TOLD = 5e-2
 
 
 class Dpp(Selector):
@@ -23,10 +20,8 @@ class Dpp(Selector):
     ``L = diag(r) C diag(r)`` with C the cosines of the states; again and again the patch whose
     addition multiplies ``det L_kept`` by most (Chen et al., NeurIPS 2018). The factor is
     ``r_i^2 g_i`` with g the part of C_ii that the kept ones do not explain; it is g that is kept,
-    so that rounding does not grow with r. The rank of C is at most d, and n - 1 when centred; and
-    long before that g is what rounding makes of it (in bf16 a quarter of another set was kept).
-    So once no g is above 5% of what the first choice leaves on average, what is left is chosen
-    among anew, as if nothing were kept. Patches without any g of their own come last, by score.
+    so that rounding does not grow with r. The rank of C is at most d, and n - 1 when centred: once
+    no g is above 1e-6, the highest scores fill up.
 
     ``r = exp(alpha minmax(q))`` with ``alpha = theta / (2 (1 - theta))`` is the paper's; the
     release has that commented out and takes ``r = minmax(q) + 1e-6 / (max q - min q)``.
@@ -49,7 +44,8 @@ class Dpp(Selector):
     def choose(self, ctx: SelectContext, count: int) -> Tensor:
         """Return the positions in the order in which they are taken, ``[count]`` int64."""
         similarity = ctx.cosines(centred=self.centred)
-        taken = _greedy(similarity, self._weight(ctx.scores), count)
+        rank = min(count, ctx.features.shape[1], len(ctx) - self.centred)
+        taken = _greedy(similarity, self._weight(ctx.scores), rank)
         if len(taken) == count:
             return taken
         others = falling(ctx.scores.index_fill(0, taken, -torch.inf))
@@ -66,31 +62,20 @@ class Dpp(Selector):
 
 
 def _greedy(similarity: Tensor, weight: Tensor, steps: int) -> Tensor:
-    """Return at most ``steps`` positions, fewer where all others have no variance at all."""
+    """Return at most ``steps`` positions, fewer where the rank of ``similarity`` ends earlier."""
     n, device = len(weight), weight.device
     order = torch.empty(steps, dtype=torch.int64, device=device)
     found = torch.empty(steps, dtype=torch.float32, device=device)
     rows = torch.empty(steps, n, dtype=torch.float32, device=device)
-    # Whether a row was made since the last new start.
-    counts = torch.zeros(steps, 1, dtype=torch.float32, device=device)
-    whole = similarity.diagonal().clone()
-    left, floor = whole.clone(), torch.full_like(whole[0], _LEAST)
+    left = similarity.diagonal().clone()
     for t in range(steps):
-        spent = left.max() <= floor
-        left = torch.where(spent, whole, left)
-        counts.masked_fill_(spent, 0.0)
-        j = torch.where(left > floor, left * weight, -torch.inf).argmax().view(1)
+        j = torch.where(left > _LEAST, left * weight, -torch.inf).argmax().view(1)
         own = left.index_select(0, j)
         row = similarity.index_select(0, j)
         if t:
-            row = row - (rows[:t].index_select(1, j) * counts[:t]).t() @ rows[:t]
+            row = row - rows[:t].index_select(1, j).t() @ rows[:t]
         rows[t] = row[0] * own.clamp_min(_LEAST).rsqrt()
-        counts[t] = 1.0
         left = left - rows[t].square()
-        if not t:
-            floor = (_TOLD * left.clamp_min(0.0).mean()).clamp_min(_LEAST)
-        # At once for good: what is taken has no variance left, now and after a new start.
         left.index_fill_(0, j, -torch.inf)
-        whole.index_fill_(0, j, -torch.inf)
         order[t : t + 1], found[t : t + 1] = j, own
     return order[: int((found > _LEAST).sum())]

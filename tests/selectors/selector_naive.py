@@ -1,7 +1,6 @@
 """The selectors' formulas a second time, in float64, one candidate after the other, and made-up
 images to try them on."""
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -89,31 +88,12 @@ def dpp(ctx: SelectContext, s: Any) -> Gain:
         r = [math.exp(s.theta / (2 * (1 - s.theta)) * v) for v in share]
     else:
         r = [v + 1e-6 / (max(ctx.scores.tolist()) - min(ctx.scores.tolist())) for v in share]
-    own = np.diag(c)
+    kernel = np.diag(r) @ c @ np.diag(r)
 
-    def left(kept: list[int]) -> np.ndarray:
-        """What the kept ones do not explain of each patch."""
-        if not kept:
-            return own
-        inverse = np.linalg.inv(c[np.ix_(kept, kept)])
-        return own - np.einsum("ik,kl,il->i", c[:, kept], inverse, c[:, kept])
+    def volume(kept: list[int]) -> float:
+        return float(np.linalg.slogdet(kernel[np.ix_(kept, kept)])[1]) if kept else 0.0
 
-    @functools.cache
-    def now(kept: tuple[int, ...]) -> tuple[np.ndarray, float]:
-        """What is left since the last new start, and what is too little of it."""
-        start, least = 0, 1e-6
-        if kept:
-            least = max(least, 0.05 * left(list(kept[:1])).clip(0).mean())
-        for t in range(1, len(kept) + 1):
-            rest = np.delete(left(list(kept[start:t])), kept[:t])
-            start = t if rest.max() <= least else start
-        return left(list(kept[start:])), least
-
-    def gain(kept: list[int], j: int) -> float:
-        some, least = now(tuple(kept))
-        return math.log(some[j] * r[j] ** 2) if some[j] > least else -1e9
-
-    return gain
+    return lambda kept, j: volume([*kept, j]) - volume(kept)
 
 
 def maxmin(ctx: SelectContext, s: Any) -> Gain:
