@@ -142,6 +142,11 @@ def first_stages(
             "left out of the search: %s, whose inputs %s cannot give",
             *(", ".join(missing), spec.model),
         )
+    if spec.space.pixels is not False and all(level.tokens >= 1 for level in facts.levels):
+        logger.warning(
+            "pixels are not searched: of the calibration pictures no level has fewer tokens than "
+            "the full picture"
+        )
     deepest = max(0, min(most.latest_first_layer(depth, floor), depth - 1))
     return deepest, facts.levels
 

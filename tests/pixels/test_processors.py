@@ -1,5 +1,6 @@
 """Smaller pictures: sizes by family, what a processor's own path makes of files, on and off."""
 
+import json
 import math
 import pickle
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from prunetune.errors import ConfigError
 from prunetune.models import load_model
 from prunetune.pixels import MaxPixels, Share
 from prunetune.pixels.layouts import LAYOUTS
+from prunetune.pixels.native import native_settings
 from prunetune.pixels.processors import at_level, level_of
 
 NATIVE = {"patch_size": 14, "merge_size": 2, "size": {"shortest_edge": 3136, "longest_edge": 10**6}}
@@ -217,3 +219,34 @@ def test_fixed_grids_are_refused_by_name(name):
     data = {**config.model_dump(mode="json"), "version": 2, "pixels": {"share": 0.5}}
     with pytest.raises(ConfigError, match=f"{name} sees every picture on one fixed grid"):
         prunetune.apply(model, PruningConfig.parse(data), processor=SimpleNamespace())
+
+
+# -- the engines' own settings -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("level", [MaxPixels(max_pixels=501760), Share(share=0.4)], ids=repr)
+def test_native_settings_of_qwen(level):
+    """A cap is exact; of a share the nearest cap over the pictures, and it says so."""
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    own = SimpleNamespace(image_processor=Qwen2VLImageProcessorPil())
+    sizes = [(600, 900), (1200, 800), (300, 500)]
+
+    def count(processor):
+        part, blank = processor.image_processor, [Image.new("RGB", size[::-1]) for size in sizes]
+        return int(part(blank, return_tensors="pt")["image_grid_thw"].prod(1).sum()) // 4
+
+    wanted = count(at_level(own, level, "qwen2_5_vl"))
+    hf, vllm, llama = native_settings(own, level, "qwen2_5_vl", sizes, count, wanted)
+    exact = isinstance(level, MaxPixels)
+    assert (hf.exact, vllm.exact) == (exact, exact)
+    kwargs = json.loads(vllm.text.removeprefix("--mm-processor-kwargs ").strip("'"))
+    said = SimpleNamespace(image_processor=Qwen2VLImageProcessorPil(**kwargs))
+    made = count(said)
+    if exact:
+        assert made == wanted
+        assert vllm.note == ""
+    else:
+        assert f"{made} image tokens, the level has {wanted}" in vllm.note
+        assert made == pytest.approx(wanted, rel=0.25)
+    assert llama.text == f"--image-max-tokens {kwargs['max_pixels'] // 784}"

@@ -57,7 +57,7 @@ def resize_at(space: Space, evaluator: Measures, budget: Budget | None = None) -
     if level is None:
         least = min((known.tokens for known in levels), default=1.0)
         note = f"not below {least:.3g} of the tokens: smaller pictures have no fewer; see pool"
-        return Preset(RESIZE, None, note if levels else f"{NO_LEVELS}; see pool")
+        return Preset(RESIZE, None, note if least < 1 else f"{NO_LEVELS}; see pool")
     config = PruningConfig(model=space.model_ref(), pixels=Share(share=level.share), stages=())
     return Preset(RESIZE, config, f"{level.share:g} of the pixels", tokens=level.tokens)
 
