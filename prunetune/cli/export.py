@@ -132,6 +132,7 @@ def _native(
     """Return the native settings of a config's pixels; none where it has none."""
     from prunetune.measure.counting import TokenCounter
     from prunetune.models import load_model
+    from prunetune.models.options import differing
     from prunetune.pixels.native import native_settings
     from prunetune.runtime.apply import family_of
     from prunetune.study.prepare import load_data
