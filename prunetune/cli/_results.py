@@ -111,7 +111,7 @@ def _print_decision(out: Output, result: "FrontResult", prepared: "Prepared") ->
             right = "" if best.scores is None else percent(best.scores.accuracy)
             out.line(
                 f"At that cost the best baseline is {best.name}: gap {number(gap)}, accuracy "
-                f"{right}; here {number(point.held_out.gap)} and {percent(point.held_out.accuracy)}."
+                f"{right}; here {number(point.held_out.gap)}, {percent(point.held_out.accuracy)}."
             )
     out.line()
     out.line(_counts(result))

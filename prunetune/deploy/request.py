@@ -12,7 +12,7 @@ from prunetune.errors import ConfigError
 from prunetune.families import Family
 
 _QUESTION = "Describe the image in detail."
-_STEPS, _LEAST_SIDE = 64, 28
+_STEPS, _LEAST_SIDE = 64, 16
 
 
 @dataclass(frozen=True)
