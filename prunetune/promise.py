@@ -36,7 +36,7 @@ class Promise(BaseModel):
             return f"loses at most {_short(100 * self.most)} points of accuracy"
         if self.loss == "gap":
             return f"has a gap of at most {_short(self.most)}"
-        return f"gives the unpruned model's next token in at least {_short(100 - 100 * self.most)}%"
+        return f"gives the unpruned model's next token on {_short(100 - 100 * self.most)}% or more"
 
     def shown(self, value: float) -> str:
         """Return a loss in the unit of the promise."""
