@@ -107,8 +107,10 @@ def main() -> None:
     )  # fmt: skip
     print(said)
     where = f"{arguments.threads} thread(s) of {platform.machine()}, {arguments.clock} time"
+    keeps = " ".join(f"{keep:g}" for keep in arguments.keep)
+    words = f"--rounds {arguments.rounds} --keep {keeps} --clock {arguments.clock}"
     page = [
-        f"`python benchmarks/ttft.py --rounds {arguments.rounds}` on {datetime.now(UTC):%Y-%m-%d}: "
+        f"`python benchmarks/ttft.py {words}` on {datetime.now(UTC):%Y-%m-%d}: "
         f"{where}; shape `{shape.name}`, fp32, random weights; {full.image_tokens} image and "
         f"{TEXT} text tokens, {arguments.rounds} interleaved rounds; torch {torch.__version__}, "
         f"transformers {transformers.__version__}; {time.monotonic() - began:.0f} s.",
