@@ -20,6 +20,7 @@ ORDER = (
     ("review", "deploy", "study"),
     ("measure",),
     ("spec",),
+    ("promise",),
     ("space",),
     ("calibration", "runtime"),
     ("presets", "budget"),
@@ -27,7 +28,7 @@ ORDER = (
     ("scorers", "selectors", "restorers", "families"),
     ("tokens", "registry", "files", "messages", "interrupts", "numerics", "release", "errors"),
 )
-STRANGERS = ORDER[8]
+STRANGERS = ORDER[-2]
 # The same inside rooms with floors; each name is a folder or a file.
 FLOORS = {
     "study": (
@@ -38,6 +39,7 @@ FLOORS = {
         "study",
         "outcome",
         "opening",
+        "resumed",
         "trials",
         "database",
     ),

@@ -262,7 +262,8 @@ def test_a_search_on_a_flops_budget_from_end_to_end(searched):
     assert found["budget"] == {"flops": 0.3}
     assert found["best"]["flops_ratio"] == pytest.approx(0.3, abs=1e-9)
     assert found["best"]["mean_retention"] != pytest.approx(0.3, abs=1e-3)
-    assert all(row["flops_ratio"] == pytest.approx(0.3, abs=1e-9) for row in found["baselines"])
+    rows = [row for row in found["baselines"] if row["name"] != "resize"]
+    assert all(row["flops_ratio"] == pytest.approx(0.3, abs=1e-9) for row in rows)
     made = PruningConfig.load(found["config"]).provenance
     assert made.budget == {"flops": 0.3}
     assert made.flops_ratio == found["best"]["flops_ratio"]

@@ -4,10 +4,11 @@ import pytest
 from fakes import Fake, search, spec, trials_of
 
 from prunetune.errors import StudyError
-from prunetune.spec import SpaceSpec, StudySpec, difference
+from prunetune.spec import SpaceSpec, StudySpec
 from prunetune.study.database.connect import open_storage
 from prunetune.study.database.urls import storage_url
-from prunetune.study.prepare import _as_stored, _refuse_other_spec, as_stored
+from prunetune.study.prepare import _as_stored, _refuse_other_spec
+from prunetune.study.resumed import as_stored, difference
 
 NEW = ("selectors", "mass", "exit", "per_crop", "parts", "ranges", "version")
 

@@ -6,7 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from prunetune.study.outcome.promise import Loses, Promise, in_sequence, knee, lost
+from prunetune.errors import StudyError
+from prunetune.promise import Promise
+from prunetune.study.outcome.promise import Loses, in_sequence, knee, losses, lost
 
 
 def loses(bound, mean=0.0):
@@ -21,14 +23,16 @@ def test_the_last_that_passes_before_the_first_failure_is_kept():
         asked.append(trial)
         return loses(bounds[trial])
 
-    found = in_sequence(Promise("accuracy", 0.02), [(t, 1.0 / t) for t in bounds], measured)
+    found = in_sequence(
+        Promise(loss="accuracy", most=0.02), [(t, 1.0 / t) for t in bounds], measured
+    )
     assert [(t.trial, t.passed) for t in found] == [(1, True), (2, True), (3, False)]
     # The cheapest one would have passed: it was never looked at.
     assert asked == [1, 2, 3]
 
 
 def test_a_config_that_gives_no_number_ends_the_sequence():
-    found = in_sequence(Promise("gap", 0.1), [(1, 1.0), (2, 0.5)], lambda t: None)
+    found = in_sequence(Promise(loss="gap", most=0.1), [(1, 1.0), (2, 0.5)], lambda t: None)
     assert found == []
 
 
@@ -83,13 +87,14 @@ def result(gap=0.1, agrees=True, correct=True):
 
 def test_what_is_lost_of_each_kind():
     results = [result(), result(gap=0.3, agrees=False, correct=False), result(correct=None)]
-    assert Promise("gap", 0.1).losses(results, [True] * 3) == [0.1, 0.3, 0.1]
-    assert Promise("agreement", 0.1).losses(results, [None] * 3) == [0.0, 1.0, 0.0]
-    accuracy = Promise("accuracy", 0.02)
-    assert accuracy.losses(results[:2], [True, True]) == [0.0, 1.0]
-    assert accuracy.losses(results[:2], [False, False]) == [-1.0, 0.0]
-    assert accuracy.losses(results, [None] * 3) is None
-    some = accuracy.losses(results, [True, True, None])
+    assert losses(Promise(loss="gap", most=0.1), results, [True] * 3) == [0.1, 0.3, 0.1]
+    assert losses(Promise(loss="agreement", most=0.1), results, [None] * 3) == [0.0, 1.0, 0.0]
+    accuracy = Promise(loss="accuracy", most=0.02)
+    assert losses(accuracy, results[:2], [True, True]) == [0.0, 1.0]
+    assert losses(accuracy, results[:2], [False, False]) == [-1.0, 0.0]
+    with pytest.raises(StudyError, match="have no answers"):
+        losses(accuracy, results, [None] * 3)
+    some = losses(accuracy, results, [True, True, None])
     assert some[:2] == [0.0, 1.0]
     assert math.isnan(some[2])
     assert lost(some, ["a", "b", "c"]).pictures == 2
