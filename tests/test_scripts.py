@@ -20,6 +20,9 @@ SCRIPTS = {
         "--samplers tpe --keeps 0.25 --seeds 0 --patience 1 --trials 5 --samples 4"
     ),
     "benchmarks/precision.py": "--samples 2 --layers 0 --keep 0.1 --selectors cover",
+    "benchmarks/pixels.py": (
+        "--keeps 0.5 --seeds 0 --presets uniform --trials 1 --samples 4 --docs="
+    ),
     "benchmarks/prefill.py": "--rounds 1 --tiny",
     "benchmarks/proxies.py": (
         "--keeps 0.25 --configs 2 --trials 1 --samples 4 --pictures 1 --fresh 9 --page="

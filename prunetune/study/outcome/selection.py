@@ -221,13 +221,24 @@ def _evaluations(attrs: Mapping[str, Any]) -> int:
     return int(attrs.get(EVALUATIONS, known))
 
 
-def _small(
-    facts: ModelFacts, config: PruningConfig, tokens: float, evaluator: Measures
-) -> ModelFacts:
-    """Return what is known of a model with pictures as small as a config makes them."""
-    if facts.seen is None or not shrinks(config.pixels):
-        return facts
-    return resized(facts, tokens * facts.image_tokens, evaluator.seen_at(config.pixels))
+def flops_of(
+    config: PruningConfig, facts: ModelFacts, tokens: float, evaluator: Measures
+) -> dict[str, float] | None:
+    """Return FLOPs before the first token, of tower and language model, beside unpruned.
+
+    Args:
+        config: What is counted.
+        facts: The model, and its mean prompt with full pictures.
+        tokens: Share of the full pictures' tokens that the config's pixels leave.
+        evaluator: On the calibration split, which knows what the tower is given.
+
+    Returns:
+        As ``flops_record``; None where nothing is known of the tower.
+    """
+    small = facts
+    if facts.seen is not None and shrinks(config.pixels):
+        small = resized(facts, tokens * facts.image_tokens, evaluator.seen_at(config.pixels))
+    return flops_record(config.stages, small, facts)
 
 
 def with_provenance(
@@ -250,7 +261,7 @@ def with_provenance(
         held_out_gap=math.fsum(r.gap for r in tuned) / len(tuned),
         mean_retention=retention,
         flops_ratio=flops_ratio(stages, facts, tokens),
-        flops=flops_record(stages, _small(facts, winner.config, tokens, evaluator), facts),
+        flops=flops_of(winner.config, facts, tokens, evaluator),
         # The share of the visual KV cache is the mean retention, by definition.
         kv_ratio=retention,
         budget=space.spent(winner.config).exact,
