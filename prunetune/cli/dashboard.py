@@ -126,7 +126,7 @@ def _load(
     from prunetune.study.prepare import load_data
 
     how = {**loading, "revision": loading["revision"] or spec.revision}
-    how["processor"], _ = differing(spec.processor, loading["processor"])
+    how["processor"], _ = differing(spec.processor, loading.get("processor"))
     try:
         set_threads(threads)
         publisher.samples = load_data(spec)[0].samples

@@ -130,8 +130,9 @@ class Meter:
         answers = [answer_ids(self.loaded.processor, sample) for sample in batch]
         new = 1 + max(len(answer or []) for answer in answers)
         full = _generate(self.loaded.model, inputs, new)
-        marks = list(self.family.placeholders.values())
-        originals = torch.isin(inputs["input_ids"].cpu(), torch.tensor(marks)).sum(1).tolist()
+        ids = inputs["input_ids"]
+        marks = ids.new_tensor(list(self.family.placeholders.values()))
+        originals = torch.isin(ids, marks).sum(1).tolist()
         if self.processor is not self.loaded.processor:
             inputs = encode(self.processor, batch).to(self.device)
         with Handle(self.family, self.config) as handle:

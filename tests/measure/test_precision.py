@@ -16,7 +16,6 @@ from prunetune.runtime.choice import selecting
 from prunetune.runtime.layers import masks
 
 CASES = {
-    "dpp, mass": {"retention": 0.1, "selector": {"name": "dpp"}, "mass": 1.0},
     "cover, mass": {"retention": 0.1, "selector": {"name": "cover"}, "mass": 1.0},
     "quota, mass": {"retention": 0.1, "selector": {"name": "quota"}, "mass": 1.0},
     "mmr": {"retention": 0.25, "selector": {"name": "mmr"}},

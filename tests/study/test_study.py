@@ -49,7 +49,7 @@ def test_the_json_of_a_search(tmp_path):
     ]  # fmt: skip
     assert list(data["best"]) == [
         "trial", "gap", "held_out_gap", "held_out_ci", "top1_agreement", "accuracy",
-        "mean_retention", "flops_ratio", "kv_ratio",
+        "mean_retention", "flops_ratio", "flops", "kv_ratio",
     ]  # fmt: skip
     assert set(data["trials"]) == {"complete", "pruned", "failed"}
     assert {row["name"] for row in data["baselines"]} == {*preset_names(), "resize"}

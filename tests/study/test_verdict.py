@@ -94,7 +94,7 @@ def test_a_preset_that_wins_is_not_compared_with_itself(tmp_path):
             used = [s.name for stage in config.stages for s in stage.scorers]
             return 0.02 if used == ["coverage"] else 0.1
 
-    result = search(tmp_path, LikesUniform(), LikesUniform(), trials=8)
+    result = search(tmp_path, LikesUniform(), LikesUniform(), trials=14)
     itself = [row.name for row in result.baselines if row.is_tuned]
     assert itself == ["uniform"]
     assert f"is the preset {itself[0]} itself: nothing better than it was found" in result.verdict
