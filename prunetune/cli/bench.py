@@ -12,10 +12,12 @@ from prunetune.cli._app import (
     ModelName,
     Threads,
     at_least,
+    one_of,
     verb,
 )
-from prunetune.cli._loading import Loading
+from prunetune.cli._loading import Loading, model_named
 from prunetune.cli._output import Output, note, number, progress
+from prunetune.cli._vllm import ENGINES, bench_there, check_runs
 from prunetune.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     "bench",
     "prunetune bench tiny.prune.json --rounds 3",
     "prunetune bench --preset topv --keep 0.1 --shape mid --rounds 5",
+    "prunetune bench tiny.prune.json --engine vllm --concurrency 1,8",
     "prunetune bench --preset topv --keep 0.1 --shape llava-next-7b --batch-size 8 --json",
 )
 def bench(
@@ -59,6 +62,12 @@ def bench(
     ] = None,
     batch_size: Annotated[int, typer.Option(metavar="N", help="Prompts at once.")] = 1,
     rounds: Annotated[int, typer.Option(metavar="N", help="Interleaved rounds.")] = 7,
+    engine: Annotated[
+        str, typer.Option(metavar="NAME", help="vllm: requests a second of vLLM instead.")
+    ] = "transformers",
+    concurrency: Annotated[
+        str, typer.Option(metavar="A,B", help="With --engine vllm: requests at once.")
+    ] = "1,8,32",
     threads: Threads = None,
     as_json: AsJson = False,
     *,
@@ -77,6 +86,26 @@ def bench(
         ("--prompt-tokens", prompt_tokens),
     ):
         at_least(flag, value, 1)
+    one_of("--engine", engine, ENGINES)
+    if engine == "vllm":
+        if config is None or shape:
+            raise ConfigError(
+                "--engine vllm: received a preset or a shape, allowed a config file and a model "
+                "that vLLM can load; give CONFIG, and --model if it is not the config's own"
+            )
+        from prunetune.config import PruningConfig
+
+        pruning = PruningConfig.load(config)
+        check_runs(config, pruning)
+        options = {
+            "rounds": rounds,
+            "new_tokens": new_tokens,
+            "size": _size(image_size) or (672, 672),
+            "dtype": loading["dtype"] or "auto",
+        }
+        name = model_named(config, pruning.model, model, loading)
+        options["revision"] = loading["revision"]
+        return bench_there(Output(as_json), config, pruning, name, _counts(concurrency), options)
     if shape:
         _check_shape(shape, model, loading)
     from prunetune.cli._environment import set_threads
@@ -111,6 +140,16 @@ def bench(
             "verdict": vars(result.cases[1].verdict),
         }
     )
+
+
+def _counts(text: str) -> list[int]:
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise ConfigError(
+            f"--concurrency: received {text!r}, allowed whole numbers with commas between, e.g. "
+            "1,8,32"
+        )
+    return [int(part) for part in parts]
 
 
 def _check_shape(shape: str, model: str | None, loading: Loading) -> None:

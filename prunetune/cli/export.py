@@ -56,6 +56,7 @@ def export(
     """
     from prunetune.cli._environment import quieten_optuna, set_threads
     from prunetune.study.find import chosen_trial, find_study, measured_config, stored_config
+    from prunetune.vllm.fits import engines
 
     at_least("--trial", trial, 0)
     quieten_optuna()
@@ -74,13 +75,17 @@ def export(
                 **loading,
             )
     path = config.save(output)
-    made = config.provenance
+    made, runs = config.provenance, engines(config)
     out = Output(as_json)
     out.line(
         f"trial {made.trial} of {made.study}: held-out gap {number(made.held_out_gap)}, "
         f"mean retention {percent(made.mean_retention)}"
     )
     out.line(f"config: {path}")
+    out.line(f"runs in: {', '.join(name for name, reason in runs.items() if reason is None)}")
+    for name, reason in runs.items():
+        if reason is not None:
+            out.line(f"not in {name}: {reason}")
     out.line(f"next: {_verify(path, found.spec)}")
     out.finish(
         {
@@ -92,6 +97,8 @@ def export(
             "mean_retention": made.mean_retention,
             "budget": made.budget,
             "digest": config.digest(),
+            "runs_in": [name for name, reason in runs.items() if reason is None],
+            "not_in": {name: reason for name, reason in runs.items() if reason is not None},
         }
     )
 

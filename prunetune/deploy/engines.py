@@ -89,9 +89,7 @@ def answers(
         for sample in samples:
             inputs = encode(loaded.processor, [sample]).to(model.device, model.dtype)
             length = inputs["input_ids"].shape[1]
-            out = model.generate(
-                **inputs, max_new_tokens=new_tokens, do_sample=False, **generation
-            )
+            out = model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False, **generation)
             ids = tuple(out[0, length:].tolist())
             kept: Sets = ()
             if handle is not None:

@@ -141,6 +141,6 @@ def as_encoded(
     real = family.views(VisionCall(arguments, [], modality))
     arguments["pixel_values"] = torch.cat([v[:n] for v, n in zip(values, real, strict=True)])
     if states is not None:
-        parts = zip(states.split(given), real, strict=True)
+        parts = zip(torch.split(states, given), real, strict=True)
         states = torch.cat([part[:n] for part, n in parts])
     return arguments, states

@@ -10,6 +10,7 @@ Models of triples (Qwen-VL) carry time, row and column.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -149,14 +150,14 @@ def extent_of(grid: tuple[int, int, int], pace: float) -> tuple[int, int, int]:
     return int((frames - 1) * pace) + 1, rows, cols
 
 
-def spans(features: Sequence[object]) -> Iterator[tuple[Tensor, object]]:
+def spans(features: Sequence[Any]) -> Iterator[tuple[Tensor, Any]]:
     """Yield the slots of each picture's tokens in its prompt, and the picture, in order.
 
     Args:
         features: vLLM's ``MultiModalFeatureSpec``.
     """
-    for feature in sorted(features, key=lambda f: f.mm_position.offset):  # type: ignore[attr-defined]
-        where = feature.mm_position  # type: ignore[attr-defined]
+    for feature in sorted(features, key=lambda f: int(f.mm_position.offset)):
+        where = feature.mm_position
         slots = torch.arange(where.offset, where.offset + where.length, device="cpu")
         if where.is_embed is not None:
             slots = slots[where.is_embed]

@@ -79,7 +79,7 @@ def _shorten(update: Any, items: Sequence[Any]) -> Any:
 
 
 @cache
-def pruned_processor(base: type) -> type:
+def pruned_processor(base: Any) -> Any:
     """Return the subclass of a model's processor whose pictures are pruned."""
 
     class Pruned(base):  # type: ignore[misc]
@@ -125,7 +125,7 @@ def _check_reach(info: Any, length: int, updates: Mapping[str, Any]) -> None:
 
 
 @cache
-def pruned_info(base: type, model_type: str) -> type:
+def pruned_info(base: Any, model_type: str) -> Any:
     """Return the subclass of a model's processing info that knows what pruning changes."""
 
     class Info(base):  # type: ignore[misc]
