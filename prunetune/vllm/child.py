@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from prunetune.vllm import ENVIRONMENT, register
+from prunetune.vllm import ENVIRONMENT
 from prunetune.vllm.trace import NOTES
 
 
@@ -32,10 +32,16 @@ def _done(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _switch(job: dict[str, Any]) -> None:
+    from vllm.plugins import load_general_plugins
+
     os.environ.pop(ENVIRONMENT, None)
+    # Once a process; it would put back what is registered below.
+    load_general_plugins()
     if job["config"] is not None:
         os.environ[ENVIRONMENT] = job["config"]
-        register()
+        from prunetune.vllm.engine import switch_on
+
+        switch_on(lazily=False)
         return
     from prunetune.vllm.names import use_new_names
 

@@ -31,16 +31,20 @@ def current() -> PruningConfig:
     return _load(os.environ[ENVIRONMENT])
 
 
-def switch_on() -> None:
+def switch_on(*, lazily: bool = True) -> None:
     """Put the pruning class in the place of vLLM's own, and checks before the start of an engine.
+
+    Args:
+        lazily: Name the class only. vLLM then looks at it in a process of its own, which takes
+            seconds, because a server's processes must not touch a device before they start others.
 
     Raises:
         PrunetuneError: The config cannot run in this vLLM.
     """
-    with_one_line(_switch_on)
+    with_one_line(lambda: _switch_on(lazily))
 
 
-def _switch_on() -> None:
+def _switch_on(lazily: bool) -> None:
     release = _release()
     config = current()
     arch = ARCHITECTURES[config.model.model_type].name
@@ -54,7 +58,12 @@ def _switch_on() -> None:
         mend_cpu_runner()
     # vLLM keeps what it learnt of a class under its name and the file's hash, across its releases.
     kind = f"{arch}__{release}__{config.positions}"
-    ModelRegistry.register_model(arch, f"prunetune.vllm.models:{kind}")
+    made: Any = f"prunetune.vllm.models:{kind}"
+    if not lazily:
+        from prunetune.vllm import models
+
+        made = getattr(models, kind)
+    ModelRegistry.register_model(arch, made)
 
 
 def with_one_line(do: Callable[[], None]) -> None:

@@ -39,13 +39,5 @@ def use_new_names(model_type: str) -> None:
     from prunetune.vllm.fits import ARCHITECTURES
 
     if (arch := ARCHITECTURES.get(model_type)) is not None:
-        ModelRegistry.register_model(arch.name, f"prunetune.vllm.names:{arch.name}")
-
-
-def __getattr__(name: str) -> Any:
-    from prunetune.vllm.fits import ARCHITECTURES
-
-    found = next((a for a in ARCHITECTURES.values() if a.name == name), None)
-    if found is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return accept_new_names(getattr(import_module(found.module), found.own))
+        own = getattr(import_module(arch.module), arch.own)
+        ModelRegistry.register_model(arch.name, accept_new_names(own))
