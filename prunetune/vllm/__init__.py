@@ -6,10 +6,9 @@ starts without a plug-in whose import fails. So nothing is imported here until i
 
 import os
 
-__all__ = ["ENVIRONMENT", "register"]
+from prunetune.vllm.switch import ENVIRONMENT
 
-ENVIRONMENT = "PRUNETUNE_CONFIG"
-"""Names the config file; unset or empty, vLLM is as it was."""
+__all__ = ["register"]
 
 
 def register() -> None:

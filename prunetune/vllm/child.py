@@ -9,17 +9,27 @@ import json
 import os
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
-from prunetune.vllm import ENVIRONMENT
+from prunetune.vllm.switch import ENVIRONMENT
 from prunetune.vllm.trace import NOTES
 
 
 def main(job_file: str, result_file: str) -> None:
     """Do jobs one after another and write what came of them."""
     jobs = json.loads(Path(job_file).read_text("utf-8"))
-    Path(result_file).write_text(json.dumps([_done(job) for job in jobs]), "utf-8")
+    Path(result_file).write_text(json.dumps([_tried(job) for job in jobs]), "utf-8")
+
+
+def _tried(job: dict[str, Any]) -> dict[str, Any]:
+    """Return what came of a job, or its error: the others are done all the same."""
+    try:
+        return _done({**job, "sampling": _numbered(job["sampling"])})
+    except Exception as error:
+        traceback.print_exc()
+        return {"error": f"{type(error).__name__}: {error}"}
 
 
 def _done(job: dict[str, Any]) -> dict[str, Any]:
@@ -39,13 +49,23 @@ def _switch(job: dict[str, Any]) -> None:
     load_general_plugins()
     if job["config"] is not None:
         os.environ[ENVIRONMENT] = job["config"]
-        from prunetune.vllm.engine import switch_on
-
-        switch_on(lazily=False)
+        _switch_on()
         return
     from prunetune.vllm.names import use_new_names
 
     use_new_names(job["model_type"])
+
+
+def _switch_on() -> None:
+    from vllm import ModelRegistry
+
+    from prunetune.vllm import models
+    from prunetune.vllm.engine import pruning_class, switch_on
+
+    switch_on()
+    # Not by name: that would cost a further process, and this one has no others to start.
+    arch, name = pruning_class()
+    ModelRegistry.register_model(arch, getattr(models, name))
 
 
 def _versions() -> dict[str, str]:
@@ -121,6 +141,12 @@ def _generate(llm: Any, prompts: list[Any], sampling: dict[str, Any]) -> list[An
 
     outputs: list[Any] = llm.generate(prompts, SamplingParams(**sampling), use_tqdm=False)
     return outputs
+
+
+def _numbered(sampling: dict[str, Any]) -> dict[str, Any]:
+    """Return settings with token ids as numbers: JSON has no such keys."""
+    bias = {int(token): value for token, value in sampling.get("logit_bias", {}).items()}
+    return {**sampling, "logit_bias": bias or None}
 
 
 def _prompt(each: dict[str, Any]) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from typing import Any, NoReturn
 
 from prunetune.config import PruningConfig
 from prunetune.errors import ConfigError, PrunetuneError, UnsupportedModelError
-from prunetune.vllm import ENVIRONMENT
 from prunetune.vllm.fits import ARCHITECTURES, VERSIONS, problem
+from prunetune.vllm.switch import ENVIRONMENT
 
 
 @cache
@@ -31,23 +31,29 @@ def current() -> PruningConfig:
     return _load(os.environ[ENVIRONMENT])
 
 
-def switch_on(*, lazily: bool = True) -> None:
+def switch_on() -> None:
     """Put the pruning class in the place of vLLM's own, and checks before the start of an engine.
-
-    Args:
-        lazily: Name the class only. vLLM then looks at it in a process of its own, which takes
-            seconds, because a server's processes must not touch a device before they start others.
 
     Raises:
         PrunetuneError: The config cannot run in this vLLM.
     """
-    with_one_line(lambda: _switch_on(lazily))
+    with_one_line(_switch_on)
 
 
-def _switch_on(lazily: bool) -> None:
-    release = _release()
+def pruning_class() -> tuple[str, str]:
+    """Return the architecture that is pruned, and the class in ``models.py`` that does it.
+
+    vLLM keeps what it learnt of a class under its name and the file's hash, across its releases: so
+    its release is a part of the name.
+    """
     config = current()
     arch = ARCHITECTURES[config.model.model_type].name
+    return arch, f"{arch}__{_release()}__{config.positions}"
+
+
+def _switch_on() -> None:
+    config = current()
+    arch, name = pruning_class()
     from vllm import ModelRegistry
     from vllm.model_executor.models import config as hooks
 
@@ -56,14 +62,9 @@ def _switch_on(lazily: bool) -> None:
         known[arch] = checking(known.get(arch))
     if config.positions == "original":
         mend_cpu_runner()
-    # vLLM keeps what it learnt of a class under its name and the file's hash, across its releases.
-    kind = f"{arch}__{release}__{config.positions}"
-    made: Any = f"prunetune.vllm.models:{kind}"
-    if not lazily:
-        from prunetune.vllm import models
-
-        made = getattr(models, kind)
-    ModelRegistry.register_model(arch, made)
+    # By name: vLLM then looks at it in a process of its own, for a server's processes must not
+    # touch a device before they start others.
+    ModelRegistry.register_model(arch, f"prunetune.vllm.models:{name}")
 
 
 def with_one_line(do: Callable[[], None]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from prunetune.config import PruningConfig
 from prunetune.errors import ConfigError
-from prunetune.vllm import ENVIRONMENT
+from prunetune.vllm.switch import ENVIRONMENT
 
 QUIET = {
     # In one process: what was kept is read from the model's memory.
@@ -75,8 +75,12 @@ def installed() -> bool:
     return found is not None and found.origin is not None
 
 
-def ask(jobs: Sequence[Job]) -> list[dict[str, Any]]:
+def ask(jobs: Sequence[Job], *, strict: bool = True) -> list[dict[str, Any]]:
     """Do jobs in one child and return what came of each.
+
+    Args:
+        jobs: Done one after another.
+        strict: Raise where one failed, instead of telling with ``error`` in its place.
 
     Raises:
         ConfigError: vLLM is not installed, or the child failed.
@@ -94,6 +98,8 @@ def ask(jobs: Sequence[Job]) -> list[dict[str, Any]]:
         if done.returncode:
             raise ConfigError(f"vLLM failed: {_reason(done.stderr)}")
         found: list[dict[str, Any]] = json.loads((folder / "results.json").read_text("utf-8"))
+        if (first := next((each["error"] for each in found if "error" in each), None)) and strict:
+            raise ConfigError(f"vLLM failed: {first}")
         return found
 
 
