@@ -89,7 +89,7 @@ def verify_in_vllm(
     }
     with tempfile.TemporaryDirectory(prefix="prunetune-pictures-") as place:
         prompts = asked(loaded.processor, samples, Path(place))
-        runs = [{"name": "alone", "alone": True}, {"name": "at once"}]
+        runs: list[dict[str, Any]] = [{"name": "alone", "alone": True}, {"name": "at once"}]
         jobs = [
             Job(
                 str(folder), model_type, None, prompts, runs[1:], engine, {"max_tokens": NEW_TOKENS}

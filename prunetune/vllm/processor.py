@@ -158,12 +158,14 @@ def pruned_factories(factories: Any, model_type: str) -> dict[str, Any]:
 
     def info(ctx: Any) -> Any:
         made = factories.info(ctx)
-        made.__class__ = pruned_info(type(made), model_type)
+        own: Any = type(made)
+        made.__class__ = pruned_info(own, model_type)
         return made
 
     def processor(made_info: Any, dummy_inputs: Any, **kwargs: Any) -> Any:
         made = factories.processor(made_info, dummy_inputs, **kwargs)
-        made.__class__ = pruned_processor(type(made))
+        own: Any = type(made)
+        made.__class__ = pruned_processor(own)
         return made
 
     return {"processor": processor, "info": info, "dummy_inputs": factories.dummy_inputs}
