@@ -95,6 +95,10 @@ Pixels = Annotated[
 ]
 Stages = Annotated[str | None, typer.Option(metavar="A-B", help="Fewest and most stages, in 1-3.")]
 Layers = Annotated[str | None, typer.Option(metavar="A-B", help="First and last layer of a stage.")]
+Engine = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="vllm: search only what vLLM can run, too."),
+]
 Presets = Annotated[
     str | None,
     typer.Option("--preset", metavar="A,B", help="Published methods tried first, or none."),

@@ -65,6 +65,7 @@ def export(
     """
     from prunetune.cli._environment import quieten_optuna, set_threads
     from prunetune.study.find import chosen_trial, find_study, measured_config, stored_config
+    from prunetune.vllm.fits import engines
 
     at_least("--trial", trial, 0)
     quieten_optuna()
@@ -83,7 +84,7 @@ def export(
                 **loading,
             )
     path = config.save(output)
-    made = config.provenance
+    made, runs = config.provenance, engines(config)
     out = Output(as_json)
     out.line(
         f"trial {made.trial} of {made.study}: held-out gap {number(made.held_out_gap)}, "
@@ -99,6 +100,10 @@ def export(
         said = "exact" if setting.exact else "not exact"
         about = "; ".join(filter(None, (said, setting.note)))
         out.line(f"{setting.engine}: {setting.text}  ({about})")
+    out.line(f"runs in: {', '.join(name for name, reason in runs.items() if reason is None)}")
+    for name, reason in runs.items():
+        if reason is not None:
+            out.line(f"not in {name}: {reason}")
     out.line(f"next: {_verify(path, found.spec)}")
     out.finish(
         {
@@ -112,6 +117,8 @@ def export(
             "flops": made.flops,
             "digest": config.digest(),
             "native": [vars(setting) for setting in native],
+            "runs_in": [name for name, reason in runs.items() if reason is None],
+            "not_in": {name: reason for name, reason in runs.items() if reason is not None},
         }
     )
 

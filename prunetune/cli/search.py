@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
     "prunetune search --spec studies/tiny.toml --timeout 3600 --json",
     "prunetune search --model tiny --keep 0.1 --data pictures/ --metric kl --scorers topv,coverage",
     "prunetune search --model tiny --flops 0.3 --patience 50",
+    "prunetune search --model tiny --keep 0.2 --engine vllm",
     "prunetune search --model tiny --objective pareto --keep 0.05:0.5",
     "prunetune search --model tiny --max-drop 2",
 )
@@ -71,6 +72,7 @@ def search(
     pixels: flags.Pixels = None,
     stages: flags.Stages = None,
     layers: flags.Layers = None,
+    engine: flags.Engine = None,
     presets: flags.Presets = None,
     spec: flags.Spec = None,
     out: flags.Out = None,
@@ -121,7 +123,10 @@ def search(
         "presets": [] if presets == "none" else optional_names("--preset", presets),
         "space": space_of(scorers, stages, layers, selectors, mass, pixels),
     }
+    one_of("--engine", engine, ("transformers", "vllm"))
     wanted = _spec(spec, said)
+    if engine == "vllm":
+        wanted = _for_vllm(wanted)
     how = {
         "batch_size": batch_size,
         "cache": Cache(cache_dir, int(cache_limit * (1 << 30)), not no_cache),
@@ -145,6 +150,17 @@ def _spec(file: str | None, said: dict[str, Any]) -> "StudySpec":
         one_of(f"--{name.replace('_', '-')}", said[name], allowed)
     given = {name: value for name, value in said.items() if value is not None and value != {}}
     return StudySpec.load(file, given) if file else StudySpec.parse(given, origin="search")
+
+
+def _for_vllm(spec: "StudySpec") -> "StudySpec":
+    """Return the spec that searches only configs which run in vLLM, too."""
+    from prunetune.models.load import find_model
+    from prunetune.space.narrowed import SpaceSpec
+    from prunetune.vllm.fits import narrowed
+
+    _, model_type = find_model(spec.model, spec.revision)
+    space = narrowed(model_type, spec.space.model_dump(exclude_unset=True))
+    return spec.model_copy(update={"space": SpaceSpec.model_validate(space)})
 
 
 @contextmanager

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prunetune.cli._app import AsJson, ModelName, SkipBad, Threads, at_least, verb
+from prunetune.cli._app import AsJson, ModelName, SkipBad, Threads, at_least, one_of, verb
 from prunetune.cli._loading import Loading, model_named, prepare_pictures
 from prunetune.cli._output import Output, number, percent, progress
+from prunetune.cli._vllm import ENGINES, check_runs, verify_there
 
 if TYPE_CHECKING:
     from prunetune.deploy import Figure, SelfTest, SplitScores, Verification
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     "verify",
     "prunetune verify tiny.prune.json",
     "prunetune verify tiny.prune.json --max-gap 0.05 --json",
+    "prunetune verify tiny.prune.json --engine vllm --samples 40",
 )
 def verify(
     config: Annotated[str, typer.Argument(metavar="CONFIG", help="A config file.")],
@@ -38,6 +40,9 @@ def verify(
     self_test: Annotated[
         int, typer.Option(metavar="N", help="Samples of the self-test, 32 at most; 0: none.")
     ] = 4,
+    engine: Annotated[
+        str, typer.Option(metavar="NAME", help="vllm: compare vLLM with transformers instead.")
+    ] = "transformers",
     skip_bad: SkipBad = False,
     threads: Threads = None,
     as_json: AsJson = False,
@@ -60,6 +65,9 @@ def verify(
     at_least("--self-test", self_test, 0)
     if self_test > 32:
         raise ConfigError(f"--self-test: received {self_test}, allowed 0 to 32")
+    one_of("--engine", engine, ENGINES)
+    if engine == "vllm":
+        check_runs(config, pruning)
     name = model_named(config, pruning.model, model, loading)
     prepare_pictures(pruning.provenance.processor, loading)
     from prunetune.cli._environment import set_threads
@@ -72,6 +80,10 @@ def verify(
     splits = load_splits(
         pruning, data or "tiny", held_out=held_out, samples=samples, skip_bad=skip_bad
     )
+    if engine == "vllm":
+        return verify_there(
+            Output(as_json), config, pruning, name, list(splits.calibration), loading
+        )
     if max_gap is not None and data is None and samples is None and not splits.same:
         raise ConfigError(
             f"--max-gap: {config} was not calibrated on the shipped set 'tiny', so its gap there "

@@ -142,7 +142,7 @@ def processed_request(
     """
     from prunetune.calibration import Sample, encode
 
-    pictures = tuple(_noise(size or (672, 672), seed) for seed in range(images))
+    pictures = tuple(noise(size or (672, 672), seed) for seed in range(images))
     samples = [Sample(pictures, _QUESTION, id=str(row)) for row in range(batch)]
     inputs = dict(encode(loaded.processor, samples))
     ids = inputs["input_ids"]
@@ -178,7 +178,8 @@ def processed_request(
     return Request(placed, (image_tokens // images,) * images, text)
 
 
-def _noise(size: tuple[int, int], seed: int) -> Any:
+def noise(size: tuple[int, int], seed: int) -> Any:
+    """Return a picture of noise, height and width in pixels."""
     from PIL import Image
 
     random = torch.Generator(device="cpu").manual_seed(seed)

@@ -137,6 +137,18 @@ def _quiet() -> Iterator[None]:
             hf_logging.enable_progress_bar()
 
 
+def find_model(name: str, revision: str | None = None) -> tuple[Path, str]:
+    """Return a model's folder and its ``model_type``, without loading its weights.
+
+    Raises:
+        ConfigError: As ``load_model``.
+        UnsupportedModelError: This release has no family for the model.
+    """
+    folder, shown, _ = _locate(name, revision, False)
+    _refuse_unsupported(folder, shown)
+    return folder, str(json.loads((folder / "config.json").read_text("utf-8")).get("model_type"))
+
+
 def _locate(name: str, revision: str | None, code: bool) -> tuple[Path, str, str | None]:
     """Return the folder of a model, the name it goes by, and the commit if it is from the hub."""
     known = {alias.alias: alias for alias in ALIASES}
