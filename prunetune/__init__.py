@@ -4,15 +4,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prunetune.config import PruningConfig
+    from prunetune.pixels.processors import resized
     from prunetune.runtime import apply
     from prunetune.study.run import search
 
 __version__ = "0.1.0"
-__all__ = ["PruningConfig", "__version__", "apply", "search"]
+__all__ = ["PruningConfig", "__version__", "apply", "resized", "search"]
 
 _LAZY = {
     "PruningConfig": "prunetune.config",
     "apply": "prunetune.runtime",
+    "resized": "prunetune.pixels.processors",
     "search": "prunetune.study.run",
 }
 

@@ -18,6 +18,7 @@ from pydantic import (
 from prunetune.errors import ConfigError
 from prunetune.files import write_atomically
 from prunetune.messages import allowed, describe
+from prunetune.pixels.field import AnyPixels, shrinks
 from prunetune.provenance import Frozen, ModelRef, Number, Provenance, Whole
 from prunetune.restorers import RESTORERS, Restorer
 from prunetune.schedules import check_schedule, check_version
@@ -28,7 +29,7 @@ __all__ = ["FORMAT", "VERSIONS", "ModelRef", "Provenance", "PruningConfig", "Sta
 
 FORMAT: Final = "prunetune.config"
 VERSIONS: Final = (1, 2)
-"""Of the schema: 2 has selectors, mass and exits."""
+"""Of the schema: 2 has selectors, mass, exits and pixels."""
 
 
 def _scorer(value: Any) -> Any:
@@ -120,7 +121,10 @@ class PruningConfig(Frozen):
         separators: Whether image tokens that are not patches stay (``"keep"``, thinned evenly when
             they would take more than half of a stage) or go at the first stage (``"drop"``).
         positions: ``"original"`` position ids, or ``"packed"``: renumbered after a layer-0 stage.
-        stages: Ordered; layers strictly rise, retentions never rise.
+        pixels: How much smaller pictures are made before the processor; None: not at all. Of what
+            is left of their tokens the stages' retentions are shares. Since version 2.
+        stages: Ordered; layers strictly rise, retentions never rise. There may be none where
+            ``pixels`` make pictures smaller.
         provenance: Where it comes from.
     """
 
@@ -129,7 +133,8 @@ class PruningConfig(Frozen):
     model: ModelRef
     separators: Literal["keep", "drop"] = "keep"
     positions: Literal["original", "packed"] = "original"
-    stages: tuple[Stage, ...] = Field(min_length=1)
+    pixels: AnyPixels | None = None
+    stages: tuple[Stage, ...]
     provenance: Provenance = Field(default_factory=Provenance)
 
     @model_validator(mode="before")
@@ -139,6 +144,7 @@ class PruningConfig(Frozen):
         if isinstance(data, dict) and "version" not in data:
             stages = data.get("stages") or ()
             new = any(isinstance(stage, Stage) and stage.is_new for stage in stages)
+            new = new or data.get("pixels") is not None
             return {**data, "version": 2 if new else 1}
         return data
 
@@ -154,13 +160,32 @@ class PruningConfig(Frozen):
     @model_validator(mode="after")
     def _check(self) -> "PruningConfig":
         check_version(self.version, self.stages)
+        self._check_pixels()
         check_schedule(self.stages, self.model.num_layers)
-        if self.positions == "packed" and self.stages[0].layer != 0:
+        if self.positions == "packed" and (not self.stages or self.stages[0].layer != 0):
+            first = f"is at layer {self.stages[0].layer}" if self.stages else "does not exist"
             raise ValueError(
-                "positions: 'packed' renumbers after a layer-0 stage, but the first stage is at "
-                f"layer {self.stages[0].layer}; use 'original'"
+                "positions: 'packed' renumbers after a layer-0 stage, but the first stage "
+                f"{first}; use 'original'"
             )
         return self
+
+    def _check_pixels(self) -> None:
+        if self.version < 2 and self.pixels is not None:
+            raise ValueError('version: received 1, but pixels are of version 2; write "version": 2')
+        if not self.stages and not shrinks(self.pixels):
+            raise ValueError(
+                "stages: received none, allowed 1 or more stages; none only where pixels make "
+                'pictures smaller, e.g. {"share": 0.5}'
+            )
+
+    @model_serializer(mode="wrap")
+    def _dump(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        data: dict[str, Any] = handler(self)
+        if data.get("pixels") is None:
+            # What uses nothing new keeps its bytes, and so its digest.
+            data.pop("pixels", None)
+        return data
 
     @classmethod
     def parse(cls, data: Any, origin: str = "config") -> "PruningConfig":

@@ -6,6 +6,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    JsonValue,
     SerializerFunctionWrapHandler,
     Strict,
     model_serializer,
@@ -53,8 +54,11 @@ class Provenance(Frozen):
         held_out_gap: Mean gap on the held-out split.
         mean_retention: Mean retention over all decoder layers.
         flops_ratio: Prefill FLOPs of the language model, pruned over unpruned.
+        flops: FLOPs of a mean calibration prompt before its first token: ``tower`` (with the
+            projector), ``language_model``, their ``sum``, and ``unpruned_`` the same.
         kv_ratio: Visual KV-cache share, pruned over unpruned.
         budget: What it was searched for: ``keep``, ``flops`` or ``kv_mib``, and its value.
+        processor: Options of the processor that it was searched with, in place of the model's own.
         calibration_digest: Digest over the calibration pixels and texts.
         weights_digest: sha256 over samples of the weights, see ``prunetune.models.fingerprint``;
             with others ``apply`` warns.
@@ -70,8 +74,10 @@ class Provenance(Frozen):
     held_out_gap: Number | None = None
     mean_retention: Number | None = None
     flops_ratio: Number | None = None
+    flops: dict[str, Number] | None = None
     kv_ratio: Number | None = None
     budget: dict[str, Number] | None = None
+    processor: dict[str, JsonValue] | None = None
     calibration_digest: str | None = None
     weights_digest: str | None = None
     seed: Whole | None = None
@@ -81,7 +87,7 @@ class Provenance(Frozen):
     @model_serializer(mode="wrap")
     def _dump(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         data: dict[str, Any] = handler(self)
-        for later in ("budget", "weights_digest"):
+        for later in ("flops", "budget", "processor", "weights_digest"):
             if data.get(later) is None:
                 # Files of older releases come back as the same bytes.
                 data.pop(later, None)

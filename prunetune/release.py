@@ -24,6 +24,7 @@ from transformers.masking_utils import create_causal_mask
 from prunetune.errors import UnsupportedModelError
 
 __all__ = [
+    "KEY_BIAS",
     "Cache",
     "DynamicLayer",
     "DynamicSlidingWindowLayer",
@@ -31,6 +32,7 @@ __all__ = [
     "StaticLayer",
     "StaticSlidingWindowLayer",
     "Told",
+    "attention_named",
     "cache_argument",
     "cache_of",
     "caches_among",
@@ -38,6 +40,7 @@ __all__ = [
     "check_names",
     "image_blocks",
     "layer_arguments",
+    "register_attention",
     "takes_bounds",
     "unsupported",
     "warn_of_version",
@@ -53,6 +56,9 @@ CACHE_NAMES = ("cache", "past_key_values")
 
 LAYER_NAMES = ("attention_mask", "position_ids", "position_embeddings")
 """What decoder layers are told beside their states."""
+
+KEY_BIAS = "prunetune_key_bias"
+"""What layers hand on to an attention that has been told to expect it."""
 
 BOUNDS = "cu_seq_lens_q"
 PACKED_NAMES = (BOUNDS, "cu_seq_lens_k", "max_length_q", "max_length_k")
@@ -147,11 +153,13 @@ class Told:
         mask: None, ``[B, heads or 1, m, keys]`` bool or additive, or ``[B, keys]`` bool.
         rotary: Rotary cos and sin, ``[B or 1, m, head_dim]``.
         positions: ``[B or 1, m]`` int64, or None.
+        bias: A bias of keys for attention that takes no mask, or None.
     """
 
     mask: Any
     rotary: tuple[Tensor, ...]
     positions: Tensor | None
+    bias: Any = None
 
 
 @dataclass(frozen=True)
@@ -196,6 +204,8 @@ class LayerCall:
         if told is not self.told:
             # Of the whole row: positions tell what is left of each sample.
             kwargs = {name: kwargs[name] for name in kwargs if name not in PACKED_NAMES}
+        if told.bias is not None:
+            kwargs[KEY_BIAS] = told.bias
         if self._args:
             return (hidden, *self._args[1:]), kwargs
         return (), kwargs | {"hidden_states": hidden}
@@ -227,6 +237,20 @@ def check_names(base: nn.Module, layer: nn.Module) -> None:
 def takes_bounds(config: Any) -> bool:
     """Tell whether a text model's attention is told samples of a row by their bounds."""
     return "flash" in str(getattr(config, "_attn_implementation", ""))
+
+
+def attention_named(name: str) -> Any:
+    """Return an attention function of transformers by its name."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    return ALL_ATTENTION_FUNCTIONS[name]
+
+
+def register_attention(name: str, function: Any) -> None:
+    """Give transformers an attention function under a name of ours."""
+    from transformers.modeling_utils import AttentionInterface
+
+    AttentionInterface.register(name, function)
 
 
 # -- masks -------------------------------------------------------------------------------------

@@ -7,14 +7,25 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from prunetune.budget import KINDS, Budget, Kind, ModelFacts, check_keep, make_budget
 from prunetune.errors import ConfigError
 from prunetune.files import write_atomically
-from prunetune.space.narrowed import FIRST_RESTORERS, SpaceSpec
+from prunetune.models.options import check_options
+from prunetune.promise import Promise
+from prunetune.space.narrowed import SpaceSpec
 
-__all__ = ["FREE_FIELDS", "SpaceSpec", "StudySpec", "difference"]
+__all__ = ["SpaceSpec", "StudySpec"]
 
 Match = Literal["vqa", "exact", "contains"]
 Metric = Literal["cosine", "kl", "cosine+kl", "kl-answer"]
@@ -22,11 +33,10 @@ FIRST_LOOK = 16
 """Samples that a trial is measured on before it may be stopped."""
 OWN_TOKENS = 8
 """Most tokens of the unpruned model's own answer that ``kl-answer`` follows."""
-FREE_FIELDS = frozenset({"trials", "timeout", "patience", "match", "allow_remote"})
-"""What may differ when a study is resumed: it changes how long is searched, not what."""
 
 
-_KEEP, _KEEPS = 0.25, (0.05, 0.5)
+_SINCE = ("processor", "promise", "match", "template_args", "allow_remote")
+_KEEP, _KEEPS, _PROMISED = 0.25, (0.05, 0.5), (0.03, 0.75)
 
 
 class StudySpec(BaseModel):
@@ -35,6 +45,7 @@ class StudySpec(BaseModel):
     Attributes:
         model: ``tiny``, an alias, a hub id or a folder.
         revision: Hub revision.
+        processor: Options of the model's processor in place of its own, e.g. ``max_pixels``.
         data: Calibration source; None for the one shipped for the model.
         held_out: Held-out source; None for the one shipped, or a split of ``data`` by image.
         samples: Calibration samples used at most; None for all.
@@ -47,6 +58,7 @@ class StudySpec(BaseModel):
         kv_mib: Budget: MiB of the visual tokens' keys and values of an average calibration sample.
         up_to: Upper end of the budgets that ``objective = "pareto"`` searches, in the same unit.
         objective: ``metric`` minimises it on the budget, ``pareto`` the metric and the cost.
+        promise: What may be lost: the cheapest config of the front that keeps it is exported.
         trials: Finished trials (complete or pruned) the study ends with, earlier runs included.
         timeout: Seconds after which this run starts no further trial.
         patience: Finished trials without a better one that end the study; 0: that does not.
@@ -68,6 +80,7 @@ class StudySpec(BaseModel):
 
     model: str = Field(default="tiny", min_length=1)
     revision: str | None = None
+    processor: dict[str, JsonValue] = Field(default_factory=dict)
     data: str | None = None
     held_out: str | None = None
     samples: int | None = Field(default=None, ge=1)
@@ -79,6 +92,7 @@ class StudySpec(BaseModel):
     kv_mib: float | None = None
     up_to: float | None = None
     objective: Literal["metric", "pareto"] = "metric"
+    promise: Promise | None = None
     trials: int = Field(default=100, ge=1)
     timeout: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     patience: int = Field(default=0, ge=0)
@@ -97,13 +111,26 @@ class StudySpec(BaseModel):
     def _fill(cls, data: Any) -> Any:
         if not isinstance(data, Mapping):
             return data
-        data, pareto = dict(data), data.get("objective") == "pareto"
+        data, promises = dict(data), data.get("promise") is not None
+        if promises:
+            data.setdefault("objective", "pareto")
+        pareto, (least, most) = data.get("objective") == "pareto", _PROMISED if promises else _KEEPS
         if all(data.get(kind) is None for kind in KINDS):
-            data["keep"] = _KEEPS[0] if pareto else _KEEP
+            data["keep"] = least if pareto else _KEEP
             if pareto and data.get("up_to") is None:
-                data["up_to"] = _KEEPS[1]
+                data["up_to"] = most
         if pareto:
             data.setdefault("trial_pruner", "none")
+        return data
+
+    @model_serializer(mode="wrap")
+    def _dump(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        data: dict[str, Any] = handler(self)
+        # Specs of older releases come back as the same bytes.
+        for name in _SINCE:
+            unsaid = type(self).model_fields[name].get_default(call_default_factory=True)
+            if data.get(name) == unsaid:
+                data.pop(name, None)
         return data
 
     @model_validator(mode="after")
@@ -117,6 +144,7 @@ class StudySpec(BaseModel):
             if value is not None:
                 self._check_bound(value)
         self._check_objective()
+        check_options(self.processor)
         for name in self.presets:
             read_preset(name)
         return self
@@ -130,6 +158,8 @@ class StudySpec(BaseModel):
 
     def _check_objective(self) -> None:
         if self.objective == "metric":
+            if self.promise is not None:
+                raise ValueError("promise: it needs objective pareto, which finds the cheapest")
             if self.up_to is not None:
                 raise ValueError(
                     f"{self.kind}: received the range {self._bound:g}:{self.up_to:g}; "
@@ -166,6 +196,12 @@ class StudySpec(BaseModel):
     @property
     def _bound(self) -> float:
         return float(getattr(self, self.kind))
+
+    @property
+    def bounds(self) -> list[float]:
+        """The budget's bounds that are shares of the unpruned cost."""
+        given = [value for value in (self._bound, self.up_to) if value is not None]
+        return [value for value in given if value < 1.0 and self.kind != "kv_mib"]
 
     @property
     def pareto(self) -> bool:
@@ -259,37 +295,3 @@ class StudySpec(BaseModel):
             raise ConfigError(
                 f"cannot write study spec {str(path)!r}: {error.strerror or error}"
             ) from None
-
-
-def difference(stored: StudySpec, now: StudySpec) -> list[str]:
-    """Return what keeps a study from being resumed, one ``field (stored -> now)`` each."""
-    before, after = _flat(stored.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
-    return [
-        f"{field} ({before.get(field)!r} -> {after.get(field)!r})"
-        for field in sorted({*before, *after} - FREE_FIELDS)
-        if before.get(field) != after.get(field)
-    ]
-
-
-def as_stored(spec: StudySpec, stored: StudySpec) -> StudySpec:
-    """Return the spec that goes on with a study of before there were selectors.
-
-    The same command means what it meant then, unless it names what has come since.
-    """
-    if stored.space.version != 1 or spec.space.version == 1:
-        return spec
-    unsaid = {"version"} | {"selectors", "mass", "per_crop"} - spec.space.model_fields_set
-    if stored.space.restorers == FIRST_RESTORERS:
-        unsaid |= {"restorers"} - spec.space.model_fields_set
-    before = {name: getattr(stored.space, name) for name in unsaid}
-    return spec.model_copy(update={"space": spec.space.model_copy(update=before)})
-
-
-def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, value in data.items():
-        if isinstance(value, Mapping):
-            out |= _flat(value, f"{prefix}{key}.")
-        else:
-            out[prefix + key] = value
-    return out

@@ -18,16 +18,18 @@ PACKAGE = Path(prunetune.__file__).parent
 ORDER = (
     ("cli",),
     ("review", "deploy", "study"),
+    ("vllm",),
     ("measure",),
     ("spec",),
+    ("promise",),
     ("space",),
     ("calibration", "runtime"),
     ("presets", "budget"),
-    ("config", "provenance", "schedules", "models"),
+    ("config", "provenance", "schedules", "models", "pixels"),
     ("scorers", "selectors", "restorers", "families"),
     ("tokens", "registry", "files", "messages", "interrupts", "numerics", "release", "errors"),
 )
-STRANGERS = ORDER[8]
+STRANGERS = ORDER[-2]
 # The same inside rooms with floors; each name is a folder or a file.
 FLOORS = {
     "study": (
@@ -38,6 +40,7 @@ FLOORS = {
         "study",
         "outcome",
         "opening",
+        "resumed",
         "trials",
         "database",
     ),
@@ -60,6 +63,9 @@ FLOORS = {
 FULL = 26
 # What only a study may load.
 OPTUNA = {"cli", "review", "study"}
+# What only vLLM's processes may load: vLLM itself, and the room that is its plug-in.
+VLLM = {"vllm"}
+ASK_VLLM = {"cli", "deploy", "vllm"}
 LONGEST = 300
 # Circles that are known: to be mended, not to be copied.
 KNOWN: set[frozenset[str]] = set()
@@ -224,6 +230,12 @@ def test_only_a_study_knows_optuna():
     assert knows <= OPTUNA
 
 
+def test_only_the_plug_in_knows_vllm():
+    assert {room_of(m) for m, text in modules().items() if loads(text, m, "vllm")} == VLLM
+    asks = {here for here, theres in rooms_imported(modules()).items() if "vllm" in theres}
+    assert asks <= ASK_VLLM
+
+
 def loads(source: str, module: str, package: str) -> bool:
     return any(name.split(".")[0] == package for name in imports(source, module))
 
@@ -344,7 +356,8 @@ prunetune.apply(model, config).remove()
 def test_what_is_loaded_by_and_by():
     """Nothing heavy by a bare import, nothing of the search by a deployment; then the twins."""
     bare, named, deployed, searching = loaded_by_step(
-        "import prunetune",
+        # What vLLM imports and calls in every process, whether or not anything is pruned.
+        "import prunetune.vllm\nprunetune.vllm.os.environ = {}\nprunetune.vllm.register()",
         "prunetune.apply",
         DEPLOYMENT,
         "prunetune.search\nimport prunetune.study.study",

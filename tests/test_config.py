@@ -259,7 +259,7 @@ RECOVERY = {"name": "uniform_recovery"}
         ("separators", "some", "separators: received 'some', input should be 'keep' or 'drop'"),
         ("positions", "old", "positions: received 'old', input should be 'original' or 'packed'"),
         ("positions", "packed", "positions: 'packed' renumbers after a layer-0 stage"),
-        ("stages", [], "stages: received [], tuple should have at least 1 item"),
+        ("stages", [], "stages: received none, allowed 1 or more"),
         ("stages", "all", "stages: received 'all', input should be a valid tuple"),
         ("stages.0.layer", -1, "stages.0.layer: received -1, allowed a whole number of at least 0"),
         ("stages.0.layer", "2", "stages.0.layer: received '2', allowed a whole number"),

@@ -187,6 +187,9 @@ def test_python_runs_as_written(block, quickstart, monkeypatch):
     sample = load_calibration("tiny", samples=1)[0].samples[0]
     given = {
         "model": loaded.model,
+        "processor": loaded.processor,
+        "images": list(sample.images),
+        "texts": ["<image> what color is the star ?"],
         "inputs": encode(loaded.processor, [sample]),
         "prunetune": prunetune,
         "PruningConfig": prunetune.PruningConfig,

@@ -83,7 +83,9 @@ def test_the_wheel_is_small(wheel):
 def test_the_wheel_has_the_licence_and_the_command(wheel):
     with zipfile.ZipFile(wheel) as archive:
         (info,) = (n for n in archive.namelist() if n.endswith("entry_points.txt"))
-        assert "prunetune = prunetune.cli:main" in archive.read(info).decode()
+        entries = archive.read(info).decode()
+        assert "prunetune = prunetune.cli:main" in entries
+        assert "[vllm.general_plugins]\nprunetune = prunetune.vllm:register" in entries
         (licence,) = (n for n in archive.namelist() if n.endswith("licenses/LICENSE"))
         assert "Apache License" in archive.read(licence).decode()
         (metadata,) = (n for n in archive.namelist() if n.endswith("METADATA"))

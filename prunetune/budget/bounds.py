@@ -64,6 +64,23 @@ class Budget:
         """Return a budget of the same kind at another share."""
         return replace(self, share=share)
 
+    def of_smaller(self, tokens: float) -> "Budget":
+        """Return the same bound as a share of what smaller pictures cost, unpruned.
+
+        At a share of 1 or more they meet it without pruning.
+
+        Args:
+            tokens: Share of the full pictures' image tokens that is left of the smaller ones.
+        """
+        cost = self.layer_cost(tokens)
+        return replace(
+            self,
+            share=self.share / cost,
+            unit=self.unit * cost,
+            quadratic=self.quadratic * tokens * tokens / cost,
+            linear=self.linear * tokens / cost,
+        )
+
     def layer_cost(self, retention: float) -> float:
         """Return a layer's cost as a share of its unpruned cost."""
         fixed = 1.0 - self.linear - self.quadratic

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from prunetune.budget.levels import Level
     from prunetune.families import Family
+    from prunetune.families.base_towers import Seen, Tower
 
 _MIB = 1 << 20
 
@@ -42,7 +44,10 @@ class ModelFacts:
         calibration_digest: Digest over the calibration pixels and texts.
         calibration_order: The same in the samples' order.
         weights_digest: See ``prunetune.models.fingerprint``.
+        levels: Of pixels, that a search may choose, beside the full picture.
         value_bytes: Bytes of a number in the KV cache.
+        tower: What the vision tower multiplies; None where nothing is known of it.
+        seen: What it is given of a mean prompt; None where that is not known.
     """
 
     model_type: str
@@ -62,7 +67,10 @@ class ModelFacts:
     calibration_digest: str | None = None
     calibration_order: str | None = None
     weights_digest: str | None = None
+    levels: "tuple[Level, ...]" = ()
     value_bytes: int = 2
+    tower: "Tower | None" = None
+    seen: "Seen | None" = None
 
     @property
     def kv_mib(self) -> float:
@@ -95,6 +103,7 @@ def facts_of(
         image_tokens=image_tokens,
         text_tokens=text_tokens,
         value_bytes=int(family.text_model.dtype.itemsize),
+        tower=family.tower_shape(),
         **known,
     )
 
@@ -118,10 +127,17 @@ def kv_ratio(stages: Sequence[Step], num_layers: int) -> float:
     return mean_retention(stages, num_layers)
 
 
-def flops_ratio(stages: Sequence[Step], facts: ModelFacts) -> float:
-    """Return the language model's prefill FLOPs, pruned over unpruned, at the mean prompt."""
+def flops_ratio(stages: Sequence[Step], facts: ModelFacts, tokens: float = 1.0) -> float:
+    """Return the language model's prefill FLOPs, pruned over unpruned, at the mean prompt.
+
+    Args:
+        stages: Of the config.
+        facts: The model, and the mean prompt with its full pictures.
+        tokens: Share of the image tokens that is left where pictures are made smaller first.
+    """
+    image = tokens * facts.image_tokens
     pruned = math.fsum(
-        layer_flops(share * facts.image_tokens + facts.text_tokens, facts)
+        layer_flops(share * image + facts.text_tokens, facts)
         for share in retention_by_layer(stages, facts.num_layers)
     )
     full = layer_flops(facts.image_tokens + facts.text_tokens, facts) * facts.num_layers

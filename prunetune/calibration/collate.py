@@ -92,9 +92,7 @@ def _encode(processor: Any, samples: Sequence[Sample]) -> Any:
     if bare := next((s for s, images in zip(samples, pictures, strict=True) if not images), None):
         raise DataError(f"sample {bare.id!r} has 0 pictures; allowed: 1 or more")
     padding = {"padding": True, "padding_side": "left"}
-    markers = [str(getattr(processor, "image_token", "<image>"))]
-    markers += [str(token) for name in _MARKERS[1:] if (token := getattr(processor, name, None))]
-    options = {"add_generation_prompt": True} | dict(samples[0].template)
+    markers, options = _markers(processor), _options(samples[0])
     bare_template = getattr(processor, "chat_template", None) is None
     if bare_template and samples[0].template:
         raise ConfigError(
@@ -116,6 +114,33 @@ def _encode(processor: Any, samples: Sequence[Sample]) -> Any:
             processor_kwargs=padding,
             **options,
         )
+
+
+def prompt_text(processor: Any, sample: Sample) -> str:
+    """Return the prompt of ``encode`` as text, one placeholder a picture.
+
+    Args:
+        processor: Of the model.
+        sample: With at least one picture.
+    """
+    markers = _markers(processor)
+    if getattr(processor, "chat_template", None) is None:
+        return _plain(sample, markers)
+    turns = _turns(sample, [None] * len(sample.images), markers)
+    text = processor.apply_chat_template([turns], tokenize=False, **_options(sample))
+    return str(text if isinstance(text, str) else text[0])
+
+
+def _markers(processor: Any) -> list[str]:
+    """Return the texts that stand for a picture or a video."""
+    found = [str(getattr(processor, "image_token", "<image>"))]
+    return found + [
+        str(token) for name in _MARKERS[1:] if (token := getattr(processor, name, None))
+    ]
+
+
+def _options(sample: Sample) -> dict[str, Any]:
+    return {"add_generation_prompt": True} | dict(sample.template)
 
 
 def _cleared(text: str, markers: Sequence[str]) -> str:

@@ -13,6 +13,7 @@ def space_of(
     layers: str | None,
     selectors: str | None = None,
     mass: str | None = None,
+    pixels: str | None = None,
 ) -> dict[str, Any]:
     """Parse what narrows the space."""
     space: dict[str, Any] = {}
@@ -22,6 +23,11 @@ def space_of(
         space["selectors"] = _names("--selectors", selectors)
     if mass is not None:
         space["mass"] = [_number("--mass", text) for text in _names("--mass", mass)]
+    if pixels is not None:
+        words: dict[str, bool] = {"yes": True, "no": False}
+        space["pixels"] = words.get(pixels.strip())
+        if space["pixels"] is None:
+            space["pixels"] = [_number("--pixels", text) for text in _names("--pixels", pixels)]
     if stages is not None:
         space["min_stages"], space["max_stages"] = _span("--stages", stages)
     if layers is not None:
@@ -77,6 +83,30 @@ def template_of(given: Sequence[str] | None) -> dict[str, Any] | None:
                 f"--template-arg: received {text!r}, allowed a text, a number, true or false"
             )
     return found or None
+
+
+def promise_of(
+    most: tuple[float | None, float | None, float | None], cheapest: str | None
+) -> dict[str, Any]:
+    """Return what flags promise, and the range of costs in which the cheapest is looked for.
+
+    Args:
+        most: ``--max-drop``, ``--max-gap`` and ``--min-agreement``.
+        cheapest: ``--cheapest``.
+    """
+    from prunetune.promise import promised
+
+    try:
+        promise = promised(*most)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    if cheapest is not None and cheapest not in ("kv", "flops"):
+        raise ConfigError(f"--cheapest: received {cheapest!r}, allowed kv or flops")
+    if promise is None:
+        if cheapest is not None:
+            raise ConfigError("--cheapest goes with --max-drop, --max-gap or --min-agreement")
+        return {}
+    return {"promise": promise} | ({"flops": 0.1, "up_to": 0.8} if cheapest == "flops" else {})
 
 
 def optional_names(flag: str, text: str | None) -> list[str] | None:

@@ -1,13 +1,17 @@
 """The flags of every verb that loads a model."""
 
 import inspect
+import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from prunetune.cli._output import note
 from prunetune.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from prunetune.config import ModelRef
 
 Device = Annotated[
@@ -24,6 +28,16 @@ Attn = Annotated[str | None, typer.Option(metavar="NAME", help="sdpa, eager or f
 Revision = Annotated[
     str | None, typer.Option(metavar="REV", help="Branch, tag or commit of a hub id.")
 ]
+MinPixels = Annotated[
+    int | None, typer.Option(metavar="N", help="Of a picture: --processor min_pixels=N.")
+]
+MaxPixels = Annotated[
+    int | None, typer.Option(metavar="N", help="Of a picture: --processor max_pixels=N.")
+]
+Processor = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KEY=VALUE", help="An option of the model's processor; repeatable."),
+]
 Loading = dict[str, Any]
 """What ``load_model`` takes beside a name; a verb with a parameter ``loading`` has its flags."""
 
@@ -33,6 +47,9 @@ FLAGS = {
     "device_map": DeviceMap,
     "attn": Attn,
     "revision": Revision,
+    "min_pixels": MinPixels,
+    "max_pixels": MaxPixels,
+    "processor": Processor,
 }
 
 
@@ -49,7 +66,34 @@ def spread(parameters: list[inspect.Parameter]) -> list[inspect.Parameter]:
 def gather(arguments: dict[str, Any]) -> dict[str, Any]:
     """Return a verb's arguments with its flags gathered into ``loading``."""
     loading = {name: arguments.pop(name) for name in FLAGS}
+    bounds = {name: loading.pop(name) for name in ("min_pixels", "max_pixels")}
+    loading["processor"] = _options(bounds, loading["processor"] or [])
     return {**arguments, "loading": loading}
+
+
+def _options(bounds: dict[str, int | None], given: list[str]) -> dict[str, Any] | None:
+    """Return the processor's options by name; None where there are none.
+
+    Raises:
+        ConfigError: One is no ``key=value``, or is given twice.
+    """
+    found: dict[str, Any] = {}
+    named = [(key, str(value)) for key, value in bounds.items() if value is not None]
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not (key.strip() and equals):
+            raise ConfigError(
+                f"--processor: received {text!r}, allowed KEY=VALUE, e.g. max_pixels=602112"
+            )
+        named.append((key.strip(), value))
+    for key, value in named:
+        if key in found:
+            raise ConfigError(f"--processor: received {key} twice; give it once")
+        try:
+            found[key] = json.loads(value)
+        except ValueError:
+            found[key] = value
+    return found or None
 
 
 def model_named(origin: str, own: "ModelRef", model: str | None, loading: Loading) -> str:
@@ -70,3 +114,17 @@ def model_named(origin: str, own: "ModelRef", model: str | None, loading: Loadin
     if model is None and loading["revision"] is None:
         loading["revision"] = own.revision
     return name
+
+
+def prepare_pictures(own: "Mapping[str, Any] | None", loading: Loading) -> None:
+    """Fill in the processor's options that a config was searched with; say where others are given.
+
+    Args:
+        own: The config's.
+        loading: What the flags say; gets them.
+    """
+    from prunetune.models.options import differing
+
+    loading["processor"], line = differing(own, loading["processor"])
+    if line:
+        note(f"note: {line}")

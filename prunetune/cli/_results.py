@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 from prunetune.cli._output import Output, number, percent
 
 if TYPE_CHECKING:
-    from prunetune.study.outcome.pareto import FrontResult
+    from prunetune.study.outcome.front_summary import FrontResult
     from prunetune.study.outcome.summary import SearchResult
     from prunetune.study.prepare import Prepared
 
 
 def report(out: Output, result: "SearchResult | FrontResult", prepared: "Prepared") -> None:
     """Print a result: a table, the verdict and what to do next, or one JSON object."""
-    from prunetune.study.outcome.pareto import FrontResult
+    from prunetune.study.outcome.front_summary import FrontResult
 
     if isinstance(result, FrontResult):
         _print_front(out, result, prepared)
@@ -37,15 +37,29 @@ def _print(out: Output, result: "SearchResult") -> None:
     out.line(result.verdict)
     out.line()
     out.line(_counts(result))
+    if result.best.pixels is not None:
+        out.line(f"  pixels: {result.best.pixels.shown}, before the processor")
     for stage in result.best.stages:
         scorers = " ".join(f"{s.name}{s.weight:+g}" for s in stage.scorers) or "same scores"
         out.line(f"  layer {stage.layer}: keeps {percent(stage.retention)} by {scorers}")
+    _print_flops(out, result.best.provenance.flops)
     out.line(f"config: {result.config}")
+
+
+def _print_flops(out: Output, flops: "dict[str, float] | None") -> None:
+    """Say what the tower costs beside the language model: a budget of FLOPs bounds the latter."""
+    from prunetune.budget import flops_told
+
+    if flops is not None:
+        out.line(flops_told(flops))
 
 
 def _print_front(out: Output, result: "FrontResult", prepared: "Prepared") -> None:
     from prunetune.budget.bounds import short
 
+    if result.decision is not None:
+        _print_decision(out, result, prepared)
+        return
     rows = []
     for point in result.points:
         low, high = point.held_out_ci
@@ -69,6 +83,43 @@ def _print_front(out: Output, result: "FrontResult", prepared: "Prepared") -> No
     out.line(f"front: {len(result.front)} trials; configs of the above in {prepared.out}/front")
     flag, cost = prepared.spec.kind.replace("_", "-"), short(result.points[-1].cost)
     out.line(f"next: {_export(prepared, f'--{flag}', cost)}")
+
+
+def _print_decision(out: Output, result: "FrontResult", prepared: "Prepared") -> None:
+    decision = result.decision
+    assert decision is not None
+    shown = decision.promise.shown
+    rows = [
+        (
+            str(one.trial),
+            f"{one.cost:.4g}",
+            shown(one.loses.mean),
+            f"{shown(one.loses.low)} to {shown(one.loses.high)}",
+            shown(one.loses.bound),
+            "kept" if one.passed else "not kept",
+        )
+        for one in decision.tested
+    ]
+    columns = (">trial", f">{result.cost}", ">loses", ">95% interval", ">at most", "promise")
+    out.table(columns, rows)
+    out.line()
+    out.line(result.verdict)
+    for point in result.points:
+        rivals = [(b.scores.gap, b) for b in point.baselines if b.scores is not None]
+        if rivals:
+            gap, best = min(rivals, key=lambda rival: rival[0])
+            right = "" if best.scores is None else percent(best.scores.accuracy)
+            out.line(
+                f"At that cost the best baseline is {best.name}: gap {number(gap)}, accuracy "
+                f"{right}; here {number(point.held_out.gap)}, {percent(point.held_out.accuracy)}."
+            )
+    out.line()
+    out.line(_counts(result))
+    knee = next(cost for trial, _, cost in result.front if trial == decision.knee)
+    out.line(f"front: {len(result.front)} trials; its knee: trial {decision.knee} ({knee:.4g})")
+    if result.config is not None:
+        out.line(f"config: {result.config}")
+        out.line(f"next: {_export(prepared)}")
 
 
 def _counts(result: "SearchResult | FrontResult") -> str:

@@ -25,6 +25,23 @@ Objective = Annotated[
         help="metric, or pareto: metric and cost, over a range --keep 0.05:0.5.",
     ),
 ]
+MaxDrop = Annotated[
+    float | None,
+    typer.Option(
+        metavar="P", help="Find the cheapest config that loses at most P points of accuracy."
+    ),
+]
+MaxGap = Annotated[
+    float | None, typer.Option(metavar="G", help="Or whose held-out gap is at most G.")
+]
+MinAgreement = Annotated[
+    float | None,
+    typer.Option(metavar="X", help="Or that gives the same next token in a share X of samples."),
+]
+Cheapest = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="What is cheap: kv (cache) or flops.  [default: kv]"),
+]
 Data = Annotated[
     str | None,
     typer.Option(metavar="SOURCE", help="Calibration data: tiny, a folder, .jsonl or hf:ID."),
@@ -68,8 +85,20 @@ Mass = Annotated[
     str | None,
     typer.Option(metavar="A,B", help="Allowed mass, 0 to 1; 0: none.  [default: 0,1]"),
 ]
+Pixels = Annotated[
+    str | None,
+    typer.Option(
+        metavar="A,B|yes|no",
+        help="Make pictures smaller first: shares of their pixels to try, or yes for those that "
+        "can meet the budget.  [default: no]",
+    ),
+]
 Stages = Annotated[str | None, typer.Option(metavar="A-B", help="Fewest and most stages, in 1-3.")]
 Layers = Annotated[str | None, typer.Option(metavar="A-B", help="First and last layer of a stage.")]
+Engine = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="vllm: search only what vLLM can run, too."),
+]
 Presets = Annotated[
     str | None,
     typer.Option("--preset", metavar="A,B", help="Published methods tried first, or none."),

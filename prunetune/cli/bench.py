@@ -12,14 +12,17 @@ from prunetune.cli._app import (
     ModelName,
     Threads,
     at_least,
+    one_of,
     verb,
 )
-from prunetune.cli._loading import Loading
-from prunetune.cli._output import Output, note, number, progress
+from prunetune.cli._bench_table import print_bench
+from prunetune.cli._loading import Loading, model_named
+from prunetune.cli._output import Output, note, progress
+from prunetune.cli._vllm import ENGINES, bench_there, check_runs
 from prunetune.errors import ConfigError
 
 if TYPE_CHECKING:
-    from prunetune.deploy.bench import Bench, CaseResult
+    from prunetune.deploy.bench import Bench
     from prunetune.deploy.subject import Subject
     from prunetune.families import Family
 
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     "bench",
     "prunetune bench tiny.prune.json --rounds 3",
     "prunetune bench --preset topv --keep 0.1 --shape mid --rounds 5",
+    "prunetune bench tiny.prune.json --engine vllm --concurrency 1,8",
     "prunetune bench --preset topv --keep 0.1 --shape llava-next-7b --batch-size 8 --json",
 )
 def bench(
@@ -59,12 +63,20 @@ def bench(
     ] = None,
     batch_size: Annotated[int, typer.Option(metavar="N", help="Prompts at once.")] = 1,
     rounds: Annotated[int, typer.Option(metavar="N", help="Interleaved rounds.")] = 7,
+    engine: Annotated[
+        str, typer.Option(metavar="NAME", help="vllm: requests a second of vLLM instead.")
+    ] = "transformers",
+    concurrency: Annotated[
+        str, typer.Option(metavar="A,B", help="With --engine vllm: requests at once.")
+    ] = "1,8,32",
     threads: Threads = None,
     as_json: AsJson = False,
     *,
     loading: Loading,
 ) -> None:
-    """Measure prefill, decode, memory and KV cache: unpruned, pruned, and uniform at that budget.
+    """Measure time to first token, decode, memory and KV cache: unpruned, pruned, and rivals.
+
+    Rivals are uniform at the same budget, and smaller pictures with as many tokens (resized).
 
     Times are medians of interleaved rounds; ratios and the verdict come from the rounds' own
     ratios. The model is the config's own unless --model or --shape names another.
@@ -77,6 +89,26 @@ def bench(
         ("--prompt-tokens", prompt_tokens),
     ):
         at_least(flag, value, 1)
+    one_of("--engine", engine, ENGINES)
+    if engine == "vllm":
+        if config is None or shape:
+            raise ConfigError(
+                "--engine vllm: received a preset or a shape, allowed a config file and a model "
+                "that vLLM can load; give CONFIG, and --model if it is not the config's own"
+            )
+        from prunetune.config import PruningConfig
+
+        pruning = PruningConfig.load(config)
+        check_runs(config, pruning)
+        options = {
+            "rounds": rounds,
+            "new_tokens": new_tokens,
+            "size": _size(image_size) or (672, 672),
+            "dtype": loading["dtype"] or "auto",
+        }
+        name = model_named(config, pruning.model, model, loading)
+        options["revision"] = loading["revision"]
+        return bench_there(Output(as_json), config, pruning, name, _counts(concurrency), options)
     if shape:
         _check_shape(shape, model, loading)
     from prunetune.cli._environment import set_threads
@@ -96,7 +128,7 @@ def bench(
     out = Output(as_json)
     name = shape or model or subject.config.model.name
     where = _where(subject.family)
-    _print(out, result, f"{name}, {config or preset}", where)
+    print_bench(out, result, f"{name}, {config or preset}", where)
     if subject.note:
         out.line(f"note: {subject.note}")
     out.finish(
@@ -113,6 +145,16 @@ def bench(
     )
 
 
+def _counts(text: str) -> list[int]:
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise ConfigError(
+            f"--concurrency: received {text!r}, allowed whole numbers with commas between, e.g. "
+            "1,8,32"
+        )
+    return [int(part) for part in parts]
+
+
 def _check_shape(shape: str, model: str | None, loading: Loading) -> None:
     if model:
         raise ConfigError(
@@ -120,6 +162,11 @@ def _check_shape(shape: str, model: str | None, loading: Loading) -> None:
         )
     if loading["device_map"] or loading["revision"]:
         raise ConfigError("--device-map and --revision are for --model; --shape loads no weights")
+    if loading["processor"]:
+        raise ConfigError(
+            "--processor, --min-pixels and --max-pixels are for --model; --shape has no processor: "
+            "say --image-size"
+        )
 
 
 @contextmanager
@@ -139,7 +186,7 @@ def _memory_told(batch_size: int, images: int) -> Iterator[None]:
 def _measured(subject: "Subject", new_tokens: int, rounds: int) -> "Bench":
     from prunetune.deploy.bench import bench as measure
 
-    done, total = 0, 3 * (rounds + 1)
+    done, total = 0, (3 + len(subject.more) + (subject.own is not None)) * (rounds + 1)
     with progress() as show:
 
         def advance() -> None:
@@ -153,6 +200,8 @@ def _measured(subject: "Subject", new_tokens: int, rounds: int) -> "Bench":
             subject.request,
             new_tokens=new_tokens,
             rounds=rounds,
+            own=subject.own,
+            more=subject.more,
             advance=advance,
         )
 
@@ -191,51 +240,3 @@ def _threads() -> int:
     import torch
 
     return torch.get_num_threads()
-
-
-def _print(out: Output, result: "Bench", name: str | None, where: dict[str, Any]) -> None:
-    out.line(
-        f"{name}: {result.image_tokens} image + {result.text_tokens} text tokens, "
-        f"{result.new_tokens} new, batch {result.batch_size}, {result.rounds} rounds; "
-        f"{where['device']}, {where['dtype']}, {where['attn']}"
-    )
-    out.line()
-    out.table(
-        (
-            *("case", ">retention", ">encode ms", ">prefill ms", ">ratio", ">FLOP ratio"),
-            *(">decode ms", ">total ms", ">ratio", ">KV MiB", ">KV ratio", ">peak MiB"),
-        ),
-        [_row(case) for case in result.cases],
-    )
-    out.line()
-    for case in result.cases[1:]:
-        if case.verdict is not None:
-            out.line(f"{case.name}: {case.verdict.text}")
-    exact = all(case.visual_slots == case.promised_slots for case in result.cases)
-    kept = "to the token what the retentions say" if exact else "NOT WHAT THE RETENTIONS SAY"
-    out.line(f"visual KV cache: {kept}")
-    peak = "torch's allocations" if where["device"][:3] != "cpu" else "the whole process, resident"
-    out.line(f"peak: {peak}; prefill: language model, scoring included; encode: image encoder")
-
-
-def _row(case: "CaseResult") -> tuple[str, ...]:
-    from prunetune.deploy.memory import MIB
-
-    return (
-        case.name,
-        number(case.mean_retention),
-        _ms(case.encode.median),
-        _ms(case.prefill.median),
-        number(case.prefill_ratio.median, 3),
-        number(case.flops_ratio, 3),
-        "-" if case.decode is None else _ms(case.decode.median),
-        _ms(case.total.median),
-        number(case.total_ratio.median, 3),
-        f"{case.kv_bytes / MIB:.1f}",
-        number(case.kv_ratio),
-        "-" if case.peak is None else f"{case.peak / MIB:.0f}",
-    )
-
-
-def _ms(seconds: float) -> str:
-    return f"{1e3 * seconds:.1f}"

@@ -121,10 +121,12 @@ def _load(
     from prunetune.cli._environment import set_threads
     from prunetune.models import load_model
     from prunetune.models.fingerprint import weights_digest
+    from prunetune.models.options import differing
     from prunetune.study.opening import other_weights
     from prunetune.study.prepare import load_data
 
     how = {**loading, "revision": loading["revision"] or spec.revision}
+    how["processor"], _ = differing(spec.processor, loading.get("processor"))
     try:
         set_threads(threads)
         publisher.samples = tuple(sample.shown() for sample in load_data(spec)[0])

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prunetune.cli._app import AsJson, ModelName, SkipBad, Threads, at_least, verb
-from prunetune.cli._loading import Loading
+from prunetune.cli._loading import Loading, prepare_pictures
 from prunetune.cli._output import Output, number, percent, progress
 from prunetune.errors import ConfigError
 
@@ -176,6 +176,7 @@ def _measure(
         raise ConfigError(f"{one.name}: model.name is empty; say which model with --model")
     if options["revision"] is None and name == ref.name:
         options["revision"] = ref.revision
+    prepare_pictures(one.processor, options)
     samples, _ = load_calibration(
         source,
         seed=seed,

@@ -3,7 +3,7 @@
 import json
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,8 @@ from prunetune.cli._loading import Loading
 from prunetune.cli._output import Output, number, percent, progress
 
 if TYPE_CHECKING:
+    from prunetune.config import PruningConfig
+    from prunetune.pixels.native import Setting
     from prunetune.spec import StudySpec
 
 
@@ -42,6 +44,13 @@ def export(
     name: Annotated[
         str | None, typer.Option("--study", metavar="NAME", help="Of several studies, this one.")
     ] = None,
+    show_native: Annotated[
+        bool,
+        typer.Option(
+            "--show-native",
+            help="Print the processor's and engines' own settings nearest to the config's pixels.",
+        ),
+    ] = False,
     skip_bad: SkipBad = False,
     threads: Threads = None,
     as_json: AsJson = False,
@@ -57,6 +66,7 @@ def export(
     """
     from prunetune.cli._environment import quieten_optuna, set_threads
     from prunetune.study.find import chosen_trial, find_study, measured_config, stored_config
+    from prunetune.vllm.fits import engines
 
     at_least("--trial", trial, 0)
     quieten_optuna()
@@ -75,13 +85,26 @@ def export(
                 **loading,
             )
     path = config.save(output)
-    made = config.provenance
+    made, runs = config.provenance, engines(config)
     out = Output(as_json)
     out.line(
         f"trial {made.trial} of {made.study}: held-out gap {number(made.held_out_gap)}, "
         f"mean retention {percent(made.mean_retention)}"
     )
+    if made.flops is not None:
+        from prunetune.budget import flops_told
+
+        out.line(flops_told(made.flops))
     out.line(f"config: {path}")
+    native = _native(config, found.spec, skip_bad, loading) if show_native else []
+    for setting in native:
+        said = "exact" if setting.exact else "not exact"
+        about = "; ".join(filter(None, (said, setting.note)))
+        out.line(f"{setting.engine}: {setting.text}  ({about})")
+    out.line(f"runs in: {', '.join(name for name, reason in runs.items() if reason is None)}")
+    for name, reason in runs.items():
+        if reason is not None:
+            out.line(f"not in {name}: {reason}")
     out.line(f"next: {_verify(path, found.spec)}")
     out.finish(
         {
@@ -92,7 +115,11 @@ def export(
             "held_out_gap": made.held_out_gap,
             "mean_retention": made.mean_retention,
             "budget": made.budget,
+            "flops": made.flops,
             "digest": config.digest(),
+            "native": [vars(setting) for setting in native],
+            "runs_in": [name for name, reason in runs.items() if reason is None],
+            "not_in": {name: reason for name, reason in runs.items() if reason is not None},
         }
     )
 
@@ -109,3 +136,29 @@ def _verify(config: Path, spec: "StudySpec") -> str:
     if spec.match != "vqa":
         words += ["--match", spec.match]
     return shlex.join(words)
+
+
+def _native(
+    config: "PruningConfig", spec: "StudySpec", skip_bad: bool, loading: dict[str, Any]
+) -> "list[Setting]":
+    """Return the native settings of a config's pixels; none where it has none."""
+    from prunetune.measure.counting import TokenCounter
+    from prunetune.models import load_model
+    from prunetune.models.options import differing
+    from prunetune.pixels.native import native_settings
+    from prunetune.runtime.apply import family_of
+    from prunetune.study.prepare import load_data
+
+    if config.pixels is None or not config.pixels.shrinks:
+        return []
+    options, _ = differing(spec.processor, loading["processor"])
+    loaded = load_model(spec.model, **{**loading, "revision": spec.revision, "processor": options})
+    counter = TokenCounter(loaded, family_of(loaded.model), load_data(spec, skip_bad=skip_bad)[0])
+    return native_settings(
+        loaded.processor,
+        config.pixels,
+        config.model.model_type,
+        counter.sizes,
+        counter.of,
+        counter.total(config.pixels),
+    )

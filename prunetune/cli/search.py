@@ -23,14 +23,14 @@ from prunetune.cli._app import (
     one_of,
     verb,
 )
-from prunetune.cli._flags import budget_of, optional_names, space_of, template_of
+from prunetune.cli._flags import budget_of, optional_names, promise_of, space_of, template_of
 from prunetune.cli._loading import Loading
 from prunetune.cli._output import Output, note, progress
 from prunetune.errors import ConfigError
 
 if TYPE_CHECKING:
     from prunetune.spec import StudySpec
-    from prunetune.study.outcome.pareto import FrontResult
+    from prunetune.study.outcome.front_summary import FrontResult
     from prunetune.study.outcome.summary import SearchResult
     from prunetune.study.prepare import Prepared
     from prunetune.study.workers.crew import Workers
@@ -45,7 +45,9 @@ logger = logging.getLogger(__name__)
     "prunetune search --spec studies/tiny.toml --timeout 3600 --json",
     "prunetune search --model tiny --keep 0.1 --data pictures/ --metric kl --scorers topv,coverage",
     "prunetune search --model tiny --flops 0.3 --patience 50",
+    "prunetune search --model tiny --keep 0.2 --engine vllm",
     "prunetune search --model tiny --objective pareto --keep 0.05:0.5",
+    "prunetune search --model tiny --max-drop 2",
 )
 def search(
     model: ModelName = None,
@@ -53,6 +55,10 @@ def search(
     flops: flags.Flops = None,
     kv_mib: flags.KvMib = None,
     objective: flags.Objective = None,
+    max_drop: flags.MaxDrop = None,
+    max_gap: flags.MaxGap = None,
+    min_agreement: flags.MinAgreement = None,
+    cheapest: flags.Cheapest = None,
     data: flags.Data = None,
     held_out: flags.HeldOut = None,
     samples: flags.Samples = None,
@@ -69,8 +75,10 @@ def search(
     scorers: flags.Scorers = None,
     selectors: flags.Selectors = None,
     mass: flags.Mass = None,
+    pixels: flags.Pixels = None,
     stages: flags.Stages = None,
     layers: flags.Layers = None,
+    engine: flags.Engine = None,
     presets: flags.Presets = None,
     spec: flags.Spec = None,
     out: flags.Out = None,
@@ -104,8 +112,10 @@ def search(
     said = {
         "model": model,
         "revision": loading.pop("revision"),
+        "processor": loading.pop("processor"),
         **budget_of({"keep": keep, "flops": flops, "kv_mib": kv_mib}),
         "objective": objective,
+        **promise_of((max_drop, max_gap, min_agreement), cheapest),
         "data": data,
         "held_out": held_out,
         "samples": samples,
@@ -120,9 +130,12 @@ def search(
         "seed": seed,
         "trial_pruner": trial_pruner,
         "presets": [] if presets == "none" else optional_names("--preset", presets),
-        "space": space_of(scorers, stages, layers, selectors, mass),
+        "space": space_of(scorers, stages, layers, selectors, mass, pixels),
     }
+    one_of("--engine", engine, ("transformers", "vllm"))
     wanted = _spec(spec, said)
+    if engine == "vllm":
+        wanted = _for_vllm(wanted)
     how = {
         "batch_size": batch_size,
         "cache": Cache(cache_dir, int(cache_limit * (1 << 30)), not no_cache),
@@ -146,6 +159,17 @@ def _spec(file: str | None, said: dict[str, Any]) -> "StudySpec":
         one_of(f"--{name.replace('_', '-')}", said[name], allowed)
     given = {name: value for name, value in said.items() if value is not None and value != {}}
     return StudySpec.load(file, given) if file else StudySpec.parse(given, origin="search")
+
+
+def _for_vllm(spec: "StudySpec") -> "StudySpec":
+    """Return the spec that searches only configs which run in vLLM, too."""
+    from prunetune.models.load import find_model
+    from prunetune.space.narrowed import SpaceSpec
+    from prunetune.vllm.fits import narrowed
+
+    _, model_type = find_model(spec.model, spec.revision)
+    space = narrowed(model_type, spec.space.model_dump(exclude_unset=True))
+    return spec.model_copy(update={"space": SpaceSpec.model_validate(space)})
 
 
 @contextmanager

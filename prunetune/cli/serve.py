@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from prunetune.cli._app import AsJson, ModelName, Threads, at_least, verb
-from prunetune.cli._loading import Loading, model_named
+from prunetune.cli._loading import Loading, model_named, prepare_pictures
 from prunetune.cli._output import Output, note
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -44,7 +44,8 @@ def serve(
     pruning = PruningConfig.load(config)
     at_least("--port", port, 0)
     name = model_named(config, pruning.model, model, loading)
-    from prunetune.budget import mean_retention
+    prepare_pictures(pruning.provenance.processor, loading)
+    from prunetune.budget import stated_retention
     from prunetune.cli._environment import set_threads
     from prunetune.deploy.request_log import check
     from prunetune.deploy.serve import Server, pruned_app, require
@@ -55,7 +56,7 @@ def serve(
     set_threads(threads)
     app, _ = pruned_app(load_model(name, **loading), pruning, name, log=kept_in)
     server = Server(app, host, port)
-    kept = mean_retention(pruning.stages, pruning.model.num_layers)
+    kept = stated_retention(pruning)
     out = Output(as_json)
     out.line(f"model {name!r}, mean retention {100 * kept:.4g}%: {server.url}/v1  (Ctrl-C ends it)")
     if host not in _LOOPBACK:

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prunetune.cli._app import AsJson, ModelName, Threads, verb
-from prunetune.cli._loading import Loading, model_named
+from prunetune.cli._loading import Loading, model_named, prepare_pictures
 from prunetune.cli._output import Output
 from prunetune.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from prunetune.review.compare.sides import Side
     from prunetune.review.pictures.overlay import Kept
     from prunetune.review.pictures.sheet import Row
 
@@ -64,10 +65,12 @@ def show(
     if len(images) > _MOST:
         raise ConfigError(f"IMAGE: received {len(images)}, allowed 1 to {_MOST} on one sheet")
     names = [config, *([against] if against is not None else [])]
-    configs = [_config(name) for name in names]
+    sides = [_side(name) for name in names]
+    configs = [side.config for side in sides]
     pictures = [_read(image) for image in images]
     target = None if terminal and output is None else _target(output, images[0])
     name = model_named(config, configs[0].model, model, loading)
+    prepare_pictures(sides[0].processor, loading)
     from prunetune.cli._environment import set_threads
     from prunetune.models import load_model
     from prunetune.review.pictures.overlay import kept_tokens
@@ -106,13 +109,13 @@ def show(
     out.finish({"picture": target and str(target), "configs": shown, "images": described})
 
 
-def _config(name: str) -> Any:
+def _side(name: str) -> "Side":
     from prunetune.cli._environment import quieten_optuna
     from prunetune.review.compare.sides import is_study, read_side
 
     if is_study(name):
         quieten_optuna()
-    return read_side(name).config
+    return read_side(name)
 
 
 def _shown(name: str) -> str:
@@ -162,8 +165,9 @@ def _print_counts(out: Output, row: "Row", quiet: bool) -> None:
             for name, member in kept.views():
                 out.line(f"  {name}: {int((member & stage.kept).sum())} of {int(member.sum())}")
     if row.against is not None:
-        both = row.kept.stages[-1].kept & row.against.stages[-1].kept
-        out.line(f"last stages: {int(both.sum())} kept by both")
+        both = row.both
+        shown = "of pictures of another size" if both is None else f"{int(both.sum())} kept by both"
+        out.line(f"last stages: {shown}")
 
 
 def _described(path: str, row: "Row", answers: dict[str, str] | None) -> dict[str, Any]:
@@ -174,8 +178,8 @@ def _described(path: str, row: "Row", answers: dict[str, str] | None) -> dict[st
         "answers": answers,
     }
     if row.against is not None:
-        both = row.kept.stages[-1].kept & row.against.stages[-1].kept
-        data |= {"against": _stages(row.against), "kept_by_both": int(both.sum())}
+        common = None if row.both is None else int(row.both.sum())
+        data |= {"against": _stages(row.against), "kept_by_both": common}
     return data
 
 
@@ -228,6 +232,6 @@ def _answers(loaded: Any, configs: list[Any], picture: Any, question: str) -> di
     sample = Sample((picture,), question, id="image")
     found = {"unpruned": greedy_answer(loaded, sample, _NEW_TOKENS)}
     for key, config in zip(("pruned", "against"), configs):
-        with apply(loaded.model, config):
+        with apply(loaded.model, config, processor=loaded.processor):
             found[key] = greedy_answer(loaded, sample, _NEW_TOKENS)
     return found

@@ -18,8 +18,9 @@ from prunetune.cli._app import (
     verb,
 )
 from prunetune.cli._flags import template_of
-from prunetune.cli._loading import Loading, model_named
+from prunetune.cli._loading import Loading, model_named, prepare_pictures
 from prunetune.cli._output import Output, number, percent, progress
+from prunetune.cli._vllm import ENGINES, check_runs, verify_there
 
 if TYPE_CHECKING:
     from prunetune.deploy import Figure, SelfTest, SplitScores, Verification
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     "verify",
     "prunetune verify tiny.prune.json",
     "prunetune verify tiny.prune.json --max-gap 0.05 --json",
+    "prunetune verify tiny.prune.json --engine vllm --samples 40",
 )
 def verify(
     config: Annotated[str, typer.Argument(metavar="CONFIG", help="A config file.")],
@@ -53,6 +55,9 @@ def verify(
     match: Match = None,
     template_arg: TemplateArg = None,
     allow_remote: AllowRemote = False,
+    engine: Annotated[
+        str, typer.Option(metavar="NAME", help="vllm: compare vLLM with transformers instead.")
+    ] = "transformers",
     skip_bad: SkipBad = False,
     threads: Threads = None,
     as_json: AsJson = False,
@@ -77,7 +82,11 @@ def verify(
         raise ConfigError(f"--self-test: received {self_test}, allowed 0 to 32")
     one_of("--match", match, ("vqa", "exact", "contains"))
     template = template_of(template_arg)
+    one_of("--engine", engine, ENGINES)
+    if engine == "vllm":
+        check_runs(config, pruning)
     name = model_named(config, pruning.model, model, loading)
+    prepare_pictures(pruning.provenance.processor, loading)
     from prunetune.cli._environment import set_threads
     from prunetune.deploy import load_splits
     from prunetune.deploy import self_test as compare
@@ -97,6 +106,10 @@ def verify(
         template=template,
         allow_remote=allow_remote,
     )
+    if engine == "vllm":
+        return verify_there(
+            Output(as_json), config, pruning, name, list(splits.calibration), loading
+        )
     if max_gap is not None and data is None and samples is None and not splits.same:
         raise ConfigError(
             f"--max-gap: {config} was not calibrated on the shipped set 'tiny', so its gap there "

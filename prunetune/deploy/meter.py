@@ -21,6 +21,7 @@ from prunetune.config import PruningConfig
 from prunetune.errors import DataError
 from prunetune.models.devices import device_of
 from prunetune.numerics import exactly
+from prunetune.pixels.processors import resized
 from prunetune.release import cache_of
 from prunetune.runtime.apply import Handle, family_of
 from prunetune.runtime.trace import ForwardTrace
@@ -37,7 +38,8 @@ class SplitScores:
         top1_agreement: Share of samples whose most likely next token is the unpruned one.
         accuracy: Share of right greedy answers; None where no sample has an answer.
         unpruned_accuracy: The same without pruning.
-        mean_retention: Mean over samples and decoder layers.
+        mean_retention: Mean over samples and decoder layers; where pictures are made smaller, of
+            the full pictures' tokens, all samples together.
     """
 
     samples: int
@@ -60,7 +62,8 @@ class Tally:
         correct: Of each sample with an answer, pruned.
         unpruned: Of each sample with an answer, unpruned.
         counts: Image tokens of each sample at every decoder layer.
-        totals: Image tokens of each sample.
+        totals: Image tokens of each sample, as pruning finds them.
+        originals: Image tokens of each sample's full pictures.
         images: Images of each sample.
         cache_fits: Whether every layer's cache was as long as the counts say.
     """
@@ -72,14 +75,19 @@ class Tally:
     unpruned: list[bool] = field(default_factory=list)
     counts: list[list[int]] = field(default_factory=list)
     totals: list[int] = field(default_factory=list)
+    originals: list[int] = field(default_factory=list)
     images: list[int] = field(default_factory=list)
     cache_fits: bool = True
 
     def scores(self) -> SplitScores:
         """Return the means."""
-        shares = [
-            sum(counts) / (len(counts) * total) for counts, total in zip(self.counts, self.totals)
-        ]
+        pairs = list(zip(self.counts, self.totals, strict=True))
+        shares = [sum(counts) / (len(counts) * total) for counts, total in pairs]
+        retention = mean(shares)
+        if self.originals != self.totals:
+            # Of all samples together, as the budget counts what smaller pictures save.
+            kept = sum(sum(counts) for counts in self.counts)
+            retention = kept / (len(self.counts[0]) * sum(self.originals))
         answered = bool(self.correct)
         return SplitScores(
             samples=len(self.gap),
@@ -88,7 +96,7 @@ class Tally:
             top1_agreement=mean(self.agrees),
             accuracy=mean(self.correct) if answered else None,
             unpruned_accuracy=mean(self.unpruned) if answered else None,
-            mean_retention=mean(shares),
+            mean_retention=retention,
         )
 
 
@@ -103,6 +111,7 @@ class Meter:
         self.family = family_of(loaded.model)
         self.device = device_of(loaded.model)
         self.eos = end_ids(loaded.model)
+        self.processor = resized(loaded.processor, config)
 
     def run(self, split: CalibrationSet, advance: Callable[[int], None]) -> Tally:
         """Measure a split; ``advance`` is called with the size of each batch done.
@@ -125,12 +134,18 @@ class Meter:
         answers = [answer_ids(self.loaded.processor, sample, self.match) for sample in batch]
         new = max((answer.new_tokens for answer in answers if answer is not None), default=1)
         full = _generate(self.loaded.model, inputs, new)
+        ids = inputs["input_ids"]
+        marks = ids.new_tensor(list(self.family.placeholders.values()))
+        originals = torch.isin(ids, marks).sum(1).tolist()
+        if self.processor is not self.loaded.processor:
+            inputs = encode(self.processor, batch).to(self.device)
         with Handle(self.family, self.config) as handle:
             pruned = _generate(self.loaded.model, inputs, new)
             trace = next(t for t in handle.trace if len(t.lengths) == len(batch))
         _compare(pruned, full, tally)
         tally.correct += _right(pruned.new, answers, self.eos)
         tally.unpruned += _right(full.new, answers, self.eos)
+        tally.originals += originals
         self._count(trace, inputs["attention_mask"].sum(1).tolist(), pruned, tally)
 
     def _count(self, trace: ForwardTrace, lengths: list[int], run: "_Run", tally: Tally) -> None:

@@ -18,6 +18,7 @@ from prunetune.config import PruningConfig
 from prunetune.deploy.masked import why_not
 from prunetune.deploy.runs import Run, Runner, worst
 from prunetune.models.devices import device_of
+from prunetune.pixels.processors import resized
 from prunetune.runtime.apply import family_of
 
 MOST = 32
@@ -96,12 +97,14 @@ def self_test(
     Raises:
         UnsupportedModelError: The model runs unpruned, but not pruned.
     """
-    chosen = _unlike(loaded.processor, split.samples[: min(samples, MOST)])
+    # Of smaller pictures where the config makes them smaller: hidden tokens are of the same ones.
+    processor = resized(loaded.processor, config)
+    chosen = _unlike(processor, split.samples[: min(samples, MOST)])
     return compared(
         config,
         loaded.model,
-        [encode(loaded.processor, [sample]) for sample in chosen],
-        encode(loaded.processor, chosen),
+        [encode(processor, [sample]) for sample in chosen],
+        encode(processor, chosen),
         special=getattr(loaded.processor.tokenizer, "all_special_ids", ()),
         progress=progress,
     )

@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunetune.budget import mean_retention
+from prunetune.budget import stated_retention
 from prunetune.config import PruningConfig
 from prunetune.deploy.request_log import RequestLog
 from prunetune.errors import ConfigError
@@ -63,7 +63,7 @@ def pruned_app(
         for key, (module, kind) in _HANDLERS.items()
         if key in wanted
     }
-    handle = apply(loaded.model, config)
+    handle = apply(loaded.model, config, processor=loaded.processor)
     app = server.build_server(manager, generation_state=state, **handlers)
     app.get("/prunetune")(_Status(config, handle).read)
     if log is not None:
@@ -78,7 +78,7 @@ class _Status:
         self._handle = handle
         self._told = {
             "digest": config.digest(),
-            "mean_retention": mean_retention(config.stages, config.model.num_layers),
+            "mean_retention": stated_retention(config),
             "config": config.model_dump(mode="json"),
         }
 

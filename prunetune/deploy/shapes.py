@@ -25,14 +25,14 @@ _PINPOINTS = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a LLaVA or LLaVA-NeXT.
+    """Sizes of a LLaVA, a LLaVA-NeXT or a Qwen2.5-VL.
 
     Attributes:
         name: What ``--shape`` takes.
         model_type: The transformers ``model_type``.
         about: One line for people.
         text: Fields of the decoder's config, ``model_type`` included.
-        vision: Fields of the CLIP tower's config.
+        vision: Fields of the tower's config: CLIP's, or Qwen2.5-VL's.
         pinpoints: Picture sizes that any-resolution tiles can form; empty for one view a picture.
         picture: Height and width of a picture unless one is asked for.
         dtype: Of the weights unless one is asked for.
@@ -52,12 +52,23 @@ class Shape:
         """Decoder layers."""
         return int(self.text["num_hidden_layers"])
 
+    @property
+    def unit(self) -> int:
+        """Side of a token in pixels where pictures keep their size; 0 where views are fixed."""
+        merge = int(self.vision.get("spatial_merge_size", 0))
+        return merge * int(self.vision["patch_size"])
+
     def config(self) -> Any:
         """Return the transformers config."""
         from transformers import AutoConfig
 
         text = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, **self.text}
         last = int(text["vocab_size"]) - 1
+        if self.unit:
+            names = ("image_token", "video_token", "vision_start_token", "vision_end_token")
+            placed = {f"{name}_id": last - k for k, name in enumerate(names)}
+            sizes = {"vision_config": dict(self.vision), "text_config": text}
+            return AutoConfig.for_model(self.model_type, **sizes, **placed)
         fields: dict[str, Any] = {
             "vision_config": {"model_type": "clip_vision_model", **self.vision},
             "text_config": text,
@@ -78,6 +89,12 @@ class Shape:
             "num_key_value_heads": 2,
             "vocab_size": 128,
         }
+        if self.unit:
+            text = {**self.text, **small, "rope_parameters": {**_ROPE, "mrope_section": [2, 3, 3]}}
+            sizes = {"hidden_size": 32, "out_hidden_size": 64, "intermediate_size": 64, "depth": 2}
+            vision = {**self.vision, **sizes, "num_heads": 4, "fullatt_block_indexes": [1]}
+            name = f"{self.name} (shrunk)"
+            return replace(self, name=name, text=text, vision=vision, picture=(224, 224))
         vision = {
             "hidden_size": 32,
             "intermediate_size": 64,
@@ -115,6 +132,8 @@ def _llama(hidden: int, intermediate: int, layers: int, heads: int, kv: int) -> 
     }
 
 
+_ROPE = {"rope_type": "default", "rope_theta": 1e6}
+
 SHAPES = {
     shape.name: shape
     for shape in (
@@ -147,6 +166,31 @@ SHAPES = {
             },
             pinpoints=((136, 136),),
             picture=(136, 136),
+            dtype="float32",
+        ),
+        Shape(
+            "mid-qwen",
+            "qwen2_5_vl",
+            "for a CPU: 1,024 tokens of 896 x 896 pixels; its tower is a third of the FLOPs",
+            {
+                **_llama(512, 1408, 12, 8, 8),
+                "model_type": "qwen2_5_vl_text",
+                "vocab_size": 1000,
+                "rope_parameters": {**_ROPE, "mrope_section": [8, 12, 12]},
+            },
+            vision={
+                "depth": 6,
+                "hidden_size": 256,
+                "intermediate_size": 683,
+                "num_heads": 4,
+                "out_hidden_size": 512,
+                "patch_size": 14,
+                "spatial_merge_size": 2,
+                "temporal_patch_size": 2,
+                "window_size": 112,
+                "fullatt_block_indexes": [5],
+            },
+            picture=(896, 896),
             dtype="float32",
         ),
     )

@@ -1,21 +1,34 @@
 """What a bench is about: which config on which model, and the request it is asked."""
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from prunetune.budget import check_keep, rebudget
+from prunetune.budget import check_keep, mean_retention, rebudget
 from prunetune.config import Provenance, PruningConfig
+from prunetune.deploy.bench import Case
 from prunetune.deploy.memory import available, check_fits, needed
-from prunetune.deploy.request import Request, processed_request, random_request, tokens_of
+from prunetune.deploy.request import (
+    Request,
+    largest_within,
+    processed_request,
+    random_request,
+    tokens_of,
+)
 from prunetune.deploy.shapes import Shape, build, count_parameters
 from prunetune.errors import ConfigError
 from prunetune.families import Family
 from prunetune.models.devices import attn_named, device_named, device_of, dtype_named
+from prunetune.models.options import differing
+from prunetune.pixels import Pixels, shrinks
+from prunetune.pixels.processors import at_level
 from prunetune.presets import load_preset, read_preset
 from prunetune.runtime.apply import family_of
 
 PROMPT_TOKENS = 64
+PICTURE = (672, 672)
+"""Of a loaded model's request, where none is asked for."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +59,22 @@ class Subject:
         config: The config.
         request: What it is asked.
         note: What had to change to move the config onto a budget; empty if nothing.
+        own: The request with pictures as small as the config makes them; None: it leaves them.
+        smaller: The request with smaller pictures, of as many tokens as the config leaves on
+            average; None where pictures of any size have more.
     """
 
     family: Family
     config: PruningConfig
     request: Request
     note: str
+    smaller: Request | None = None
+    own: Request | None = None
+
+    @property
+    def more(self) -> dict[str, Case]:
+        """The rival that every user has: smaller pictures, nothing pruned."""
+        return {} if self.smaller is None else {"resized": Case(None, self.smaller)}
 
 
 class Wanted:
@@ -120,6 +143,11 @@ def random_subject(
     import torch
 
     config, note = wanted.config_for(shape.model_type, shape.num_layers, f"--shape {shape.name}")
+    if shrinks(config.pixels):
+        raise ConfigError(
+            f"{wanted.path} makes pictures smaller, which takes a processor; --shape {shape.name} "
+            "has none: measure with --model"
+        )
     # Random weights: that they are not the provenance's goes without saying.
     config = config.model_copy(update={"provenance": Provenance()})
     where = device_named(device)
@@ -143,16 +171,40 @@ def random_subject(
     check_fits(f"--shape {shape.name}", parts, available(where), where)
     tell(f"building {shape.name}: {parameters / 1e9:.2f} billion random weights on {where}")
     family = family_of(build(shape, device=where, dtype=number, attn=attn))
-    request = random_request(
-        shape,
-        device=where,
-        dtype=number,
-        batch=asked.batch,
-        images=asked.images,
-        prompt_tokens=prompt,
-        size=asked.size,
+
+    def ask(size: tuple[int, int] | None) -> Request:
+        return random_request(
+            shape,
+            device=where,
+            dtype=number,
+            batch=asked.batch,
+            images=asked.images,
+            prompt_tokens=prompt,
+            size=size,
+        )
+
+    smaller = _smaller(
+        lambda size: tokens_of(shape, size)[1],
+        asked.size or shape.picture,
+        _left(config, count),
+        shape.unit or 1,
     )
-    return Subject(family, config, request, note)
+    return Subject(family, config, ask(asked.size), note, smaller and ask(smaller))
+
+
+def _left(config: PruningConfig, tokens: int) -> int:
+    """Return how many of a picture's tokens stages leave, a mean over the layers, rounded up."""
+    return math.ceil(mean_retention(config.stages, config.model.num_layers) * tokens - 1e-9)
+
+
+def _smaller(
+    count: Callable[[tuple[int, int]], int], size: tuple[int, int], most: int, unit: int = 1
+) -> tuple[int, int] | None:
+    try:
+        return largest_within(count, size, most, unit)
+    except ConfigError:
+        # Views of one fixed size.
+        return None
 
 
 def loaded_subject(wanted: Wanted, asked: Asked, model: str | None, **loading: Any) -> Subject:
@@ -172,17 +224,35 @@ def loaded_subject(wanted: Wanted, asked: Asked, model: str | None, **loading: A
         raise ConfigError("no model: name one with --model, or measure random weights with --shape")
     if model is None and ref is not None and loading.get("revision") is None:
         loading["revision"] = ref.revision
+    own = None if wanted.config is None else wanted.config.provenance.processor
+    loading["processor"], line = differing(own, loading.get("processor"))
     loaded = load_model(name, **loading)
     family = family_of(loaded.model)
     depth = len(family.layers)
     config, note = wanted.config_for(family.config.model_type, depth, f"--model {name}")
-    request = processed_request(
-        loaded,
-        family,
-        device=device_of(loaded.model),
-        batch=asked.batch,
-        images=asked.images,
-        prompt_tokens=asked.prompt_tokens,
-        size=asked.size,
+
+    kind = family.config.model_type
+
+    def ask(
+        size: tuple[int, int], batch: int, images: int, pixels: Pixels | None = None
+    ) -> Request:
+        return processed_request(
+            replace(loaded, processor=at_level(loaded.processor, pixels, kind)),
+            family,
+            device=device_of(loaded.model),
+            batch=batch,
+            images=images,
+            prompt_tokens=asked.prompt_tokens,
+            size=size,
+        )
+
+    size = asked.size or PICTURE
+    request = ask(size, asked.batch, asked.images)
+    shrunk = shrinks(config.pixels)
+    own_request = ask(size, asked.batch, asked.images, config.pixels) if shrunk else None
+    left = _left(config, (own_request or request).images[0])
+    smaller = _smaller(lambda pair: ask(pair, 1, 1).image_tokens, size, left)
+    less = smaller and ask(smaller, asked.batch, asked.images)
+    return Subject(
+        family, config, request, "; ".join(filter(None, (note, line))), less, own_request
     )
-    return Subject(family, config, request, note)

@@ -43,6 +43,11 @@ class Run:
     kv_bytes: int
     peak: int | None
 
+    @property
+    def first(self) -> float:
+        """Seconds to the first token: encoder and prefill."""
+        return self.encode + self.prefill
+
 
 class Stopwatch:
     """Runs requests on one model and takes their times.

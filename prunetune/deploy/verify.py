@@ -196,7 +196,7 @@ def verify(
         ConfigError: The config is for another model.
         DataError: A split is empty or a prompt has no image.
     """
-    apply(loaded.model, config).remove()
+    apply(loaded.model, config, processor=loaded.processor).remove()
     meter = Meter(config, loaded, batch_size, match)
     done = 0
 

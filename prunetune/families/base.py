@@ -9,13 +9,14 @@ from torch import Tensor, nn
 from prunetune.errors import UnsupportedModelError
 from prunetune.families.base_calls import Survivors, TappedAttention, VisionCall
 from prunetune.families.base_configs import CLIP_PIXELS, SIGLIP_PIXELS, multimodal_rotary
+from prunetune.families.base_towers import Towered
 from prunetune.numerics import fitting
 from prunetune.tokens import ImageGeometry, Mosaic
 
 __all__ = ["Family", "Survivors", "TappedAttention", "VisionCall", "refuse"]
 
 
-class Family:
+class Family(Towered):
     """Base of all families: a view on one loaded model; it holds no tensors and changes nothing.
 
     A subclass sets ``model_type`` and implements ``geometries``, ``views`` and, where the tower's
@@ -42,6 +43,9 @@ class Family:
     """Whether positions can be renumbered: not where they are rows and columns."""
     one_view: ClassVar[bool] = False
     """Whether a picture is always seen as one view: nothing can then be ranked view by view."""
+    resizing: ClassVar[str] = ""
+    """How the number of tokens follows a picture's size, see ``prunetune.pixels.layouts``: by its
+    pixels (``native``), by tiles (``tiles``, ``canvas``, ``longest_edge``), or not at all."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model

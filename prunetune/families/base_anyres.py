@@ -23,6 +23,7 @@ class AnyResolution(Family):
     """
 
     has_separators: ClassVar[bool] = True
+    resizing = "tiles"
 
     def pack(self, coordinates: Tensor, size: tuple[int, int], call: VisionCall | None) -> Tensor:
         """Return ``[tokens, 3]`` coordinates of one image, -1 at newlines.

@@ -2,7 +2,7 @@
 
 from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from prunetune.families.base import VisionCall, refuse
 from prunetune.families.base_views import FixedViews
@@ -19,6 +19,7 @@ class IdeficsLike(FixedViews):
     """
 
     joins_views: ClassVar[bool] = True
+    resizing = "longest_edge"
 
     @property
     def text_model(self) -> Any:
@@ -30,10 +31,15 @@ class IdeficsLike(FixedViews):
         """Factor of the connector's pixel shuffle."""
         return int(self.config.scale_factor)
 
-    def tower_layers(self) -> Any:
-        """Return the layers of the vision tower."""
-        tower: Any = self.base.vision_model
-        return tower.encoder.layers
+    @property
+    def tower(self) -> Any:
+        """The vision tower."""
+        return self.base.vision_model
+
+    def projectors(self) -> list[nn.Module]:
+        """Return the connector."""
+        base: Any = self.base
+        return [base.connector]
 
     def stacked(self, call: VisionCall) -> Tensor:
         """All views but the batch's padding, which is all zeros, as the model tells it."""

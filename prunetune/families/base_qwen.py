@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from prunetune.families.base import Family, TappedAttention, VisionCall
 from prunetune.families.base_configs import CLIP_PIXELS
+from prunetune.families.base_towers import Seen
 from prunetune.numerics import fitting
 from prunetune.tokens import ImageGeometry, frames_geometry
 
@@ -24,6 +25,7 @@ class QwenVL(Family):
 
     can_pack: ClassVar[bool] = False
     one_view = True
+    resizing = "native"
     video_encoder_method: ClassVar[str | None] = "get_video_features"
 
     @property
@@ -82,6 +84,30 @@ class QwenVL(Family):
         base: Any = self.base
         module: nn.Module = base.visual.blocks[-1].attn
         return module
+
+    @property
+    def tower(self) -> Any:
+        """The tower; what projects is a part of it."""
+        return self.base.visual
+
+    def tower_layers(self) -> Any:
+        """Return the layers of the vision tower."""
+        return self.tower.blocks
+
+    def projectors(self) -> list[nn.Module]:
+        """Return the mergers: the last features', and where there are any the earlier ones'."""
+        return [self.tower.merger, *getattr(self.tower, "deepstack_merger_list", ())]
+
+    def looked(self, call: VisionCall) -> Seen:
+        """Every frame is a sequence of its own."""
+        frames = [(t, h * w) for t, h, w in self.grids(call)]
+        patches = float(sum(t * n for t, n in frames))
+        return Seen(
+            patches=patches,
+            rows=patches,
+            tokens=patches / self.patches_per_token,
+            pairs=float(sum(t * n**2 for t, n in frames)),
+        )
 
     def vision_heads(
         self, tapped: TappedAttention, call: VisionCall, *, first_only: bool

@@ -1,7 +1,6 @@
 """Families whose tower sees views of one fixed size, whose patches are merged block by block."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,11 +51,6 @@ class FixedViews(Family):
     def pixels(self, call: VisionCall) -> list[Tensor]:
         """The one view."""
         return list(self.stacked(call)[:, None])
-
-    def tower_layers(self) -> Any:
-        """Return the layers of the vision tower."""
-        tower: Any = self.base.vision_tower
-        return getattr(tower, "vision_model", tower).encoder.layers
 
     def vision_attention_module(self) -> nn.Module | None:
         """Attention of the last layer: its output are the features."""

@@ -21,6 +21,7 @@ class InternVL(FixedViews):
 
     model_type: ClassVar[str] = "internvl"
     joins_views: ClassVar[bool] = True
+    resizing = "canvas"
 
     @property
     def merge(self) -> int:
@@ -44,10 +45,13 @@ class InternVL(FixedViews):
         """ImageNet's."""
         return IMAGENET_PIXELS
 
+    def tower_layers(self) -> Any:
+        """Return the layers of the vision tower."""
+        return self.tower.encoder.layer
+
     def vision_attention_module(self) -> nn.Module | None:
         """Attention of the feature layer."""
-        tower: Any = self.base.vision_tower
-        layers, layer = tower.encoder.layer, int(self.config.vision_feature_layer)
+        layers, layer = self.tower_layers(), int(self.config.vision_feature_layer)
         # hidden_states[k] is what enters layer k.
         module: nn.Module = layers[layer - 1 if layer > 0 else layer].attention
         return module

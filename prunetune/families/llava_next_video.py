@@ -34,6 +34,13 @@ class LlavaNextVideo(AnyResolution):
         stride = int(self.config.spatial_pool_stride)
         return rows // stride, cols // stride
 
+    def projected(self, call: VisionCall, rows: int) -> float:
+        """A frame is pooled before it is projected."""
+        if call.modality == "image":
+            return super().projected(call, rows)
+        pooled, cols = self.video_grid()
+        return float(pooled * cols)
+
     def pooling(self, call: VisionCall) -> Tensor | None:
         """Attention is averaged over a block, whatever ``spatial_pool_mode`` does to features."""
         if call.modality == "image":

@@ -55,6 +55,15 @@ class VideoLlava(Family):
         pixels = _pixels(call.arguments, call.modality)
         return list(pixels if call.modality == "video" else pixels[:, None])
 
+    @property
+    def tower(self) -> Any:
+        """The image tower; that of the frames is alike."""
+        return self.base.image_tower
+
+    def projected(self, call: VisionCall, rows: int) -> float:
+        """A frame's CLS token is projected too."""
+        return rows if call.modality == "video" else super().projected(call, rows)
+
     def vision_attention_module(self) -> nn.Module | None:
         """Attention of the image tower's feature layer."""
         return clip_like_attention(self, "image_tower")

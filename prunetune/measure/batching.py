@@ -1,7 +1,7 @@
 """Which samples run together: in one row, in one batch, between two looks of the trial pruner."""
 
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -12,6 +12,7 @@ from prunetune.calibration.collate import batches_by_length
 from prunetune.config import PruningConfig
 from prunetune.families import Family
 from prunetune.families.base_configs import text_window
+from prunetune.families.base_towers import Seen
 from prunetune.measure.reference import Reference
 from prunetune.spec import FIRST_LOOK
 
@@ -59,6 +60,7 @@ class Length:
         separators: Separators.
         shared: Tokens up to the last picture's end.
         prefix: Digest of those; empty where they are not shared with other samples.
+        seen: What the vision tower was given.
     """
 
     prompt: int
@@ -66,13 +68,14 @@ class Length:
     separators: int
     shared: int
     prefix: str
+    seen: Seen = field(default_factory=Seen)
 
     @classmethod
     def of(cls, reference: Reference) -> "Length":
         """Return the lengths of a reference's prompt."""
         separators = sum(int(image.geometry.separator.sum()) for image in reference.images)
         sizes = reference.query + 1, reference.image_tokens, separators
-        return cls(*sizes, reference.shared, reference.prefix)
+        return cls(*sizes, reference.shared, reference.prefix, reference.seen)
 
 
 def can_share(family: Family, config: PruningConfig) -> bool:

@@ -64,6 +64,7 @@ class ContinuingRecorder(Recorder):
             if digest:
                 begun = _Begun(digest, reference.shared, self._cache, reference)
         reference.prefix = digest
+        reference.seen = self.family.seen(prompts.pixels)
         self._begun = begun if more else None
         cache, self._cache = self._cache, None
         if own:

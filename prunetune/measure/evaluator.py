@@ -4,40 +4,40 @@ VFlowOpt's gap (arXiv 2508.05211, Eq. 8): 1 - cosine of the last prompt token's 
 final norm, pruned against unpruned; beside it the KL divergence of the next-token distribution.
 """
 
-import functools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from prunetune.budget import ModelFacts
-from prunetune.calibration import CalibrationSet, Sample, end_ids, same_tokens
+from prunetune.budget import Level, ModelFacts, candidates
+from prunetune.calibration import CalibrationSet, Sample, end_ids
 from prunetune.config import PruningConfig
 from prunetune.errors import DataError
-from prunetune.measure.answering import Judge
+from prunetune.families.base_towers import Seen
 from prunetune.measure.batching import (
-    Length,
-    by_images,
     can_share,
     fitting_budget,
     in_batches,
     in_rows,
-    mates_of,
     windows,
     with_mates,
 )
 from prunetune.measure.continued import ContinuingRecorder
-from prunetune.measure.facts import measured_facts
-from prunetune.measure.own import answer_kl, followed_by_own
+from prunetune.measure.counting import TokenCounter
+from prunetune.measure.facts import model_facts
+from prunetune.measure.levels import References, Room, Split
+from prunetune.measure.own import answer_kl
 from prunetune.measure.packing import collate
-from prunetune.measure.prompts import Prompts, given_positions, prepare
-from prunetune.measure.reference import Reference
+from prunetune.measure.prompts import Prompts, given_positions
 from prunetune.measure.results import SampleResult, compare
 from prunetune.measure.sharing import collate_rows
-from prunetune.measure.store import DiskStore, MemoryStore, Store, store_key
+from prunetune.measure.starts import Drawn, Starts
 from prunetune.models.devices import device_of
 from prunetune.numerics import exactly
+from prunetune.pixels import Pixels, shrinks
 from prunetune.runtime.apply import Handle, check_fits, family_of
 from prunetune.runtime.suffix import run_suffix, run_whole
 
@@ -64,10 +64,12 @@ class Evaluator:
         in_memory: Bytes up to which references stay in memory although there is a ``cache``.
         own: Most tokens of the model's own answers, for ``kl-answer``; 0: that is not measured.
         match: How answers are compared, see ``calibration.matching``.
+        levels: Of pixels, that a search may choose, with the tokens that they leave.
         progress: Called with the number of samples done so far.
 
     Attributes:
         shares: Whether questions about the same pictures share a trial's pruned pictures.
+        full: The unpruned references, of the full pictures at every level.
 
     Raises:
         DataError: The split is empty or a prompt has no image.
@@ -87,6 +89,7 @@ class Evaluator:
         in_memory: int = 0,
         own: int = 0,
         match: str = "vqa",
+        levels: Sequence[Level] = (),
         progress: Callable[[int], None] | None = None,
     ) -> None:
         if not len(samples):
@@ -96,9 +99,9 @@ class Evaluator:
         self.samples: Sequence[Sample] = samples.samples
         self.family = family_of(loaded.model)
         self.eos = end_ids(loaded.model)
-        self._judge = Judge(loaded, self.samples, match, self.eos)
         self.device = device_of(loaded.model)
         self.batch_size, self.shares, self.own = batch_size, True, own
+        self.levels = tuple(levels)
         self.token_budget = token_budget or fitting_budget(self.family, self.device)
         # Measured on a CPU (benchmarks/search_cost.py); elsewhere small batches leave cores idle.
         self._batch_cost = 24 if self.device.type == "cpu" else None
@@ -106,78 +109,12 @@ class Evaluator:
         if self.whole is not None:
             logger.info("every trial runs the whole model: %s", self.whole)
         self._recorder = ContinuingRecorder(self.family, -1 if self.whole else deepest)
-        self._store: Store
-        self._lengths: list[Length] = []
-        self.unpruned_correct: list[bool | None] = []
-        self._compute(cache, cache_limit, in_memory, progress or (lambda done: None))
-
-    # -- what is computed once -------------------------------------------------------------
-
-    def _compute(
-        self, cache: Path | None, limit: int, in_memory: int, progress: Callable[[int], None]
-    ) -> None:
-        lengths, correct = dict[int, Length](), dict[int, bool | None]()
-        begun = dict[int, tuple[int, ...]]()
-        self._store, taken = (memory := MemoryStore()), 0
-        order = by_images(self.samples)
-        first = self._record(0, order[0][1])
-        foreseen = len(self.samples) * first.nbytes
-        for index, more in order:
-            reference = self._reference(index, first if index == 0 else None, more=more)
-            taken += reference.nbytes
-            # The first sample may be the smallest: what is there already counts, too.
-            if self._store is memory and cache is not None and max(foreseen, taken) > in_memory:
-                names = [sample.digest()[:32] for sample in self.samples]
-                self._store = disk = DiskStore(cache, self._key(), names, limit)
-                disk.foresee(max(foreseen, taken))
-                memory.move_to(disk)
-            lengths[index] = Length.of(reference)
-            correct[index] = reference.correct
-            begun[index] = self._judge.begun(self.family, reference)
-            progress(len(lengths))
-        self._recorder.forget()
-        self._lengths = [lengths[index] for index in range(len(self.samples))]
-        self._mates = mates_of(self._lengths)
-        correct |= dict.fromkeys(self._judge.right(begun), True)
-        self.unpruned_correct = [correct[index] for index in sorted(correct)]
-
-    def _key(self) -> str:
-        processor = self.loaded.processor
-        return store_key(
-            self.loaded.model,
-            self.loaded.fingerprint,
-            deepest=self._recorder.deepest,
-            device=self.device.type,
-            eos=sorted(self.eos),
-            pictures=str(getattr(processor, "image_processor", "")),
-            template=str(getattr(processor, "chat_template", "")),
-            # Nobody else's key changes with it.
-            **({"own": self.own} if self.own else {}),
-        )
-
-    def _reference(
-        self, index: int, computed: Reference | None = None, *, more: bool = False
-    ) -> Reference:
-        """Return a sample's reference, computing it where it is not (or no longer) kept."""
-        kept = self._store.get(index)
-        if kept is None:
-            kept = computed or self._record(index, more)
-            self._store.put(index, kept)
-        return kept
-
-    def _record(self, index: int, more: bool) -> Reference:
-        sample = self.samples[index]
-        with exactly():
-            prompts = self._prompts([sample], answers=True)
-            if not bool((prompts.input_ids == self.family.image_token_id).any()):
-                raise DataError(
-                    f"sample {sample.id!r}: the prompt has no image; every sample needs one"
-                )
-            reference = self._recorder.record(prompts, more=more, own=self.own, ends=self.eos)
-            logits = self.family.logits(reference.tail).float()
-        reference.log_probs = logits[0].log_softmax(-1)
-        reference.correct = same_tokens(logits.argmax(-1).tolist(), reference.answer, self.eos)
-        return reference
+        runs = self.family, self.samples, self.device, self.eos, self._recorder
+        split = Split(loaded, *runs, own=own, match=match)
+        room = Room(cache, cache_limit, in_memory)
+        self.starts = Starts(split, room, progress or (lambda done: None))
+        self.full = self.starts.full
+        self.unpruned_correct = self.full.correct
 
     # -- what every trial does -------------------------------------------------------------
 
@@ -195,6 +132,9 @@ class Evaluator:
             ConfigError: The config does not fit the model.
         """
         check_fits(self.family, config, strict=False)
+        starts, first = self.starts.at(config.pixels), 0
+        if config.stages:
+            first = config.stages[0].layer
         shares = self.shares and self.whole is None and can_share(self.family, config)
         found: dict[int, SampleResult] = {}
         for number, window in enumerate(windows(len(self.samples), self.batch_size)):
@@ -203,39 +143,57 @@ class Evaluator:
                 # The longer a trial runs, the likelier it is to get to what comes next.
                 ahead = self.batch_size * (4 if answers else number - 1)
                 more = range(window.stop, min(window.stop + ahead, len(self.samples)))
-                due = with_mates([*due, *more], found, self._lengths, self._mates)
+                due = with_mates([*due, *more], found, starts.lengths, starts.mates)
             # Before the config is applied: what is no longer kept is computed on the bare model.
-            references = {index: self._reference(index) for index in due}
-            with exactly(), Handle(self.family, config) as handle:
-                for rows in self._parts(config, due, shares):
-                    part = [index for row in rows for index in row]
-                    some = [[references[index] for index in row] for row in rows]
-                    found.update(zip(part, self._measure(handle, part, some, answers)))
-            if answers:
-                applied = functools.partial(Handle, self.family, config)
-                found.update(self._judge.judged(applied, {index: found[index] for index in due}))
+            drawn = {index: self.starts.draw(config.pixels, first, index) for index in due}
+            with exactly():
+                if config.stages:
+                    found |= self._pruned(config, starts, drawn, shares, answers)
+                else:
+                    for index, one in drawn.items():
+                        found[index] = self.starts.unstaged(one, answers=answers)
             # Let go of the files before the next ones are mapped.
-            references.clear()
+            drawn.clear()
+            if answers:
+                new = {index: found[index] for index in due}
+                found.update(self.starts.judge(config.pixels).judged(self._applied(config), new))
             yield [(index, found.pop(index)) for index in window]
 
+    def _pruned(
+        self,
+        config: PruningConfig,
+        starts: References,
+        drawn: Mapping[int, Drawn],
+        shares: bool,
+        answers: bool,
+    ) -> dict[int, SampleResult]:
+        found: dict[int, SampleResult] = {}
+        with Handle(self.family, config) as handle:
+            for rows in self._parts(config, starts, list(drawn), shares):
+                part = [index for row in rows for index in row]
+                some = [[drawn[index] for index in row] for row in rows]
+                found.update(zip(part, self._measure(handle, part, some, answers)))
+        return found
+
+    def _applied(self, config: PruningConfig) -> Callable[[], AbstractContextManager[Any]]:
+        return partial(Handle, self.family, config) if config.stages else nullcontext
+
     def _parts(
-        self, config: PruningConfig, due: Sequence[int], shares: bool
+        self, config: PruningConfig, starts: References, due: Sequence[int], shares: bool
     ) -> list[list[list[int]]]:
         """Fill batches with rows of samples, by the tokens that survive."""
         first, kept = config.stages[0], 1.0
         if self.whole is None and first.layer <= self._recorder.deepest:
             kept = first.retention
-        rows = in_rows(due, self._lengths) if shares else [[index] for index in due]
-        return in_batches(rows, self._lengths, kept, self.token_budget, self._batch_cost)
+        rows = in_rows(due, starts.lengths) if shares else [[index] for index in due]
+        return in_batches(rows, starts.lengths, kept, self.token_budget, self._batch_cost)
 
     def _measure(
-        self, handle: Handle, part: list[int], rows: list[list[Reference]], answers: bool
+        self, handle: Handle, part: list[int], rows: list[list[Drawn]], answers: bool
     ) -> list[SampleResult]:
         if not self.own:
             return self._compared(handle, part, rows, answers=answers)
-        first = handle.plan.stages[0].layer
-        along = [[followed_by_own(reference, first) for reference in row] for row in rows]
-        found = self._compared(handle, part, along, answers=True, own=True)
+        found = self._compared(handle, part, rows, answers=True, own=True)
         if not answers:
             return found
         expected = self._compared(handle, part, rows, answers=True)
@@ -248,44 +206,38 @@ class Evaluator:
         self,
         handle: Handle,
         part: list[int],
-        rows: list[list[Reference]],
+        rows: list[list[Drawn]],
         *,
         answers: bool,
         own: bool = False,
     ) -> list[SampleResult]:
-        references = [reference for row in rows for reference in row]
+        begun = [[drawn.begun(own) for drawn in row] for row in rows]
+        starts = [start for row in begun for start in row]
+        fulls = [drawn.full for row in rows for drawn in row]
         if self.whole is not None:
             samples = [self.samples[index] for index in part]
-            given = [reference.answer for reference in references] if own else None
-            prompts = self._prompts(samples, answers=answers, given=given)
+            given = [start.answer for start in starts] if own else None
+            prompts = self.starts.at(handle.config.pixels).prompts(
+                samples, answers=answers, given=given
+            )
             tail = run_whole(handle, self._inputs(prompts), prompts.query, prompts.tail)
             expected = prompts.answers
         else:
             first = handle.plan.stages[0].layer
             tapped = first - 1 in handle.plan.tapped
-            if len(rows) == len(references):
-                batch = collate(references, first, self.device, answers=answers, tapped=tapped)
+            if len(rows) == len(starts):
+                batch = collate(starts, first, self.device, answers=answers, tapped=tapped)
             else:
-                batch = collate_rows(rows, first, self.device, answers=answers, tapped=tapped)
+                batch = collate_rows(begun, first, self.device, answers=answers, tapped=tapped)
             expected = batch.answers
             longest = max(len(answer or []) for answer in expected)
             tail = run_suffix(handle, batch.prefix, 1 + longest)
         logits = self.family.logits(tail).float()
-        results = compare(tail, logits, references, expected, self.eos)
+        results = compare(tail, logits, fulls, expected, self.eos)
         if not own:
             return results
-        moved = zip(results, answer_kl(self.family, logits, references))
+        moved = zip(results, answer_kl(self.family, logits, fulls))
         return [replace(one, kl_answer=kl, correct=None, begun=()) for one, kl in moved]
-
-    def _prompts(
-        self,
-        samples: Sequence[Sample],
-        *,
-        answers: bool,
-        given: Sequence[list[int] | None] | None = None,
-    ) -> Prompts:
-        kind, processor = self.family.answer_kind, self.loaded.processor
-        return prepare(processor, samples, self.device, kind, answers=answers, given=given)
 
     def _inputs(self, prompts: Prompts) -> dict[str, Any]:
         return {
@@ -296,5 +248,34 @@ class Evaluator:
         }
 
     def facts(self) -> ModelFacts:
-        """Return what space and budgets need to know."""
-        return measured_facts(self.loaded, self.family, self.data, self._lengths)
+        """Return what space and budgets need to know about the model and the data."""
+        lengths = self.full.lengths
+        count, image = len(self.samples), sum(size.image for size in lengths)
+        text = sum(size.prompt - size.image for size in lengths)
+        return model_facts(
+            self.loaded,
+            self.family,
+            self.data,
+            image_tokens=image / count,
+            text_tokens=text / count,
+            separator_share=sum(size.separators for size in lengths) / image,
+            seen=[size.seen for size in lengths],
+            levels=self.levels,
+        )
+
+    @cached_property
+    def counter(self) -> TokenCounter:
+        """What tells how many tokens smaller pictures have."""
+        return TokenCounter(self.loaded, self.family, self.data)
+
+    def levels_near(self, budgets: Sequence[float]) -> list[Level]:
+        """Return levels of pixels, finer near budgets; none where no level leaves fewer tokens."""
+        return self.counter.levels(candidates([share for share in budgets if share < 1.0]))
+
+    def seen_at(self, pixels: Pixels | None) -> Seen:
+        """Return what the vision tower is given of a mean prompt at a level of pixels."""
+        return self.counter.seen(pixels)
+
+    def token_share(self, pixels: Pixels | None) -> float:
+        """Return the share of the full pictures' tokens that a level of pixels leaves."""
+        return self.counter.share(pixels) if shrinks(pixels) else 1.0

@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
-from prunetune.budget import ModelFacts, facts_of
+from prunetune.budget import Level, ModelFacts, candidates, facts_of
 from prunetune.calibration import CalibrationSet, encode
 from prunetune.families import Family
-from prunetune.measure.batching import Length
+from prunetune.families.base_towers import Seen
+from prunetune.measure.counting import TokenCounter
 from prunetune.models.fingerprint import weights_digest
+from prunetune.pixels.processors import layout_of
 from prunetune.runtime.apply import family_of
 from prunetune.runtime.choice.taps import row_readable
 from prunetune.spec import StudySpec
@@ -23,6 +25,8 @@ def model_facts(
     image_tokens: float,
     text_tokens: float,
     separator_share: float = 0.0,
+    seen: Sequence[Seen] = (),
+    levels: Sequence[Level] = (),
 ) -> ModelFacts:
     """Return what space and budgets need to know.
 
@@ -33,6 +37,8 @@ def model_facts(
         image_tokens: Mean image tokens of a prompt.
         text_tokens: Mean other tokens of a prompt.
         separator_share: Share of the image tokens that are separators.
+        seen: What the tower is given of each prompt; empty where that is not known yet.
+        levels: Of pixels, that a search may choose.
     """
     from prunetune.scorers import SCORERS
 
@@ -47,6 +53,7 @@ def model_facts(
         image_tokens=image_tokens,
         text_tokens=text_tokens,
         separator_share=separator_share,
+        levels=tuple(levels),
         scorers=tuple(names),
         name=loaded.name,
         revision=loaded.revision,
@@ -54,28 +61,7 @@ def model_facts(
         calibration_digest=samples.digest(),
         calibration_order=samples.order_digest(),
         weights_digest=weights_digest(loaded.model),
-    )
-
-
-def measured_facts(
-    loaded: Any, family: Family, samples: CalibrationSet, lengths: Sequence[Length]
-) -> ModelFacts:
-    """Return what is known once the prompts have been measured.
-
-    Args:
-        loaded: ``prunetune.models.LoadedModel``.
-        family: Of the model.
-        samples: The calibration split.
-        lengths: Of its prompts.
-    """
-    count, image = len(lengths), sum(size.image for size in lengths)
-    return model_facts(
-        loaded,
-        family,
-        samples,
-        image_tokens=image / count,
-        text_tokens=sum(size.prompt - size.image for size in lengths) / count,
-        separator_share=sum(size.separators for size in lengths) / image,
+        seen=Seen.mean(seen) if seen else None,
     )
 
 
@@ -95,5 +81,25 @@ def early_facts(spec: StudySpec, loaded: Any, samples: CalibrationSet) -> ModelF
             text += int(inputs["attention_mask"].sum()) - found
     count = max(1, len(samples))
     return model_facts(
-        loaded, family, samples, image_tokens=image / count, text_tokens=text / count
+        loaded,
+        family,
+        samples,
+        image_tokens=image / count,
+        text_tokens=text / count,
+        levels=searched_levels(spec, loaded, samples),
     )
+
+
+def searched_levels(spec: StudySpec, loaded: Any, samples: CalibrationSet) -> tuple[Level, ...]:
+    """Return the levels of pixels that a study may choose from, by its calibration pictures.
+
+    Raises:
+        ConfigError: The spec asks for levels, and the family has none.
+    """
+    if spec.space.pixels is False:
+        return ()
+    family = family_of(loaded.model)
+    layout_of(family.config.model_type)
+    given = () if isinstance(spec.space.pixels, bool) else spec.space.pixels
+    shares = [share for share in given or candidates(spec.bounds) if share < 1.0]
+    return tuple(TokenCounter(loaded, family, samples).levels(shares))

@@ -1,12 +1,13 @@
 """References to named tensors and plain facts, and back; several references to one batch."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from prunetune.families.base_towers import Seen
 from prunetune.measure.own import own_of, own_tensors
 from prunetune.measure.reference import Reference
 from prunetune.runtime.choice.taps import LayerTap
@@ -44,6 +45,7 @@ def pack(reference: Reference) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "answer": reference.answer,
         "correct": reference.correct,
         "prefix": reference.prefix,
+        "seen": asdict(reference.seen),
         "seeds": [image.seed for image in reference.images],
     }
     if reference.own is not None:
@@ -74,6 +76,7 @@ def unpack(tensors: dict[str, Tensor], facts: dict[str, Any]) -> Reference:
         images=[_image(tensors, i, s) for i, s in enumerate(facts["seeds"])],
         correct=facts["correct"],
         prefix=facts["prefix"],
+        seen=Seen(**facts["seen"]),
         own=own_of(tensors, facts.get("own")),
         injected=[tensors[f"injected.{k}"] for k in range(injected)],
         **{name: tensors[name] for name in _PLAIN},

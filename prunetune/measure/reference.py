@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from prunetune.families import Family
+from prunetune.families.base_towers import Seen
 from prunetune.measure.prompts import Prompts, given_positions, positions
 from prunetune.release import LayerCall, cache_of
 from prunetune.runtime.choice.question import note_prompt
@@ -58,6 +59,7 @@ class Reference:
         prefix: Digest of the prompt up to its last picture's end; empty where nothing goes on
             from there.
         own: The model's own answer; None where nobody asks.
+        seen: What the vision tower was given.
     """
 
     query: int
@@ -77,6 +79,7 @@ class Reference:
     blocks: Tensor | None = None
     prefix: str = ""
     own: OwnAnswer | None = None
+    seen: Seen = field(default_factory=Seen)
 
     @property
     def shared(self) -> int:

@@ -9,8 +9,10 @@ from prunetune.errors import StudyError
 from prunetune.interrupts import check
 
 if TYPE_CHECKING:
-    from prunetune.budget import ModelFacts
+    from prunetune.budget import Level, ModelFacts
     from prunetune.config import PruningConfig
+    from prunetune.families.base_towers import Seen
+    from prunetune.pixels import Pixels
 
 
 class SampleScore(Protocol):
@@ -47,6 +49,12 @@ class Measures(Protocol):
 
     def facts(self) -> "ModelFacts":
         """Return what is known of the model and the data."""
+
+    def seen_at(self, pixels: "Pixels | None") -> "Seen":
+        """Return what the vision tower is given of a mean prompt at a level of pixels."""
+
+    def levels_near(self, budgets: Sequence[float]) -> "list[Level]":
+        """Return levels of pixels, finer near budgets; none where no level leaves fewer tokens."""
 
 
 @dataclass(frozen=True)

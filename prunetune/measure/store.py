@@ -35,9 +35,13 @@ _MOST_IN_MEMORY = 4 * _GIB
 # What computes references, in the package; of any other code they do not depend.
 _COMPUTES = (
     "families",
+    "pixels",
     "runtime",
     "tokens.py",
-    *(f"measure/{name}.py" for name in ("prompts", "reference", "continued", "own", "packing")),
+    *(
+        f"measure/{name}.py"
+        for name in ("prompts", "reference", "continued", "own", "packing", "levels")
+    ),
 )
 
 

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -13,6 +13,7 @@ from prunetune.errors import ConfigError, PrunetuneError, UnsupportedModelError
 from prunetune.models.aliases import ALIASES
 from prunetune.models.devices import attn_named, device_map_named, device_named, dtype_named
 from prunetune.models.fingerprint import fingerprint
+from prunetune.models.options import check_options, with_options
 from prunetune.models.processors import load_processor
 from prunetune.models.tensors import refuse_unfit
 from prunetune.models.weights import check_folder, existing, fetch, is_hub_id
@@ -57,6 +58,7 @@ def load_model(
     attn: str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    processor: Mapping[str, Any] | None = None,
 ) -> LoadedModel:
     """Load a model and its processor.
 
@@ -69,6 +71,7 @@ def load_model(
         attn: Attention implementation, e.g. ``sdpa`` or ``flash_attention_2``.
         revision: Branch, tag or commit of a hub id.
         trust_remote_code: Run Python code from the repository.
+        processor: Options of the processor, e.g. ``{"max_pixels": 602112}``, in place of its own.
 
     Raises:
         ConfigError: The name is unknown, or the weights are not here and cannot be fetched, or
@@ -79,14 +82,16 @@ def load_model(
         raise ConfigError(
             f"device={device!r} and device_map={device_map!r} exclude each other; give one"
         )
+    check_options(processor or {})
     device_map, attn = device_map_named(device_map), attn_named(attn)
     folder, shown, commit = _locate(name, revision, trust_remote_code)
     embedded = folder == EMBEDDED
     try:
         _refuse_unsupported(folder, shown)
-        model, processor = _load(
+        model, prepares = _load(
             folder,
             attn,
+            processor or {},
             dtype=dtype_named(dtype if dtype is not None else ("float32" if embedded else "auto")),
             device_map=device_map,
             trust_remote_code=trust_remote_code,
@@ -97,7 +102,7 @@ def load_model(
         raise
     except Exception as error:  # transformers raises errors of many packages for a bad checkpoint
         raise ConfigError(f"model {shown!r} cannot be loaded: {_first_line(error)}") from error
-    return LoadedModel(model.eval(), processor, shown, commit, fingerprint(model.config))
+    return LoadedModel(model.eval(), prepares, shown, commit, fingerprint(model.config))
 
 
 def processor_of(name: str, *, revision: str | None = None) -> Any:
@@ -124,14 +129,16 @@ def processor_of(name: str, *, revision: str | None = None) -> Any:
     return processor
 
 
-def _load(folder: Path, attn: str | None, **options: Any) -> tuple[Any, Any]:
+def _load(
+    folder: Path, attn: str | None, pictures: Mapping[str, Any], **options: Any
+) -> tuple[Any, Any]:
     from transformers import AutoModelForImageTextToText
 
     trust = {"trust_remote_code": options["trust_remote_code"], "local_files_only": True}
     if attn is not None:
         options["attn_implementation"] = attn
     with _quiet():
-        processor = load_processor(folder, **trust)
+        processor = with_options(load_processor(folder, **trust), pictures)
         model, found = AutoModelForImageTextToText.from_pretrained(
             folder,
             use_safetensors=True,
@@ -159,6 +166,18 @@ def _quiet() -> Iterator[None]:
     finally:
         if hide:
             hf_logging.enable_progress_bar()
+
+
+def find_model(name: str, revision: str | None = None) -> tuple[Path, str]:
+    """Return a model's folder and its ``model_type``, without loading its weights.
+
+    Raises:
+        ConfigError: As ``load_model``.
+        UnsupportedModelError: This release has no family for the model.
+    """
+    folder, shown, _ = _locate(name, revision, False)
+    _refuse_unsupported(folder, shown)
+    return folder, str(json.loads((folder / "config.json").read_text("utf-8")).get("model_type"))
 
 
 def _locate(name: str, revision: str | None, code: bool) -> tuple[Path, str, str | None]:

@@ -26,8 +26,14 @@ def decoded(config: PruningConfig) -> dict[str, Value]:
     stages = [stage for stage in config.stages if stage.retention]
     exits = [stage.layer for stage in config.stages if not stage.retention]
     scored = [stage for stage in stages if stage.scorers]
+    full = config.pixels is None or not config.pixels.shrinks
     out: dict[str, Value] = {
+        "pixels": 1.0 if full else getattr(config.pixels, "share", 1.0),
         "number of stages": len(stages),
+    }
+    if not stages:
+        return out
+    out |= {
         "first layer": stages[0].layer,
         "first retention": stages[0].retention,
         "last layer": stages[-1].layer,

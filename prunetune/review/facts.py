@@ -10,7 +10,7 @@ from optuna import Study
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
-from prunetune.budget import mean_retention
+from prunetune.budget import stated_retention
 from prunetune.config import PruningConfig
 from prunetune.errors import ConfigError
 from prunetune.spec import StudySpec
@@ -84,7 +84,7 @@ class TrialFacts:
             return float(stored)
         if self.config is None:
             return None
-        return mean_retention(self.config.stages, self.config.model.num_layers)
+        return stated_retention(self.config)
 
     @property
     def name(self) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prunetune.budget import mean_retention
+from prunetune.budget import stated_retention
 from prunetune.config import PruningConfig, Stage
 from prunetune.restorers import Restorer
 from prunetune.review.facts import StudyFacts
@@ -119,12 +119,18 @@ def rest_sentences(config: PruningConfig) -> list[str]:
         if config.positions == "original"
         else "Kept tokens are renumbered without gaps."
     )
-    share = mean_retention(config.stages, config.model.num_layers)
+    share = stated_retention(config)
     left = (
         f"Over all {config.model.num_layers} decoder layers {100 * share:.3g}% of the image tokens "
         "remain, which is the visual KV cache's share too."
     )
-    return [separators, positions, left]
+    if config.pixels is None or not config.pixels.shrinks:
+        return [separators, positions, left]
+    smaller = (
+        f"Pictures are made smaller first: to {config.pixels.shown} that the processor would have "
+        "used; retentions are shares of the tokens that are left of them."
+    )
+    return [smaller, *([separators, positions] if config.stages else []), left]
 
 
 def verdict(facts: StudyFacts) -> tuple[str, str]:

@@ -11,6 +11,7 @@ from prunetune.errors import ConfigError, UnsupportedModelError
 from prunetune.families import FAMILIES, Family
 from prunetune.families.base import refuse
 from prunetune.models.fingerprint import weights_digest
+from prunetune.pixels.processors import layout_of, put_on
 from prunetune.runtime.choice.taps import row_readable
 from prunetune.runtime.handle import Handle
 from prunetune.runtime.layers.mass import check_kernel
@@ -36,7 +37,9 @@ _COMPARED: WeakKeyDictionary[nn.Module, set[str | None]] = WeakKeyDictionary()
 PRUNABLE_LAYERS = {"full_attention", "sliding_attention"}
 
 
-def apply(model: nn.Module, config: PruningConfig, *, strict: bool = False) -> "Handle":
+def apply(
+    model: nn.Module, config: PruningConfig, *, processor: Any = None, strict: bool = False
+) -> "Handle":
     """Apply a pruning config to a model until the handle is removed.
 
     The model's code and weights are not changed: forward pre-hooks on its decoder layers drop
@@ -51,6 +54,8 @@ def apply(model: nn.Module, config: PruningConfig, *, strict: bool = False) -> "
     Args:
         model: A Hugging Face vision-language model of a supported family.
         config: What to prune, where.
+        processor: Of the model. Needed where the config has ``pixels``: until the handle is
+            removed, its pictures and videos are made smaller first.
         strict: Refuse a model whose architecture fingerprint is not the config's, instead of
             warning.
 
@@ -58,8 +63,8 @@ def apply(model: nn.Module, config: PruningConfig, *, strict: bool = False) -> "
         The handle: a context manager with ``remove()`` and ``trace``.
 
     Raises:
-        ConfigError: The config was made for another model type or depth, or the model has a
-            config applied already.
+        ConfigError: The config was made for another model type or depth, or needs a processor
+            and got none that it can use, or the model has a config applied already.
         UnsupportedModelError: The model cannot be pruned; the message names the reason.
     """
     if not isinstance(config, PruningConfig):
@@ -69,7 +74,20 @@ def apply(model: nn.Module, config: PruningConfig, *, strict: bool = False) -> "
         )
     family = family_of(model)
     check_fits(family, config, strict=strict)
-    return Handle(family, config)
+    if config.pixels is None or not config.pixels.shrinks:
+        return Handle(family, config)
+    if processor is None:
+        raise ConfigError(
+            f"apply: processor: received None, but the config has pixels ({config.pixels.shown}): "
+            "pass the model's processor, apply(model, config, processor=processor), which then "
+            "makes pictures smaller; or pass prunetune.resized(processor, config)"
+        )
+    undo = put_on(processor, config.pixels, config.model.model_type)
+    try:
+        return Handle(family, config, undo)
+    except BaseException:
+        undo()
+        raise
 
 
 def family_of(model: nn.Module) -> Family:
@@ -151,9 +169,11 @@ def check_fits(family: Family, config: PruningConfig, *, strict: bool) -> None:
             f"positions: received 'packed', allowed 'original' for {ref.model_type}: its "
             "multimodal rotary positions are rows and columns, which renumbering would erase"
         )
+    if config.pixels is not None and config.pixels.shrinks:
+        layout_of(ref.model_type)
     _check_rows(family, config)
     if any(stage.mass for stage in config.stages):
-        check_kernel(getattr(family.text_model.config, "_attn_implementation", None))
+        check_kernel(family.text_model.config)
     if ref.fingerprint is not None and ref.fingerprint != fingerprint(family.config):
         message = (
             "the config was made for a model of another architecture fingerprint "

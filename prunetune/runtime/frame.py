@@ -228,13 +228,13 @@ class Frame:
         kind = self.plan.family.layer_kind(index)
         if kind not in segment.inputs:
             hidden = brought(hidden, self.home)
-            mask = segment_mask(
+            mask, bias = segment_mask(
                 self.plan.family.text_model.config, hidden, segment, brought(own.mask, self.home),
                 self.cache, index, self.call.past, self.length,
             )  # fmt: skip
             # Gapped position ids would be read as packed sequences (runtime-notes 4.5).
             numbers = None if self.samples is None else renumbered(self.samples, segment.index)
-            segment.inputs[kind] = Told(mask, self._rotary(index, hidden, own), numbers)
+            segment.inputs[kind] = Told(mask, self._rotary(index, hidden, own), numbers, bias)
         return segment.inputs[kind]
 
     def _rotary(self, index: int, hidden: Tensor, own: Told) -> tuple[Tensor, ...]:

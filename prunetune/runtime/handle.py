@@ -2,6 +2,7 @@
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, NoReturn
 
@@ -16,11 +17,13 @@ from prunetune.runtime.compiled import forget_compiled
 from prunetune.runtime.frame import Frame
 from prunetune.runtime.inputs import POSITIONS, Inputs
 from prunetune.runtime.layers.cache import note_failed
+from prunetune.runtime.layers.widened import check_read, widen
 from prunetune.runtime.promises import Suspicion, check_cache
 from prunetune.runtime.trace import ForwardTrace
 from prunetune.runtime.vision.captures import Captures
 from prunetune.runtime.vision.forward import Forward
 from prunetune.runtime.vision.tower import VisionCapture, VisionTap, wrap_encoder
+from prunetune.runtime.vision.views import find_images
 
 FRAME = "_prunetune_frame"
 MARK = "_prunetune_handle"
@@ -29,13 +32,21 @@ MARK = "_prunetune_handle"
 class Handle:
     """An applied pruning config.
 
+    Args:
+        family: View of the model.
+        config: The config.
+        undo: What else is undone when it is removed: pictures are not made smaller any more.
+
     Attributes:
         config: The config.
         trace: The last forwards with images, most recent last.
     """
 
-    def __init__(self, family: Family, config: PruningConfig) -> None:
+    def __init__(
+        self, family: Family, config: PruningConfig, undo: Callable[[], None] | None = None
+    ) -> None:
         self.config = config
+        self._undo = undo
         self.trace: deque[ForwardTrace] = deque(maxlen=16)
         self.plan = Plan(family, config)
         self._local = threading.local()
@@ -43,6 +54,7 @@ class Handle:
         self._captures = Captures()
         self._overridden: dict[str, Any] = {}
         self._unfollow: Any = None
+        self._unwiden: Any = None
         base = family.base
         if MARK in base.__dict__:
             raise ConfigError(
@@ -86,6 +98,12 @@ class Handle:
         if self._unfollow is not None:
             self._unfollow()
             self._unfollow = None
+        if self._undo is not None:
+            self._undo()
+            self._undo = None
+        if self._unwiden is not None:
+            self._unwiden()
+            self._unwiden = None
         base = self.plan.family.base
         if base.__dict__.get(MARK) is self:
             del base.__dict__[MARK]
@@ -109,11 +127,14 @@ class Handle:
             self._hooks.append(
                 family.model.register_forward_pre_hook(self._note_tail, with_kwargs=True)
             )
+        if self.plan.widens:
+            self._unwiden = widen(list(family.layers)[self.plan.stages[0].layer :])
         text = family.text_model
         self._hooks.append(text.register_forward_pre_hook(self._note_positions, with_kwargs=True))
         self._hooks.append(base.register_forward_pre_hook(self._open, with_kwargs=True))
         self._hooks.append(base.register_forward_hook(self._close, always_call=True))
-        first = min([s.layer for s in self.plan.stages] + list(self.plan.tapped))
+        depth = len(family.layers)
+        first = min([s.layer for s in self.plan.stages] + list(self.plan.tapped), default=depth)
         for k, layer in enumerate(family.layers):
             if k >= first:
                 self._hooks.append(
@@ -187,7 +208,13 @@ class Handle:
             if frame.started:
                 check_cache(frame.cache, frame.call.past, frame.call.cache, output)
             if frame.segment is None:
+                if frame.prunes and not self.plan.stages:
+                    # Pictures are smaller, and that is all: for who asks how many tokens they took.
+                    self.trace.append(find_images(self.plan.family, frame.call, None)[1])
                 return None
+            if self.plan.widens:
+                told = [one for part in frame.segments for one in part.inputs.values()]
+                check_read([one.bias for one in told])
             frame.finish()
             if frame.wrong is not None:
                 self._suspicion.note(frame.wrong)

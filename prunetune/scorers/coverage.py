@@ -21,11 +21,12 @@ class Coverage(Scorer):
     No paper of this field; the matrix is Bayer's (ICC 1973): the bits of ``row ^ col`` and
     ``row`` interleaved, finest first. The first quarter of an even grid is every second row
     and column, the first half a chequerboard; tiles share the count in proportion to their sizes.
-    Alone it is down-sampling; beside other scorers it keeps them from spending everything on one
-    region. Depends on tile, row and column only, so stages nest. No unit; standardised linearly.
+    Alone it keeps every n-th token; beside other scorers it keeps them from spending everything on
+    one region. Depends on tile, row and column only, so stages nest. No unit; standardised
+    linearly.
     """
 
-    summary: ClassVar[str] = "even spread over the picture (down-sampling)"
+    summary: ClassVar[str] = "even spread over the picture: every n-th token"
 
     name: Literal["coverage"] = "coverage"
 

@@ -55,6 +55,8 @@ class SpaceSpec(BaseModel):
             (no mass); ``"all"``.
         ranges: Ranges for any field of a scorer, selector or restorer, and for retentions; see
             ``space/ranges.py``.
+        pixels: Levels of pixels: False for the full picture alone; True for those that can meet the
+            budget; or shares of a picture's pixels, each in (0, 1], 1 being the full picture.
         restorers: What may put dropped tokens' information back; ``"none"`` for nothing. A selector
             other than ``"top"`` has none that chooses by itself.
         separators: Allowed values of the config's ``separators``.
@@ -84,6 +86,7 @@ class SpaceSpec(BaseModel):
     positions: tuple[Literal["original", "packed"], ...] = Field(
         default=("original",), min_length=1
     )
+    pixels: bool | tuple[float, ...] = False
     version: Literal[1, 2] = 2
 
     @model_validator(mode="before")
@@ -126,9 +129,18 @@ class SpaceSpec(BaseModel):
             values = getattr(self, field)
             if len(set(values)) != len(values):
                 raise ValueError(f"{field}: received {list(values)}, each may appear once")
+        self._check_pixels()
         self._check_parts()
         check_ranges(self.ranges, len(self.stage_layers) or self.max_stages)
         return self
+
+    def _check_pixels(self) -> None:
+        levels = () if isinstance(self.pixels, bool) else self.pixels
+        if any(not 0.0 < share <= 1.0 for share in levels) or len(set(levels)) != len(levels):
+            raise ValueError(
+                f"pixels: received {list(levels)}, allowed true, false, or different shares of a "
+                "picture's pixels, above 0 and at most 1"
+            )
 
     def _check_parts(self) -> None:
         said = f'parts: received "{self.parts}"'

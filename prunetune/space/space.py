@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from prunetune.budget import Budget, ModelFacts, as_budget
+from prunetune.budget import Budget, Level, ModelFacts, as_budget
+from prunetune.space.leveling import LevelCodec, left_of, pixels_of
 from prunetune.space.narrowed import SpaceSpec
 from prunetune.space.opened import codecs, selector_codec
 from prunetune.space.restoring import RestorerCodec
@@ -67,6 +68,7 @@ class Space:
         # As the study says it, and what of that is searched.
         self.spec, self._open, self.facts = spec, spec.restricted(), facts
         self.least, self.most = as_budget(budget), up_to or as_budget(budget)
+        self._levels = LevelCodec(self._open, facts, (self.least, self.most))
         self._weights, self._schedule = codecs(self._open, facts, (self.least, self.most))
         self._restorer = RestorerCodec(spec.restorers, spec.ranges)
         self._selector = selector_codec(spec, facts, tuple(self._weights.scorers))
@@ -81,6 +83,7 @@ class Space:
 
     def _list_dimensions(self) -> tuple[Dimension, ...]:
         names = {"budget": "the budget, between its bounds"} if self.ranges else {}
+        names |= self._levels.names()
         names |= self._schedule.names() | self._weights.names()
         names |= self._selector.names()
         if len(self._open.mass) > 1:
@@ -118,9 +121,25 @@ class Space:
 
     def spent(self, config: "PruningConfig") -> Budget:
         """Return the budget that a config of this space was made for."""
-        if not self.ranges:
+        if not self.ranges and config.stages:
             return self.least
-        return self.least.at(self.least.of(config.stages, self.facts.num_layers))
+        level = self._levels.of(config)
+        share = left_of(self.least, level).of(config.stages, self.facts.num_layers)
+        return self.least.at(share * self.least.layer_cost(level.tokens))
+
+    def tokens(self, config: "PruningConfig") -> float:
+        """Return the share of the full pictures' tokens that a config's pixels leave."""
+        return self._levels.of(config).tokens
+
+    def alone(self, budget: Budget | None = None) -> "PruningConfig | None":
+        """Return what meets a budget by smaller pictures alone; None where no level does."""
+        level = self._levels.alone(budget or self.budget)
+        return None if level is None or level.share == 1.0 else self._smaller(level)
+
+    def _smaller(self, level: Level) -> "PruningConfig":
+        from prunetune.config import PruningConfig
+
+        return PruningConfig(model=self.model_ref(), pixels=pixels_of(level), stages=())
 
     def _unit_of(self, config: "PruningConfig") -> float:
         if not self.ranges:
@@ -141,6 +160,8 @@ class Space:
 
     def holds(self, config: "PruningConfig") -> bool:
         """Tell whether the space has all that a config is made of: scorers, selectors, the rest."""
+        if config.pixels is not None and self.spec.pixels is False:
+            return False
         return all(
             {s.name for s in stage.scorers} <= set(self._weights.scorers)
             and (stage.selector is None or stage.selector.name in self.spec.selectors)
@@ -171,7 +192,10 @@ class Space:
         from prunetune.config import PruningConfig, Stage
         from prunetune.space.units import pick
 
-        budget = self.budget_at(units.get("budget", 0.5))
+        level = self._levels.decode(units)
+        budget = left_of(self.budget_at(units.get("budget", 0.5)), level)
+        if budget.share >= 1 and level.share < 1:
+            return self._smaller(level)
         layers, retentions = self._schedule.decode(units, budget)
         selector, mass = self._selector.decode(units), pick(self._open.mass, units.get("mass", 0.0))
         restorer = self._restorer.decode(units, retentions[0], selected=selector is not None)
@@ -194,6 +218,7 @@ class Space:
             model=self.model_ref(),
             separators=pick(self.spec.separators, units.get("separators", 0.0)),
             positions=positions if layers[0] == 0 else "original",
+            pixels=pixels_of(level),
             stages=tuple(stages),
         )
 
@@ -225,10 +250,14 @@ class Space:
         from prunetune.space.units import place
 
         unit, stages = self._unit_of(config), [s for s in config.stages if s.retention]
+        level = self._levels.of(config)
+        said = {"budget": unit, **self._levels.encode(level)}
+        if not stages:
+            return {d.name: said.get(d.name, 0.5) for d in self._dimensions}
         exits = [s.layer for s in config.stages if not s.retention]
-        budget, masses = self.budget_at(unit), self._open.mass
+        budget, masses = left_of(self.budget_at(unit), level), self._open.mass
         found = {
-            "budget": unit,
+            **said,
             **self._restorer.encode(stages[0]),
             **self._selector.encode(stages[0]),
             "mass": place(masses, min(masses, key=lambda h: abs(h - stages[0].mass))),

@@ -127,6 +127,8 @@ def starts(space: Space) -> dict[str, Units]:
     """Return named points of a space, each complete; what the space does not hold is left out."""
     names = [dimension.name for dimension in space.dimensions()]
     found: dict[str, Units] = {}
+    if "pixels" in names and (alone := space.alone()) is not None:
+        found["smaller pictures, nothing pruned"] = space.encode(alone)
     for name, (stages, layer, weights) in _BLENDS.items():
         units = dict.fromkeys(names, 0.5)
         given = {
@@ -139,6 +141,8 @@ def starts(space: Space) -> dict[str, Units]:
             "selector": place(space.spec.selectors, "top"),
             "mass": place(space.spec.mass, 0.0),
             "per_crop": place(space.spec.per_crop, False),
+            # Levels go from the full picture down.
+            "pixels": 0.0,
         }
         given |= {f"weight.{scorer}": (1.0 + weight) / 2 for scorer, weight in weights.items()}
         if (

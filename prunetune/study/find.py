@@ -15,6 +15,7 @@ from prunetune.spec import StudySpec
 from prunetune.study.database.connect import open_storage
 from prunetune.study.database.urls import DATABASE, file_url, redact, storage_url
 from prunetune.study.outcome.pareto import FOLDER, choose_point, front_file
+from prunetune.study.outcome.record import FRONT, read_record
 from prunetune.study.study import CONFIG_FILE, SPEC_FILE
 from prunetune.study.trials.best import FINISHED
 from prunetune.study.trials.trials import config_of
@@ -162,11 +163,30 @@ def chosen_trial(found: Found, trial: int | None, costs: "Mapping[str, float]") 
         return choose_point(found.study, spec, costs[spec.kind]).number
     if trial is not None and not flags:
         return trial
+    if trial is None and not flags and spec.promise is not None:
+        return _decided(found)
     asked = " and ".join([*flags, *(["--trial"] if trial is not None else [])]) or "neither"
     raise StudyError(
         f"study {found.study.study_name!r} has a front of metric and cost: received {asked}; "
         f"choose a point by {flag} or by --trial (see: prunetune status)"
     )
+
+
+def _decided(found: Found) -> int:
+    """Return the trial that keeps a study's promise."""
+    record = read_record(found.study.user_attrs, FRONT) or {}
+    decision = record.get("result", {}).get("decision") or {}
+    if not record:
+        raise StudyError(
+            f"study {found.study.study_name!r} has not ended, so nothing is known of its promise; "
+            "run the search to its end"
+        )
+    if decision.get("trial") is None:
+        raise StudyError(
+            f"study {found.study.study_name!r}: {record['result']['verdict']} Choose another point "
+            "by its cost or by --trial"
+        )
+    return int(decision["trial"])
 
 
 def stored_config(found: Found, trial: int | None) -> PruningConfig | None:
@@ -212,10 +232,11 @@ def measured_config(
     """
     from prunetune.measure.scores import measure
     from prunetune.models import load_model
+    from prunetune.models.options import differing
     from prunetune.space.space import Space
     from prunetune.study.opening import warn_other_weights
     from prunetune.study.outcome.selection import Winner, choose, with_provenance
-    from prunetune.study.prepare import Prepared, deepest_first_stage, load_data, usable
+    from prunetune.study.prepare import Prepared, first_stages, load_data, usable
     from prunetune.study.run import Watched, evaluators
 
     config = None if trial is None else config_of(_trial(found, trial))
@@ -226,19 +247,21 @@ def measured_config(
     spec = found.spec
     sides = load_data(spec, skip_bad=skip_bad, wanted=found.study.user_attrs.get("digest"))
     options["revision"] = options.get("revision") or spec.revision
+    options["processor"], _ = differing(spec.processor, options.get("processor"))
     loaded = load_model(spec.model, **options)
     calibration, held_out = usable(sides, loaded, skip_bad)
-    first_stage = deepest_first_stage(spec, loaded, calibration)
-    prepared = Prepared(spec, found.folder or Path(), loaded, calibration, held_out, first_stage)
-    first, second = evaluators(prepared, progress=progress)
-    watched: Any = Watched(first, "calibration", None, progress)
+    first, levels = first_stages(spec, loaded, calibration)
+    folder = found.folder or Path()
+    prepared = Prepared(spec, folder, loaded, calibration, held_out, first, levels)
+    own, second = evaluators(prepared, progress=progress)
+    watched: Any = Watched(own, "calibration", None, progress)
     other: Any = Watched(second, "held-out", None, progress)
     if config is None or trial is None:
         winner = choose(found.study, spec, watched)
     else:
         results = measure(watched, config, answers=False)
         winner = Winner(trial, config, results, len(calibration))
-    space = Space.of(spec, first.facts())
+    space = Space.of(spec, own.facts())
     warn_other_weights(found.study, space.facts.weights_digest)
     return with_provenance(found.study, spec, space, winner, watched, measure(other, winner.config))
 

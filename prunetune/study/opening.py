@@ -16,9 +16,10 @@ from prunetune.errors import ConfigError, StudyError
 from prunetune.models.versions import versions
 from prunetune.space.space import Space
 from prunetune.space.starts import first_starts, starts
-from prunetune.spec import FIRST_LOOK, StudySpec, difference
+from prunetune.spec import FIRST_LOOK, StudySpec
 from prunetune.study.database.leases import identity
 from prunetune.study.database.storage import BatchedStorage, quiet
+from prunetune.study.resumed import difference
 from prunetune.study.trials.best import COST_NAMES
 from prunetune.study.trials.samplers import make_sampler, sampler_seed
 from prunetune.study.trials.stopping import MeanWilcoxonPruner
@@ -189,12 +190,16 @@ def _warn_other_versions(study: Study) -> None:
         )
 
 
+_BEST = 4
+"""Of the first starts, those that lead at some budget of the embedded model."""
+
+
 def _enqueue(study: Study, spec: StudySpec, space: Space) -> None:
     for name, units in first_starts(space).items():
         study.enqueue_trial(units, user_attrs={"start": name}, skip_if_exists=True)
-    for budget in (space.least, space.most) if space.ranges else ():
-        # The best of them at the ends, too: there a front is hard to find.
-        for name, units in list(first_starts(space, budget).items())[:1]:
+    # The best of them all over a range, too: a front has many places to be found.
+    for unit in (0.0, 0.25, 0.75, 1.0) if space.ranges else ():
+        for name, units in list(first_starts(space, space.budget_at(unit)).items())[:_BEST]:
             study.enqueue_trial(units, user_attrs={"start": name}, skip_if_exists=True)
     budgets = [space.least, space.budget, space.most] if space.ranges else [space.budget]
     for preset in (p for budget in budgets for p in presets_at(spec.presets, space, budget)):

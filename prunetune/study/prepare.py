@@ -1,14 +1,17 @@
 """What a search needs, loaded and checked before anything is computed."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from prunetune.errors import ConfigError, StudyError
-from prunetune.spec import StudySpec, as_stored, difference
+from prunetune.spec import StudySpec
+from prunetune.study.resumed import as_stored, difference
 
 if TYPE_CHECKING:
+    from prunetune.budget import Level
     from prunetune.calibration import CalibrationSet
     from prunetune.models.load import Loading
     from prunetune.study.database.storage import BatchedStorage
@@ -27,6 +30,7 @@ class Prepared:
         calibration: Calibration split.
         held_out: Held-out split.
         deepest: Last layer at which a first stage can be.
+        levels: Of pixels, that the search may choose.
     """
 
     spec: StudySpec
@@ -35,6 +39,7 @@ class Prepared:
     calibration: "CalibrationSet"
     held_out: "CalibrationSet"
     deepest: int
+    levels: "tuple[Level, ...]" = ()
 
     @property
     def skipped(self) -> tuple[str, ...]:
@@ -64,19 +69,20 @@ def prepare(
         _refuse_other_spec(folder, spec)
     opened = open_storage(storage_url(folder, storage))
     stored = _stored(opened, study_name or spec.study_name)
-    if "spec" in stored:
-        spec = as_stored(spec, StudySpec.parse(stored["spec"]))
+    spec = _as_stored(spec, stored)
     sides = load_data(spec, skip_bad=skip_bad, wanted=stored.get("digest"))
-    loaded = load_model(spec.model, revision=spec.revision, **loading)
+    loaded = load_model(
+        spec.model, revision=spec.revision, processor=spec.processor or None, **loading
+    )
     calibration, held_out = usable(sides, loaded, skip_bad)
-    deepest = deepest_first_stage(spec, loaded, calibration)
+    deepest, levels = first_stages(spec, loaded, calibration)
     if given is None and spec.model != "tiny":
         logger.warning(
             "no --data is given: calibrating %s on the shipped set 'tiny' of generated pictures; "
             "give pictures and questions like yours for a config that fits them",
             spec.model,
         )
-    return Prepared(spec, folder, loaded, calibration, held_out, deepest)
+    return Prepared(spec, folder, loaded, calibration, held_out, deepest, levels)
 
 
 def with_data(spec: StudySpec) -> StudySpec:
@@ -122,8 +128,15 @@ def usable(
     return one, two
 
 
-def deepest_first_stage(spec: StudySpec, loaded: Any, calibration: "CalibrationSet") -> int:
+def first_stages(
+    spec: StudySpec, loaded: Any, calibration: "CalibrationSet"
+) -> "tuple[int, tuple[Level, ...]]":
     """Return the last layer at which a first stage, of a trial or of a preset, can be.
+
+    That is of full pictures: what is behind it, as smaller ones allow, costs the layers between.
+
+    Returns:
+        It, and the levels of pixels that may be chosen.
 
     Raises:
         ConfigError: The space's layers are not the model's, or its budget cannot be attained.
@@ -147,7 +160,13 @@ def deepest_first_stage(spec: StudySpec, loaded: Any, calibration: "CalibrationS
             "left out of the search: %s, whose inputs %s cannot give",
             *(", ".join(missing), spec.model),
         )
-    return max(0, min(most.latest_first_layer(depth, floor), depth - 1))
+    if spec.space.pixels is not False and all(level.tokens >= 1 for level in facts.levels):
+        logger.warning(
+            "pixels are not searched: of the calibration pictures no level has fewer tokens than "
+            "the full picture"
+        )
+    deepest = max(0, min(most.latest_first_layer(depth, floor), depth - 1))
+    return deepest, facts.levels
 
 
 def _stored(storage: "BatchedStorage", name: str) -> dict[str, Any]:
@@ -159,6 +178,11 @@ def _stored(storage: "BatchedStorage", name: str) -> dict[str, Any]:
             return storage.get_study_user_attrs(storage.get_study_id_from_name(name))
         except KeyError:
             return {}
+
+
+def _as_stored(spec: StudySpec, stored: Mapping[str, Any]) -> StudySpec:
+    """Return the spec as a study of an older release has it, by that study's attributes."""
+    return as_stored(spec, StudySpec.parse(stored["spec"])) if "spec" in stored else spec
 
 
 def _refuse_other_spec(folder: Path, spec: StudySpec) -> None:

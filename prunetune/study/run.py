@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from prunetune.config import PruningConfig
     from prunetune.measure.evaluator import Evaluator
     from prunetune.models.load import Loading
-    from prunetune.study.outcome.pareto import FrontResult
+    from prunetune.study.outcome.front_summary import FrontResult
     from prunetune.study.outcome.summary import SearchResult
 
 BATCH_SIZE = 8
@@ -179,6 +179,7 @@ def evaluators(
                 in_memory=cache.in_memory,
                 own=prepared.spec.own_tokens,
                 match=prepared.spec.match,
+                levels=prepared.levels,
                 progress=lambda done, before=before: progress(  # type: ignore[misc]
                     Step("unpruned reference", before + done, total)
                 ),
@@ -210,4 +211,5 @@ class Watched:
 def _preset_count() -> int:
     from prunetune.presets import preset_names
 
-    return len(preset_names())
+    # And smaller pictures, which are no preset.
+    return len(preset_names()) + 1

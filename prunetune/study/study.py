@@ -19,7 +19,9 @@ from prunetune.study.database.connect import check_folder, open_storage
 from prunetune.study.database.urls import redact, storage_url
 from prunetune.study.opening import Seat, open_study
 from prunetune.study.outcome import selection
-from prunetune.study.outcome.pareto import FrontResult, conclude_front
+from prunetune.study.outcome.decision import check_promise
+from prunetune.study.outcome.front_summary import FrontResult
+from prunetune.study.outcome.pareto import conclude_front
 from prunetune.study.outcome.summary import SearchResult
 from prunetune.study.trials.best import best_complete, metric_of, on_plateau
 from prunetune.study.trials.loop import Loop, finished
@@ -78,11 +80,14 @@ def run_search(
         others: Entered once the study exists, left when it has enough trials: other workers.
 
     Raises:
-        StudyError: The study cannot be used or resumed, its trials keep failing, or none finished.
+        StudyError: The study cannot be used or resumed, its trials keep failing, none finished, or
+            the held-out data cannot tell whether a promise is kept.
         ConfigError: The budget cannot be met in this space.
         KeyboardInterrupt: Interrupted; the study can be resumed by the same call.
     """
     begun = time.monotonic()
+    if spec.promise is not None:
+        check_promise(spec.promise, held_out)
     study = run_trials(
         spec,
         evaluator,
@@ -95,7 +100,7 @@ def run_search(
         others=others,
     )
     if spec.pareto:
-        return conclude_front(study, spec, evaluator, held_out, out, begun)
+        return conclude_front(study, spec, evaluator, held_out, out, begun, out / CONFIG_FILE)
     return selection.conclude(study, spec, evaluator, held_out, out / CONFIG_FILE, begun)
 
 

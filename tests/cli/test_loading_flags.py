@@ -48,7 +48,8 @@ def seen(monkeypatch):
     return given
 
 
-WORDS = ("--dtype", "bfloat16", "--device-map", "auto", "--attn", "eager", "--revision", "v2")
+WORDS = ("--dtype", "bfloat16", "--device-map", "auto", "--attn", "eager", "--revision", "v2",
+         "--max-pixels", "9", "--processor", "do_rescale=false")  # fmt: skip
 TOLD = {
     "name": "owner/name",
     "dtype": "bfloat16",
@@ -56,6 +57,7 @@ TOLD = {
     "device_map": "auto",
     "attn": "eager",
     "revision": "v2",
+    "processor": {"max_pixels": 9, "do_rescale": False},
 }
 
 
@@ -63,7 +65,9 @@ TOLD = {
 def test_the_flags_reach_the_loader(verb, seen, tmp_path):
     config, _ = load_preset("uniform", model_type="llava_next", num_layers=16, keep=0.4)
     named = config.model.model_copy(update={"name": "owner/name", "revision": "v1"})
-    path = config.model_copy(update={"model": named}).save(tmp_path / "c.json")
+    # Other options than the config's own are said in a line of their own.
+    made = config.provenance.model_copy(update={"processor": TOLD["processor"]})
+    path = config.model_copy(update={"model": named, "provenance": made}).save(tmp_path / "c.json")
     words = {
         "verify": (path,),
         "bench": (path,),
@@ -74,7 +78,7 @@ def test_the_flags_reach_the_loader(verb, seen, tmp_path):
     assert seen == TOLD
     if verb != "search":
         refused(verb, *words, has=("seen",))
-        assert seen["revision"] == "v1"
+        assert (seen["revision"], seen["processor"]) == ("v1", TOLD["processor"])
 
 
 def test_the_flags_of_export_reach_the_loader(seen, tmp_path):

@@ -7,13 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 from cli_runner import call, refused
+from family_models import family as tiny_family
+from family_models._folders import save_qwen
 from test_architecture import SEARCH_ONLY, loaded_by_step
 
 from prunetune.budget import mean_retention
 from prunetune.config import ModelRef, PruningConfig
 from prunetune.deploy import bench as benching
 from prunetune.deploy import memory, shapes, subject
-from prunetune.deploy.request import processed_request, tokens_of
+from prunetune.deploy.request import largest_within, processed_request, tokens_of
 from prunetune.deploy.shapes import SHAPES, count_parameters
 from prunetune.deploy.subject import Asked, Wanted, loaded_subject, random_subject
 from prunetune.deploy.timing import Run, Stopwatch, interleave, spread
@@ -110,6 +112,73 @@ def test_the_real_sizes():
     assert tokens_of(SHAPES["llava-1.5-7b"], None)[:2] == (1, 576)
     assert tokens_of(SHAPES["mid"], None)[:2] == (5, 1479)
     assert tokens_of(SHAPES["llava-next-7b"], (336, 1008))[0] == 4
+
+
+def test_the_first_token_is_encoder_and_prefill_of_smaller_pictures_too():
+    """A picture of 224 x 224 pixels has 64 tokens of 28 x 28; a quarter of them are 112 x 112."""
+    shape = SHAPES["mid-qwen"].shrunk()
+    config = config_for(shape, stages=((0, 0.25),))
+    about = made(shape, config, new_tokens=2, batch=2)
+    assert (about.request.image_tokens, about.smaller.image_tokens) == (64, 16)
+    found = benching.bench(
+        about.family, config, about.request, new_tokens=2, rounds=1, more=about.more
+    )
+    full, pruned, _, resized = found.cases
+    assert (resized.name, resized.image_tokens, resized.mean_retention) == ("resized", 16, 0.25)
+    assert resized.visual_slots == pruned.visual_slots == resized.promised_slots
+    assert resized.kv_ratio == 0.25
+    for case in found.cases:
+        assert case.first.median == pytest.approx(case.encode.median + case.prefill.median)
+    # Both leave the same language model's work; of the tower's, smaller pictures leave a quarter
+    # of what is linear, and less of attention.
+    assert pruned.tower_flops == full.tower_flops > 4 * resized.tower_flops
+    assert pruned.language_flops == pytest.approx(resized.language_flops)
+    assert resized.first_flops_ratio < pruned.first_flops_ratio < 1
+    assert full.first_flops_ratio == 1 == full.first_ratio.median
+
+
+def test_a_config_that_makes_pictures_smaller_is_measured_so(tmp_path):
+    """80 x 80 pixels are 5 x 5 tokens of 8 x 8 under its limit of 1,600; 0.4 of them 4 x 4."""
+    folder = save_qwen(tiny_family("qwen2_5_vl"), tmp_path / "qwen")
+    about = {"model": ModelRef(model_type="qwen2_5_vl", num_layers=6), "pixels": {"share": 0.7}}
+    stages = [{"layer": 2, "retention": 0.5, "scorers": [{"name": "coverage"}]}]
+    both = PruningConfig(**about, stages=stages)
+    words = ("--model", folder, "--rounds", "1", "--new-tokens", "2", "--threads", "1", "--json",
+             "--min-pixels", "64")  # fmt: skip
+    ran = call("bench", both.save(tmp_path / "both.json"), *words, "--image-size", "80x80")
+    assert ran.status == 0, ran.err
+    cases = {case["name"]: case for case in ran.json["cases"]}
+    assert list(cases) == ["unpruned", "both", "pruned", "uniform", "resized"]
+    assert "received min_pixels=64" in ran.json["note"]
+    full, small = cases["unpruned"], cases["both"]
+    assert small["image_tokens"] < full["image_tokens"] == cases["pruned"]["image_tokens"]
+    kept = small["image_tokens"] / full["image_tokens"] * mean_retention(both.stages, 6)
+    for name in ("both", "pruned", "uniform"):
+        assert cases[name]["mean_retention"] == pytest.approx(kept)
+        assert cases[name]["visual_slots"] == cases[name]["promised_slots"]
+    assert cases["resized"]["image_tokens"] == 9 <= kept * 25 < 16
+    assert full["tower_flops"] == cases["pruned"]["tower_flops"] > small["tower_flops"]
+    only = PruningConfig(**about, stages=[]).save(tmp_path / "only.json")
+    ran = call("bench", only, *words, "--image-size", "80x80")
+    assert [case["name"] for case in ran.json["cases"]] == ["unpruned", "resized", "uniform"]
+    refused("bench", only, "--shape", "mid-qwen", has=("is for qwen2_5_vl of 6",))
+
+
+def test_the_largest_picture_within_a_count():
+    """Counts may jump up again where a smaller picture is cut into other tiles."""
+    tiles = {100: 9, 75: 4, 50: 6, 40: 4}
+
+    def count(size):
+        return tiles[min(side for side in tiles if side >= size[1])]
+
+    assert largest_within(count, (100, 100), 9) == (100, 100)
+    assert largest_within(count, (200, 100), 5) == (150, 75)
+    assert largest_within(count, (100, 100), 3) is None
+    assert largest_within(lambda size: size[0], (112, 56), 60, unit=28) == (56, 28)
+    # A tower of fixed views has no smaller picture: the rival is left out.
+    assert largest_within(lambda size: 16, (112, 56), 15) is None
+    fixed = SMALL["llava-1.5-7b"]
+    assert made(fixed, config_for(fixed)).more == {}
 
 
 # -- times ---------------------------------------------------------------------------------------
@@ -276,14 +345,16 @@ def test_the_verb(small, tmp_path):
     assert ran.status == 0, ran.err
     found = ran.json
     assert found["verdict"]["word"] in ("pays", "breaks even", "does not pay")
-    assert [case["name"] for case in found["cases"]] == ["unpruned", "pruned", "uniform"]
+    assert [case["name"] for case in found["cases"]] == [
+        *("unpruned", "pruned", "uniform", "resized")
+    ]
     assert found["batch_size"] == found["rounds"] == 2
     assert found["dtype"] == "float32"
     assert json.dumps(found)
     shown = call("bench", "--preset", "uniform", "--keep", "0.2", *words, "--image-size", "64x32")
     assert shown.status == 0, shown.err
     assert "FLOP ratio" in shown.out
-    heading, unpruned = (
+    heading, unpruned, *_ = (
         x.split() for x in shown.out.splitlines() if x.startswith(("case", "unpr"))
     )
     assert "KV MiB" in " ".join(heading)

@@ -18,7 +18,7 @@ class Qwen3VL(QwenVL):
             num_position_embeddings=16, deepstack_visual_indexes=[0, 1, 2],
         )  # fmt: skip
         model = Qwen3VLForConditionalGeneration(
-            Qwen3VLConfig(vision_config=vision, **self.settings(head_dim=16, **text))
+            Qwen3VLConfig(vision_config=vision, **self.settings(**{"head_dim": 16, **text}))
         )
         widen(model, "model.visual.merger")
         widen(model, "model.visual.deepstack_merger_list", 0.1)

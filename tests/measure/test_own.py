@@ -241,10 +241,10 @@ def test_the_whole_model_and_the_disk_give_the_same(
 
 def test_another_metric_has_the_key_it_always_had(loaded, samples, following):
     plain = Evaluator(loaded, CalibrationSet(samples.samples[:1]), deepest=2)
-    keys = plain._key(), following._key()
+    keys = plain.full._key(), following.full._key()
     assert keys[0] != keys[1]
-    plain.own = 6
-    assert plain._key() == keys[1]
+    plain.full._own = 6
+    assert plain.full._key() == keys[1]
 
 
 def test_the_metric():

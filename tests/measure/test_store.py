@@ -215,7 +215,7 @@ def test_small_references_stay_in_memory(tiny, config, tmp_path, expected):
 def test_a_small_first_sample_does_not_keep_large_ones_in_memory(tiny, config, tmp_path, expected):
     loaded, samples = tiny
     evaluator = Evaluator(loaded, samples, deepest=1)
-    sizes = [evaluator._reference(index).nbytes for index in range(len(samples))]
+    sizes = [evaluator.full.get(index).nbytes for index in range(len(samples))]
     order = sorted(range(len(samples)), key=sizes.__getitem__)
     assert len(samples) * min(sizes) < sum(sizes)
     sorted_ = loaded, replace(samples, samples=tuple(samples.samples[i] for i in order))

@@ -1,4 +1,4 @@
-"""A finished search for all tests of a file."""
+"""A finished search for all tests of this room."""
 
 import pytest
 from fakes import spec
@@ -8,7 +8,7 @@ from prunetune.study.find import find_study
 from prunetune.study.study import run_search
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def searched(tmp_path_factory):
     """A finished search without a model, whose data is nasty."""
     out = tmp_path_factory.mktemp("searched")

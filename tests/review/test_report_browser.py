@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from browser import SIZES, browser  # noqa: F401
 from cli_runner import call
-from fakes import spec
-from made_studies import NASTY, Asked, made_study
+from made_studies import NASTY, made_study
 from pages import nasty_page
 from selenium.common.exceptions import NoAlertPresentException
 from selenium.webdriver.common.keys import Keys
@@ -18,8 +17,6 @@ from prunetune.calibration.sources import tiny_folder
 from prunetune.review.facts import study_facts
 from prunetune.review.report.report import Pictures, render
 from prunetune.review.report.worst import worst_samples
-from prunetune.study.find import find_study
-from prunetune.study.study import run_search
 
 PICTURES = 4
 DRAWN = """
@@ -60,12 +57,10 @@ def page(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def nasty(tmp_path_factory):
+def nasty(searched, tmp_path_factory):
     """A page whose every text from data is markup."""
-    folder = tmp_path_factory.mktemp("nasty")
-    run_search(spec(trials=24, presets=["uniform"]), Asked(), Asked(seed=1), out=folder)
-    path = folder / "nasty.html"
-    path.write_text(nasty_page(find_study(str(folder))))
+    path = tmp_path_factory.mktemp("nasty") / "nasty.html"
+    path.write_text(nasty_page(searched))
     return path
 
 

@@ -59,7 +59,7 @@ def no_cache():
 
 def blending():
     probe = (test_runtime_restorers.Probe(),)
-    test_runtime_restorers.test_restorers("llava", 2, "blend", probe)
+    test_runtime_restorers.check_restorer("llava", 2, "blend", probe)
 
 
 def identity():

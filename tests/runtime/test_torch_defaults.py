@@ -8,7 +8,7 @@ import pytest
 import torch
 from contexts import context
 from reference_models import each, family, make_config
-from torch_modes import CASTS, entered, every_mode, forget, identical, modes
+from torch_modes import CASTS, MODES, entered, every_mode, forget, identical, modes
 
 import prunetune
 from prunetune.families.base import TappedAttention
@@ -149,8 +149,23 @@ def unpruned_is_the_same(name, mode):
             return False
 
 
-@modes
-@families
+OTHERS = ("deterministic", "gradients", "inference")
+
+
+def turns():
+    """Each family under the default device, a number format and another mode, in turn."""
+    kinds = ("device",), ("bfloat16", "float16", "float64"), OTHERS
+    for number, case in enumerate(each()):
+        for kind in kinds:
+            mode = kind[(number + 1) % len(kind)]
+            yield pytest.param(*case.values, mode, marks=case.marks)
+
+
+def test_every_mode_has_its_turn():
+    assert {case.values[1] for case in turns()} == set(MODES)
+
+
+@pytest.mark.parametrize(("name", "mode"), turns())
 def test_a_pruned_run(name, mode):
     model, batch, config = subject(name)
     plain = plainly(name)

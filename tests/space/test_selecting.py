@@ -14,7 +14,8 @@ from prunetune.selectors import SELECTORS
 from prunetune.space.narrowed import FIRST_SCORERS
 from prunetune.space.space import Space
 from prunetune.space.starts import first_starts
-from prunetune.spec import SpaceSpec, StudySpec, difference
+from prunetune.spec import SpaceSpec, StudySpec
+from prunetune.study.resumed import difference
 
 
 @st.composite

@@ -12,7 +12,8 @@ from prunetune.errors import ConfigError
 from prunetune.presets import load_preset
 from prunetune.scorers import SCORERS
 from prunetune.space.space import Space
-from prunetune.spec import SpaceSpec, StudySpec, difference
+from prunetune.spec import SpaceSpec, StudySpec
+from prunetune.study.resumed import difference
 
 ALL = tuple(SCORERS)
 

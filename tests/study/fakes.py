@@ -54,7 +54,12 @@ class Fake:
             weights_digest="def",
         )  # fmt: skip
 
+    def levels_near(self, budgets):
+        return []
+
     def badness(self, config):
+        if not config.stages:
+            return 0.2
         first = config.stages[0]
         weights = {s.name: s.weight for s in first.scorers}
         bad = abs(weights.get("coverage", 0.0) - 1.0) + abs(weights.get("topv", 0.0) + 0.5)

@@ -4,10 +4,11 @@ import pytest
 from fakes import Fake, search, spec, trials_of
 
 from prunetune.errors import StudyError
-from prunetune.spec import SpaceSpec, StudySpec, as_stored, difference
+from prunetune.spec import SpaceSpec, StudySpec
 from prunetune.study.database.connect import open_storage
 from prunetune.study.database.urls import storage_url
-from prunetune.study.prepare import _as_stored, _refuse_other_spec
+from prunetune.study.prepare import _as_stored, _refuse_other_spec, _stored
+from prunetune.study.resumed import as_stored, difference
 
 NEW = ("selectors", "mass", "exit", "per_crop", "parts", "ranges", "version")
 
@@ -33,7 +34,7 @@ def before(tmp_path):
 def test_the_same_command_goes_on(before):
     folder, storage, name = before
     _refuse_other_spec(folder, spec(trials=10))
-    now = _as_stored(spec(trials=10), storage, name)
+    now = _as_stored(spec(trials=10), _stored(storage, name))
     assert now.space.selectors == ("top",)
     search(folder, Fake(), trials=10, space=now.space)
     first, last = trials_of(folder)[3], trials_of(folder)[-1]
@@ -47,6 +48,6 @@ def test_what_is_asked_for_by_name_is_refused_and_other_studies_are_left_alone(b
     asked = spec(trials=10, space=SpaceSpec(selectors=("top", "cover")))
     with pytest.raises(StudyError, match=r"space\.selectors"):
         _refuse_other_spec(folder, asked)
-    assert _as_stored(asked, storage, name).space.selectors == ("top", "cover")
-    assert _as_stored(spec(), storage, "another") == spec()
+    assert _as_stored(asked, _stored(storage, name)).space.selectors == ("top", "cover")
+    assert _as_stored(spec(), _stored(storage, "another")) == spec()
     assert difference(spec(), as_stored(spec(), spec())) == []

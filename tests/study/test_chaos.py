@@ -13,7 +13,7 @@ from prunetune.study.database.urls import storage_url
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 NAME = "fake/keep0.25/cosine"
-_BETWEEN, _KILLS = 8, 5
+_TRIALS, _BETWEEN, _KILLS = 120, 8, 5
 needs_postgres = pytest.mark.skipif(
     binaries() is None, reason="PostgreSQL's initdb and pg_ctl are not here (pg_config --bindir)"
 )
@@ -79,10 +79,10 @@ def zone_of(engine):
 def test_eight_workers_on_postgresql_killed_and_the_database_restarted(tmp_path):
     with Postgres() as postgres:
         study = loader(storage_url(tmp_path, postgres.url))
-        team = Team(8, postgres.url, tmp_path, trials=200, remote=True)
+        team = Team(8, postgres.url, tmp_path, trials=_TRIALS, remote=True)
         try:
-            drive(team, study, 200, restart=lambda: postgres.restart(2.0))
-            states = check(study().get_trials(), 200)
+            drive(team, study, _TRIALS, restart=lambda: postgres.restart(2.0))
+            states = check(study().get_trials(), _TRIALS)
         finally:
             team.end()
         assert team.killed >= _KILLS, "too few were killed to prove anything"
@@ -92,10 +92,10 @@ def test_eight_workers_on_postgresql_killed_and_the_database_restarted(tmp_path)
 
 def test_two_workers_on_sqlite_killed(tmp_path):
     study = loader(storage_url(tmp_path, None))
-    team = Team(2, None, tmp_path, trials=200, remote=False)
+    team = Team(2, None, tmp_path, trials=_TRIALS, remote=False)
     try:
-        drive(team, study, 200)
-        states = check(study().get_trials(), 200)
+        drive(team, study, _TRIALS)
+        states = check(study().get_trials(), _TRIALS)
     finally:
         team.end()
     assert team.killed >= _KILLS, "too few were killed to prove anything"

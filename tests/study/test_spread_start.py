@@ -28,6 +28,6 @@ def test_the_first_points_fill_the_space_and_then_the_sampler_goes_on(name):
 
 
 def test_a_study_can_start_so(tmp_path):
-    result = search(tmp_path, Fake(), trials=14, start="qmc", startup=12, sampler="tpe")
-    assert result.trials["complete"] == 14
-    assert len(trials_of(tmp_path)) == 14
+    result = search(tmp_path, Fake(), trials=18, start="qmc", startup=16, sampler="tpe")
+    assert result.trials["complete"] == 18
+    assert len(trials_of(tmp_path)) == 18

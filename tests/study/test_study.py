@@ -49,15 +49,18 @@ def test_the_json_of_a_search(tmp_path):
     ]  # fmt: skip
     assert list(data["best"]) == [
         "trial", "gap", "held_out_gap", "held_out_ci", "top1_agreement", "accuracy",
-        "mean_retention", "flops_ratio", "kv_ratio",
+        "mean_retention", "flops_ratio", "flops", "kv_ratio",
     ]  # fmt: skip
     assert set(data["trials"]) == {"complete", "pruned", "failed"}
-    assert {row["name"] for row in data["baselines"]} == set(preset_names())
-    assert all(row["mean_retention"] == pytest.approx(0.25) for row in data["baselines"])
+    assert {row["name"] for row in data["baselines"]} == {*preset_names(), "resize"}
+    rows = {row["name"]: row for row in data["baselines"]}
+    assert "whatever its size" in rows.pop("resize")["notes"], "the fake's pictures have no levels"
+    assert all(row["mean_retention"] == pytest.approx(0.25) for row in rows.values())
     low, high = data["best"]["held_out_ci"]
     assert low < data["best"]["held_out_gap"] < high
     assert data["unpruned"]["accuracy"] == 1.0
-    assert {row[0] for row in table_rows(result)[1:]} == {*preset_names(), "tuned", "unpruned"}
+    shown = {row[0] for row in table_rows(result)[1:]}
+    assert shown == {*preset_names(), "resize", "tuned", "unpruned"}
 
 
 def test_baselines_that_had_to_move_or_cannot_run_say_so(tmp_path):

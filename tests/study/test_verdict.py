@@ -94,7 +94,7 @@ def test_a_preset_that_wins_is_not_compared_with_itself(tmp_path):
             used = [s.name for stage in config.stages for s in stage.scorers]
             return 0.02 if used == ["coverage"] else 0.1
 
-    result = search(tmp_path, LikesUniform(), LikesUniform(), trials=8)
+    result = search(tmp_path, LikesUniform(), LikesUniform(), trials=14)
     itself = [row.name for row in result.baselines if row.is_tuned]
     assert itself == ["uniform"]
     assert f"is the preset {itself[0]} itself: nothing better than it was found" in result.verdict
@@ -130,3 +130,14 @@ def test_accuracy_counts_answered_samples_only(tmp_path):
     result = search(tmp_path, Fake(answers=False), Fake(answers=False), trials=3)
     assert result.to_dict()["best"]["accuracy"] is None
     assert "accuracy" not in result.verdict
+
+
+def test_smaller_pictures_that_are_as_good_are_named():
+    tuned = scores(0.1, 0.8)
+    smaller = replace(row("resize", 0.09, 0.8), note="0.25 of the pixels")
+    said = verdict(tuned, [smaller, row("fastv", 0.2, 0.8)])
+    assert (
+        "Sending smaller pictures is as good or better: 0.25 of the pixels, nothing pruned" in said
+    )
+    worse = replace(smaller, scores=scores(0.11, 0.8))
+    assert "smaller pictures" not in verdict(tuned, [worse, row("fastv", 0.2, 0.8)])

@@ -9,10 +9,11 @@ import sys
 import optuna
 import pytest
 from cli_runner import call, write_set
-from fakes import Fake, search, spec, trials_of, wait
+from fakes import SUMS, Fake, search, spec, trials_of, wait
 
 from prunetune.errors import StudyError
 from prunetune.space.space import Space
+from prunetune.spec import SpaceSpec
 from prunetune.study.database.connect import open_storage
 from prunetune.study.database.storage import quiet
 from prunetune.study.database.urls import redact, storage_url
@@ -20,6 +21,8 @@ from prunetune.study.study import run_trials
 from prunetune.study.trials import loop
 from prunetune.study.trials.trials import Objective
 from prunetune.study.workers.workers import Crew
+
+SPACE = SpaceSpec(**SUMS)
 
 NAME = "fake/keep0.25/cosine"
 
@@ -40,7 +43,7 @@ def test_each_worker_draws_its_own_points_and_one_worker_the_same(tmp_path):
 def test_workers_that_join_a_database_draw_fresh_points(tmp_path):
     url = f"sqlite:///{tmp_path}/shared.db"
     for total in (3, 6, 9):
-        run_trials(spec(trials=total, presets=()), Fake(), out=tmp_path, storage=url)
+        run_trials(spec(trials=total, presets=(), space=SPACE), Fake(), out=tmp_path, storage=url)
     trials = optuna.load_study(study_name=NAME, storage=url).trials
     assert len({json.dumps(t.params, sort_keys=True) for t in trials}) == 9
 
@@ -49,9 +52,9 @@ def test_a_config_that_another_worker_measured_is_answered_from_memory(tmp_path)
     evaluator = Fake()
     storage = open_storage(storage_url(tmp_path, None))
     with quiet():
-        search(tmp_path, trials=9, presets=())
+        search(tmp_path, trials=9, presets=(), space=SPACE)
         study = optuna.load_study(study_name=NAME, storage=storage)
-        space = Space(spec().space, 0.25, evaluator.facts())
+        space = Space(SPACE, 0.25, evaluator.facts())
         objective = Objective(space, evaluator, "cosine", study)
         study.enqueue_trial(study.trials[8].params)
         trial = study.ask()

@@ -47,6 +47,11 @@ def changes(before: PruningConfig, after: PruningConfig) -> list[Change]:
         )
         if (old := getattr(before.model, name)) != (new := getattr(after.model, name))
     ]
+    if before.pixels != after.pixels:
+        old, new = (config.pixels and config.pixels.model_dump() for config in (before, after))
+        was, now = (c.pixels.shown if c.pixels else "all pixels" for c in (before, after))
+        text = f"pictures have {now} instead of {was}"
+        found.append(Change("pixels", old, new, text))
     found += _stages(before.stages, after.stages)
     if before.separators != after.separators:
         words = {"keep": "kept", "drop": "dropped"}

@@ -9,6 +9,7 @@ from prunetune.config import PruningConfig
 
 if TYPE_CHECKING:
     from prunetune.calibration import CalibrationSet
+    from prunetune.measure.evaluator import Evaluator
     from prunetune.measure.scores import Scores
 
 
@@ -92,7 +93,7 @@ def measure_both(
     evaluator = Evaluator(
         loaded,
         samples,
-        deepest=max(config.stages[0].layer for config in configs),
+        deepest=max((config.stages[0].layer for config in configs if config.stages), default=0),
         batch_size=batch_size,
         progress=lambda done: progress(done, total),
     )
@@ -102,13 +103,16 @@ def measure_both(
         for batch in evaluator.evaluate(config):
             results[-1] += [result for _, result in batch]
             progress(len(samples) + sum(map(len, results)), total)
-    facts = evaluator.facts()
     a, b = results
     return Measured(
         (Scores.of(a), Scores.of(b)),
-        (flops_ratio(configs[0].stages, facts), flops_ratio(configs[1].stages, facts)),
+        (_flops(configs[0], evaluator), _flops(configs[1], evaluator)),
         _differences(a, b, image_ids(samples.samples), seed),
     )
+
+
+def _flops(config: PruningConfig, evaluator: "Evaluator") -> float:
+    return flops_ratio(config.stages, evaluator.facts(), evaluator.token_share(config.pixels))
 
 
 def _differences(

@@ -10,6 +10,7 @@ from prunetune.budget import kv_ratio, mean_retention
 from prunetune.config import PruningConfig
 from prunetune.errors import ConfigError, StudyError
 from prunetune.files import is_database
+from prunetune.pixels import shrinks
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -46,6 +47,13 @@ class Side:
     figures: dict[str, float | None]
     note: str = ""
     spec: "StudySpec | None" = field(default=None, repr=False)
+
+    @property
+    def processor(self) -> dict[str, Any]:
+        """Options of the processor that it was searched with."""
+        if self.spec is not None:
+            return self.spec.processor
+        return self.config.provenance.processor or {}
 
 
 def read_side(target: str, trial: int | None = None, study: str | None = None) -> Side:
@@ -106,6 +114,9 @@ def _of_provenance(config: PruningConfig) -> dict[str, float | None]:
 
 def _computed(config: PruningConfig) -> dict[str, float | None]:
     """Return the figures that follow from the schedule alone."""
+    if shrinks(config.pixels):
+        # A share of the full pictures' tokens, which only pictures tell: see the provenance.
+        return {}
     depth = config.model.num_layers
     return {
         "mean_retention": mean_retention(config.stages, depth),

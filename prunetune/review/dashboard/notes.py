@@ -110,6 +110,8 @@ def schedule(config: PruningConfig) -> str:
         rows.append((where, *left, selector, f"{stage.mass:g}", restorer))
     columns = ("stage", "retention", "of 1000 image tokens", "selector", "mass", "restorer")
     tail = f"separators: {config.separators}; positions: {config.positions}"
+    if config.pixels is not None:
+        tail = f"pixels: {config.pixels.shown}, before all stages; {tail}"
     return f"{table(columns, rows)}\n\n{tail}"
 
 

@@ -89,9 +89,9 @@ def kept_tokens(loaded: Any, config: PruningConfig, image: Image.Image, question
         ConfigError: The config is for another model.
     """
     family = family_of(loaded.model)
-    inputs = encode(loaded.processor, [Sample((image,), question, id="image")])
-    inputs = inputs.to(device_of(loaded.model))
-    with apply(loaded.model, config) as handle:
+    with apply(loaded.model, config, processor=loaded.processor) as handle:
+        inputs = encode(loaded.processor, [Sample((image,), question, id="image")])
+        inputs = inputs.to(device_of(loaded.model))
         family.base(**inputs, use_cache=False)
         trace = handle.trace[-1]
     geometry = trace.geometries[0][0].to("cpu")
@@ -102,6 +102,9 @@ def kept_tokens(loaded: Any, config: PruningConfig, image: Image.Image, question
         scores[alive & ~geometry.separator] = stage.scores[0][0].float().cpu()
         alive = torch.isin(slots, stage.kept[0].cpu())
         stages.append(StageKept(stage.layer, alive, scores))
+    if not stages:
+        # Smaller pictures are all: every token of them enters the language model.
+        stages.append(StageKept(0, alive, torch.full((len(slots),), torch.nan)))
     return Kept(geometry, tuple(stages))
 
 

@@ -43,6 +43,23 @@ class Row:
     kept: Kept
     against: Kept | None = None
 
+    @property
+    def both(self) -> Tensor | None:
+        """Tokens that both configs keep, ``[n]`` bool; None where there are no such tokens.
+
+        One of them may see a smaller picture, whose tokens are others.
+        """
+        if self.against is None or len(self.against.geometry) != len(self.kept.geometry):
+            return None
+        return self.kept.stages[-1].kept & self.against.stages[-1].kept
+
+    def apart(self) -> "list[Row]":
+        """Return the row itself, or two where the configs see pictures of other sizes."""
+        if self.against is None or self.both is not None:
+            return [self]
+        sides = (("A", self.kept), ("B", self.against))
+        return [Row(f"{self.name} {side}".strip(), self.image, kept) for side, kept in sides]
+
 
 @dataclass(frozen=True)
 class _Column:
@@ -66,6 +83,7 @@ def sheet(
         notes: Lines below.
         scores: Draw each stage's scores instead of the picture.
     """
+    rows = [part for row in rows for part in row.apart()]
     pictures = [fitted(row.image.convert("RGB")) for row in rows]
     width = max(_LEAST_COLUMN, *(picture.width for picture in pictures)) + _MARGIN
     blocks = [_block(row, picture, width, scores) for row, picture in zip(rows, pictures)]

@@ -3,6 +3,7 @@
 import shlex
 from typing import Any
 
+from prunetune.budget import flops_told
 from prunetune.models.versions import versions
 from prunetune.review.facts import StudyFacts
 
@@ -39,6 +40,8 @@ def provenance_rows(facts: StudyFacts, shown: str) -> list[tuple[str, str]]:
     ]
     if facts.record is not None:
         rows.append(("result of", str(facts.record.get("created", "-"))))
+        if flops := facts.record["result"]["best"].get("flops"):
+            rows.append(("FLOPs of a mean prompt", flops_told(flops)))
     return [(name, str(value)) for name, value in rows]
 
 

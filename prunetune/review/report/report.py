@@ -159,4 +159,8 @@ def _cards(facts: StudyFacts) -> list[Card]:
         Card("mean retention", percent(best_of["mean_retention"]), "= visual KV-cache share"),
         Card("prefill FLOPs", percent(best_of["flops_ratio"]), "of the unpruned language model"),
     ]
+    if flops := best_of.get("flops"):
+        share = percent(flops["sum"] / flops["unpruned_sum"])
+        tower = percent(flops["tower"] / flops["sum"])
+        cards.append(Card("FLOPs, tower included", share, f"the vision tower's are {tower} of it"))
     return [*cards, trials]

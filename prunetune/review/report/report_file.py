@@ -114,11 +114,13 @@ def load_for(found: "Found", *, skip_bad: bool = False, **options: Any) -> Loade
         PrunetuneError: One of them is not on this machine, or cannot be read.
     """
     from prunetune.models import load_model
+    from prunetune.models.options import differing
     from prunetune.study.prepare import load_data, usable
 
     wanted = found.study.user_attrs.get("digest")
     sides = load_data(found.spec, skip_bad=skip_bad, wanted=wanted)
     options["revision"] = options.get("revision") or found.spec.revision
+    options["processor"], _ = differing(found.spec.processor, options.get("processor"))
     model = load_model(found.spec.model, **options)
     return Loaded(model, *usable(sides, model, skip_bad))
 

@@ -206,5 +206,5 @@ def _panel(caption: str, image: Image.Image) -> Panel:
 def _answers(loaded: Any, config: PruningConfig, sample: Sample) -> tuple[str, str]:
     """Return the greedy answers with and without pruning."""
     unpruned = greedy_answer(loaded, sample, _NEW_TOKENS)
-    with apply(loaded.model, config):
+    with apply(loaded.model, config, processor=loaded.processor):
         return greedy_answer(loaded, sample, _NEW_TOKENS), unpruned

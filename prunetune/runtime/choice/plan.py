@@ -6,6 +6,7 @@ from prunetune.config import PruningConfig, Stage
 from prunetune.families import Family
 from prunetune.runtime.choice.question import marks_of
 from prunetune.runtime.layers.segment import Segment
+from prunetune.runtime.layers.widened import WIDENED
 from prunetune.scorers import Scorer
 from prunetune.scorers.base import LAYER_NEEDS, PROMPT_NEEDS
 
@@ -24,6 +25,7 @@ class Plan:
         separators: Whether separators stay, as the config says.
         digest: Of the config.
         uses_mass: Whether tokens count for how many they stand for.
+        widens: Whether attention takes that by wider heads, having no mask for it.
         first_of_kinds: The first decoder layer of each kind; others of it share its mask.
         memo_keys: Scorer's ``id`` to what identifies its scores of an untouched image; scorers
             with tunable hyperparameters have none.
@@ -42,6 +44,8 @@ class Plan:
         self.row_layers = frozenset(k - 1 for k, sc in layered if "last_query" in sc.needs)
         self.norm_layers = frozenset(k - 1 for k, sc in layered if "layer_states" in sc.needs)
         self.uses_mass = any(stage.mass > 0 for stage in self.stages)
+        implementation = getattr(family.text_model.config, "_attn_implementation", None)
+        self.widens = self.uses_mass and implementation in WIDENED
         self.memo_keys = {
             id(sc): f"{k}:{sc.model_dump_json(exclude={'weight'})}"
             for k, sc in used
@@ -76,7 +80,7 @@ class Plan:
             segments: Of the forward, one a stage.
             total: Tokens of the sequence, dropped ones included.
         """
-        firsts = [stage.layer for stage in self.stages]
+        firsts = [stage.layer for stage in self.stages] or [len(self.family.layers)]
         ends = [*firsts[1:], len(self.family.layers)]
         held = [total] * firsts[0]
         for segment, first, end in zip(segments, firsts, ends, strict=True):

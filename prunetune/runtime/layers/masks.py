@@ -11,6 +11,7 @@ from prunetune.runtime.layers.cache import CacheView
 from prunetune.runtime.layers.mass import biased
 from prunetune.runtime.layers.segment import Segment
 from prunetune.runtime.layers.sight import carried_over
+from prunetune.runtime.layers.widened import WIDENED, KeyBias
 
 
 def segment_mask(
@@ -22,8 +23,10 @@ def segment_mask(
     layer: int,
     seen: int,
     length: int,
-) -> Any:
+) -> tuple[Any, KeyBias | None]:
     """Return the mask of those of a segment's layers that are of the kind of ``layer``.
+
+    And the bias of their keys, where their attention takes it beside the mask instead of in it.
 
     Args:
         config: Of the text model.
@@ -45,8 +48,11 @@ def segment_mask(
     mask = _plain_mask(config, hidden, segment, own, view, layer, seen, length, width)
     bias = segment.key_bias(width)
     if bias is None:
-        return mask
-    return biased(mask, bias, hidden, getattr(config, "_attn_implementation", None))
+        return mask, None
+    implementation = getattr(config, "_attn_implementation", None)
+    if implementation in WIDENED:
+        return mask, KeyBias(bias)
+    return biased(mask, bias, hidden, implementation), None
 
 
 def _plain_mask(

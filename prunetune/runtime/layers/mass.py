@@ -9,6 +9,7 @@ from torch import Tensor
 from prunetune.errors import UnsupportedModelError
 from prunetune.numerics import exactly
 from prunetune.runtime.layers.segment import Segment
+from prunetune.runtime.layers.widened import WIDENED, check_heads
 from prunetune.runtime.vision.images import ImageTokens
 from prunetune.tokens import unit_rows
 
@@ -96,7 +97,8 @@ def biased(mask: Any, bias: Tensor, hidden: Tensor, implementation: str | None) 
     Raises:
         UnsupportedModelError: The attention takes no such mask.
     """
-    check_kernel(implementation)
+    if implementation not in KERNELS:
+        raise _refused(implementation)
     length, keys, dtype = hidden.shape[1], bias.shape[1], hidden.dtype
     added = bias.to(dtype)[:, None, None]
     least = torch.finfo(dtype).min
@@ -111,15 +113,22 @@ def biased(mask: Any, bias: Tensor, hidden: Tensor, implementation: str | None) 
     return torch.where(mask > torch.finfo(mask.dtype).min / 2, mask.to(dtype) + added, least)
 
 
-def check_kernel(implementation: str | None) -> None:
-    """Raise unless an attention implementation takes a bias.
+def check_kernel(config: Any) -> None:
+    """Raise unless the attention implementation of a text model takes a bias.
 
     Raises:
         UnsupportedModelError: It does not.
     """
-    if implementation not in KERNELS:
-        raise UnsupportedModelError(
-            f"attention {implementation!r} takes no bias of keys, which the config's mass needs; "
-            f"load the model with attn_implementation {' or '.join(KERNELS)}, or use a config "
-            "without mass"
-        )
+    implementation = getattr(config, "_attn_implementation", None)
+    if implementation in WIDENED:
+        check_heads(config)
+    elif implementation not in KERNELS:
+        raise _refused(implementation)
+
+
+def _refused(implementation: str | None) -> UnsupportedModelError:
+    known = f"{', '.join(KERNELS)} or {' or '.join(WIDENED)}"
+    return UnsupportedModelError(
+        f"attention {implementation!r} takes no bias of keys, which the config's mass needs; "
+        f"load the model with attn_implementation {known}, or use a config without mass"
+    )

@@ -120,6 +120,10 @@ class VisionTap:
         states = args[0] if args else kwargs["hidden_states"]
         self._local.tapped = TappedAttention(module, states, kwargs)
 
+    def take(self, seen: TappedAttention) -> None:
+        """Take what an attention module was given where no hook of this tap sees it."""
+        self._local.tapped = seen
+
     @contextmanager
     def encoding(self) -> Iterator[bool]:
         """Tell whether no other encoder call is under way on this thread."""

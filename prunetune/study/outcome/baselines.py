@@ -1,12 +1,16 @@
 """Presets on held-out data, beside the tuned config."""
 
-from prunetune.budget import ModelFacts, flops_ratio, mean_retention
+from prunetune.budget import Budget, ModelFacts, flops_ratio, largest_fitting, mean_retention
 from prunetune.config import PruningConfig
 from prunetune.errors import StudyError
 from prunetune.measure.scores import Measures, SampleScore, Scores, image_ids, measure
+from prunetune.pixels import Share
+from prunetune.space.space import Space
 from prunetune.study.outcome.intervals import bootstrap_ci, lower_p_value
-from prunetune.study.outcome.summary import Baseline
+from prunetune.study.outcome.summary import RESIZE, Baseline
 from prunetune.study.trials.trials import Preset
+
+NO_LEVELS = "every picture has as many tokens, whatever its size"
 
 
 def compare_preset(
@@ -25,17 +29,37 @@ def compare_preset(
         results = measured[preset.name] = measure(held_out, preset.config)
     except StudyError as error:
         return Baseline(preset.name, None, note=f"not measured: {error}")
+    tokens = preset.tokens
     difference = [ours.gap - theirs.gap for ours, theirs in zip(measured["tuned"], results)]
     return Baseline(
         name=preset.name,
         scores=Scores.of(results),
-        mean_retention=mean_retention(preset.config.stages, facts.num_layers),
-        flops_ratio=flops_ratio(preset.config.stages, facts),
+        mean_retention=tokens * mean_retention(preset.config.stages, facts.num_layers),
+        flops_ratio=flops_ratio(preset.config.stages, facts, tokens),
         note="; ".join(filter(None, ("the tuned config itself" if is_tuned else "", preset.note))),
         gap_difference=bootstrap_ci(difference, image_ids(held_out.samples), seed),
         p_value=lower_p_value(difference, image_ids(held_out.samples)),
         is_tuned=is_tuned,
     )
+
+
+def resize_at(space: Space, evaluator: Measures, budget: Budget | None = None) -> Preset:
+    """Return what people do today as a control: the largest pictures that meet a budget.
+
+    Args:
+        space: Of the study, whose own levels are taken where it searches over them.
+        evaluator: On the calibration split, whose pictures are counted.
+        budget: To be met; None for the space's.
+    """
+    budget = budget or space.budget
+    levels = space.facts.levels or evaluator.levels_near([budget.share])
+    level = largest_fitting(levels, budget)
+    if level is None:
+        least = min((known.tokens for known in levels), default=1.0)
+        note = f"not below {least:.3g} of the tokens: smaller pictures have no fewer; see pool"
+        return Preset(RESIZE, None, note if least < 1 else f"{NO_LEVELS}; see pool")
+    config = PruningConfig(model=space.model_ref(), pixels=Share(share=level.share), stages=())
+    return Preset(RESIZE, config, f"{level.share:g} of the pixels", tokens=level.tokens)
 
 
 def prunes_alike(one: PruningConfig, other: PruningConfig) -> bool:

@@ -3,9 +3,8 @@
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from optuna import Study
 from optuna.trial import FrozenTrial
@@ -16,7 +15,9 @@ from prunetune.measure.scores import Measures, SampleScore, Scores, accuracy, im
 from prunetune.presets import preset_names
 from prunetune.space.space import Space
 from prunetune.spec import StudySpec
-from prunetune.study.outcome.baselines import compare_preset
+from prunetune.study.outcome.baselines import compare_preset, resize_at
+from prunetune.study.outcome.decision import Decision, decide
+from prunetune.study.outcome.front_summary import FrontResult, Point
 from prunetune.study.outcome.intervals import bootstrap_ci
 from prunetune.study.outcome.record import write_front
 from prunetune.study.outcome.selection import (
@@ -26,125 +27,16 @@ from prunetune.study.outcome.selection import (
     why_stopped,
     with_provenance,
 )
-from prunetune.study.outcome.summary import Baseline
-from prunetune.study.outcome.verdict import too_few, unbeaten, within_noise
+from prunetune.study.outcome.verdict import too_few
 from prunetune.study.trials.best import COST_NAMES, cost_of, front, metric_of, spread
 from prunetune.study.trials.trials import config_of, presets_at
 
 if TYPE_CHECKING:
-    from prunetune.config import PruningConfig
+    pass
 
 logger = logging.getLogger(__name__)
 
 FOLDER = "front"
-
-
-@dataclass(frozen=True)
-class Point:
-    """A point of the front that was measured on held-out data.
-
-    Attributes:
-        trial: Number of the trial.
-        cost: Mean retention, FLOPs share or MiB, as the study bounds it.
-        calibration: Scores on the calibration split; accuracy is not looked at there.
-        held_out: Scores on the held-out split.
-        held_out_ci: Bootstrap 95% interval of the held-out gap.
-        baselines: All presets at the point's own cost.
-        file: Where its config was written.
-        config: The config.
-    """
-
-    trial: int
-    cost: float
-    calibration: Scores
-    held_out: Scores
-    held_out_ci: tuple[float, float]
-    baselines: tuple[Baseline, ...]
-    file: str
-    config: "PruningConfig" = field(repr=False)
-
-    @property
-    def wins(self) -> bool:
-        """Whether it beats every baseline at its cost, in gap and in accuracy."""
-        return unbeaten(self.held_out, self.baselines) == ([], [])
-
-    @property
-    def in_doubt(self) -> bool:
-        """Whether a baseline's gap is higher by no more than chance explains."""
-        return bool(within_noise(self.baselines))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return a row of what ``search --json`` prints."""
-        made = self.config.provenance
-        return {
-            "trial": self.trial,
-            "cost": self.cost,
-            "gap": self.calibration.gap,
-            "held_out_gap": self.held_out.gap,
-            "held_out_ci": list(self.held_out_ci),
-            "top1_agreement": self.held_out.top1_agreement,
-            "accuracy": self.held_out.accuracy,
-            "mean_retention": made.mean_retention,
-            "flops_ratio": made.flops_ratio,
-            "kv_ratio": made.kv_ratio,
-            "baselines": [row.to_dict() for row in self.baselines],
-            "config": self.file,
-        }
-
-
-@dataclass(frozen=True)
-class FrontResult:
-    """What a search for a front ends with.
-
-    Attributes:
-        study: Name of the study.
-        budget: The range of budgets: kind to its bounds.
-        cost: Name of the second objective.
-        metric: Name of the first one.
-        trials: Number of trials by outcome: complete, pruned, failed.
-        seconds: Wall time of this run.
-        sample_evaluations: Samples that configs were run on, over all of the study.
-        front: Trial, metric and cost of every trial that none beats in both, by rising cost.
-        points: Some of them, measured on held-out data.
-        unpruned_accuracy: On the held-out split, without pruning.
-        verdict: One sentence that says at how many points the search paid.
-        stopped: What ended the search before it had all its trials; None where nothing did.
-        report: Where the report was written, if one was.
-    """
-
-    study: str
-    budget: Mapping[str, Any]
-    cost: str
-    metric: str
-    trials: dict[str, int]
-    seconds: float
-    sample_evaluations: int
-    front: tuple[tuple[int, float, float], ...]
-    points: tuple[Point, ...]
-    unpruned_accuracy: float | None
-    verdict: str
-    stopped: str | None = None
-    report: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return what ``search --json`` prints."""
-        return {
-            "study": self.study,
-            "budget": dict(self.budget),
-            "trials": self.trials,
-            "stopped": self.stopped,
-            "seconds": round(self.seconds, 2),
-            "sample_evaluations": self.sample_evaluations,
-            "objectives": [self.metric, self.cost],
-            "front": [
-                {"trial": trial, self.metric: metric, self.cost: cost}
-                for trial, metric, cost in self.front
-            ],
-            "points": [point.to_dict() for point in self.points],
-            "unpruned": {"accuracy": self.unpruned_accuracy},
-            "verdict": self.verdict,
-            "report": self.report,
-        }
 
 
 def conclude_front(
@@ -154,8 +46,11 @@ def conclude_front(
     held_out: Measures,
     out: Path,
     begun: float,
+    ship: Path | None = None,
 ) -> FrontResult:
     """Measure points of the front on both splits and write their configs.
+
+    Where something is promised, points are tested in turn, and the one to ship is measured whole.
 
     Args:
         study: With all its trials.
@@ -164,6 +59,7 @@ def conclude_front(
         held_out: On the held-out split.
         out: The run's folder; configs are written into ``front`` there.
         begun: ``time.monotonic()`` when the run began.
+        ship: Where the config that keeps the spec's promise is written.
 
     Raises:
         StudyError: No trial has finished.
@@ -176,8 +72,15 @@ def conclude_front(
             "run it longer (--trials, --timeout)"
         )
     space = Space.of(spec, evaluator.facts())
+    seen: dict[int, list[SampleScore]] = {}
+    decision = _decision(spec, best, held_out, seen)
     chosen = spread(best, spec.rescored)
-    points = _points(study, spec, space, chosen, evaluator, held_out, out / FOLDER)
+    if decision is not None:
+        chosen = [trial for trial in best if trial.number == decision.trial]
+    points = _points(study, spec, space, chosen, evaluator, held_out, out / FOLDER, seen)
+    config = None
+    if decision is not None and points and ship is not None:
+        config = str(points[0].config.save(ship))
     trials = study.get_trials(deepcopy=False)
     result = FrontResult(
         study=study.study_name,
@@ -190,11 +93,36 @@ def conclude_front(
         front=tuple((t.number, metric_of(t), cost_of(t)) for t in best),
         points=points,
         unpruned_accuracy=accuracy(held_out.unpruned_correct),
-        verdict=_verdict(points, len(set(image_ids(held_out.samples)))),
+        verdict=_verdict(points, len(set(image_ids(held_out.samples))))
+        if decision is None
+        else decision.words(COST_NAMES[spec.kind].replace("_", " ")),
         stopped=why_stopped(study, spec),
+        decision=decision,
+        config=config,
     )
     write_front(study, result.to_dict())
     return result
+
+
+def _decision(
+    spec: StudySpec,
+    best: Sequence[FrozenTrial],
+    held_out: Measures,
+    seen: dict[int, list[SampleScore]],
+) -> Decision | None:
+    """Return what to ship, where something is promised; results go into ``seen``."""
+    if spec.promise is None:
+        return None
+
+    def measured(trial: FrozenTrial) -> list[SampleScore] | None:
+        try:
+            seen[trial.number] = measure(held_out, config_of(trial))
+        except StudyError as error:
+            logger.warning("trial %d is not tested: %s", trial.number, error)
+            return None
+        return seen[trial.number]
+
+    return decide(spec.promise, best, held_out, measured)
 
 
 def _verdict(points: Sequence[Point], pictures: int) -> str:
@@ -223,12 +151,14 @@ def _points(
     evaluator: Measures,
     held_out: Measures,
     folder: Path,
+    seen: Mapping[int, list[SampleScore]],
 ) -> tuple[Point, ...]:
     """Measure what can be; a config that gives no number on other data is left out, and said."""
     points: list[Point] = []
     for trial in trials:
         try:
-            points.append(_point(study, spec, space, trial, evaluator, held_out, folder))
+            known = seen.get(trial.number)
+            points.append(_point(study, spec, space, trial, evaluator, held_out, folder, known))
         except StudyError as error:
             logger.warning("trial %d is left out: %s", trial.number, error)
             if trial is trials[-1] and not points:
@@ -244,16 +174,21 @@ def _point(
     evaluator: Measures,
     held_out: Measures,
     folder: Path,
+    known: list[SampleScore] | None,
 ) -> Point:
     config = config_of(trial)
     results = measure(evaluator, config, answers=False)
     winner = Winner(trial.number, config, results, len(evaluator.samples))
-    measured: dict[str, list[SampleScore]] = {"tuned": measure(held_out, config)}
+    measured: dict[str, list[SampleScore]] = {
+        "tuned": known if known is not None else measure(held_out, config)
+    }
     config = with_provenance(study, spec, space, winner, evaluator, measured["tuned"])
     file = config.save(front_file(folder, trial.number))
+    spent = space.spent(config)
+    controls = [resize_at(space, evaluator, spent), *presets_at(preset_names(), space, spent)]
     baselines = tuple(
-        compare_preset(preset, measured, held_out, space.facts, spec.seed, config)
-        for preset in presets_at(preset_names(), space, space.spent(config))
+        compare_preset(control, measured, held_out, space.facts, spec.seed, config)
+        for control in controls
     )
     gaps = [result.gap for result in measured["tuned"]]
     return Point(

@@ -12,15 +12,16 @@ from typing import Any, cast
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from prunetune.budget import flops_ratio, kv_ratio, mean_retention
+from prunetune.budget import ModelFacts, flops_ratio, flops_record, mean_retention, resized
 from prunetune.config import Provenance, PruningConfig
 from prunetune.errors import StudyError
 from prunetune.measure.scores import Measures, SampleScore, Scores, accuracy, image_ids, measure
 from prunetune.models.versions import versions
+from prunetune.pixels import shrinks
 from prunetune.presets import preset_names
 from prunetune.space.space import Space
 from prunetune.spec import StudySpec
-from prunetune.study.outcome.baselines import compare_preset
+from prunetune.study.outcome.baselines import compare_preset, resize_at
 from prunetune.study.outcome.intervals import bootstrap_ci
 from prunetune.study.outcome.noise import settle
 from prunetune.study.outcome.record import write_record
@@ -162,7 +163,7 @@ def conclude(
     measured = {"tuned": tuned}
     baselines = tuple(
         compare_preset(preset, measured, held_out, space.facts, spec.seed, winner.config)
-        for preset in presets_at(preset_names(), space)
+        for preset in [resize_at(space, evaluator), *presets_at(preset_names(), space)]
     )
     trials = study.get_trials(deepcopy=False)
     scores, provenance = Scores.of(tuned), config.provenance
@@ -220,6 +221,26 @@ def _evaluations(attrs: Mapping[str, Any]) -> int:
     return int(attrs.get(EVALUATIONS, known))
 
 
+def flops_of(
+    config: PruningConfig, facts: ModelFacts, tokens: float, evaluator: Measures
+) -> dict[str, float] | None:
+    """Return FLOPs before the first token, of tower and language model, beside unpruned.
+
+    Args:
+        config: What is counted.
+        facts: The model, and its mean prompt with full pictures.
+        tokens: Share of the full pictures' tokens that the config's pixels leave.
+        evaluator: On the calibration split, which knows what the tower is given.
+
+    Returns:
+        As ``flops_record``; None where nothing is known of the tower.
+    """
+    small = facts
+    if facts.seen is not None and shrinks(config.pixels):
+        small = resized(facts, tokens * facts.image_tokens, evaluator.seen_at(config.pixels))
+    return flops_record(config.stages, small, facts)
+
+
 def with_provenance(
     study: Study,
     spec: StudySpec,
@@ -230,17 +251,21 @@ def with_provenance(
 ) -> PruningConfig:
     """Return the winner's config with where it comes from and what it was worth written in."""
     facts, stages = space.facts, winner.config.stages
-    gaps = [r.gap for r in winner.results]
+    gaps, tokens = [r.gap for r in winner.results], space.tokens(winner.config)
+    retention = tokens * mean_retention(stages, facts.num_layers)
     provenance = Provenance(
         study=study.study_name,
         trial=winner.trial,
         gap=math.fsum(gaps) / len(gaps),
         gap_ci=bootstrap_ci(gaps, image_ids(evaluator.samples), spec.seed),
         held_out_gap=math.fsum(r.gap for r in tuned) / len(tuned),
-        mean_retention=mean_retention(stages, facts.num_layers),
-        flops_ratio=flops_ratio(stages, facts),
-        kv_ratio=kv_ratio(stages, facts.num_layers),
+        mean_retention=retention,
+        flops_ratio=flops_ratio(stages, facts, tokens),
+        flops=flops_of(winner.config, facts, tokens, evaluator),
+        # The share of the visual KV cache is the mean retention, by definition.
+        kv_ratio=retention,
         budget=space.spent(winner.config).exact,
+        processor=dict(spec.processor) or None,
         calibration_digest=facts.calibration_digest,
         weights_digest=facts.weights_digest,
         seed=spec.seed,

@@ -8,6 +8,9 @@ from prunetune.measure.scores import Scores
 if TYPE_CHECKING:
     from prunetune.config import PruningConfig
 
+RESIZE = "resize"
+"""The baseline that sends smaller pictures and prunes nothing."""
+
 
 @dataclass(frozen=True)
 class Baseline:
@@ -111,6 +114,7 @@ class SearchResult:
                 "accuracy": self.held_out.accuracy,
                 "mean_retention": self.mean_retention,
                 "flops_ratio": self.flops_ratio,
+                "flops": self.best.provenance.flops,
                 "kv_ratio": self.kv_ratio,
             },
             "unpruned": {"accuracy": self.unpruned_accuracy},

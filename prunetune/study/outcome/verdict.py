@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from prunetune.measure.scores import Scores
-from prunetune.study.outcome.summary import Baseline, percent
+from prunetune.study.outcome.summary import RESIZE, Baseline, percent
 
 _FEWEST_PICTURES = 5
 TOO_FEW = "too few to tell"
@@ -30,6 +30,20 @@ def verdict(tuned: Scores, baselines: Sequence[Baseline], pictures: int = _FEWES
         baselines: All presets on the same samples.
         pictures: How many pictures these samples show; few of them tell nothing.
     """
+    return _verdict(tuned, baselines, pictures) + _smaller(tuned, baselines, pictures)
+
+
+def _smaller(tuned: Scores, baselines: Sequence[Baseline], pictures: int) -> str:
+    """Say plainly where smaller pictures alone do as well."""
+    for row in baselines:
+        if row.name != RESIZE or row.scores is None or row.is_tuned or too_few(pictures):
+            continue
+        if row.scores.gap <= tuned.gap:
+            return f" Sending smaller pictures is as good or better: {row.note}, nothing pruned."
+    return ""
+
+
+def _verdict(tuned: Scores, baselines: Sequence[Baseline], pictures: int) -> str:
     itself = [row.name for row in baselines if row.is_tuned]
     baselines = [row for row in baselines if not row.is_tuned]
     found = (

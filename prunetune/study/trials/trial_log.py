@@ -90,7 +90,8 @@ def _seconds(trial: FrozenTrial) -> float | None:
 
 def log_line(trial: FrozenTrial) -> str:
     """Return a finished trial as one line of JSON, for ``log.jsonl``."""
-    names = ["preset", "schedule", "weights", "mean_retention", "samples_used", "gap", "kl"]
+    names = ["preset", "pixels", "tokens_left", "schedule", "weights", "mean_retention"]
+    names += ["samples_used", "gap", "kl"]
     names += ["top1_agreement", "accuracy", "repeats", "failure"]
     data = {"trial": trial.number, "state": trial.state.name, "seconds": _seconds(trial)}
     values = trial.values if trial.state is TrialState.COMPLETE else [None]

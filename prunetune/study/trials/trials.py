@@ -36,11 +36,13 @@ class Preset:
         name: Of the preset.
         config: None where it cannot be run here; ``note`` says why.
         note: What had to change to meet the budget.
+        tokens: Share of the full pictures' tokens that its ``pixels`` leave.
     """
 
     name: str
     config: PruningConfig | None
     note: str
+    tokens: float = 1.0
 
 
 def presets_at(names: Sequence[str], space: Space, budget: Budget | None = None) -> list[Preset]:
@@ -178,7 +180,8 @@ class Objective:
         given = trial.user_attrs.get("given")
         config = PruningConfig.parse(given) if given else self.space.decode(units)
         digest = config.digest()
-        _set(trial, describe_config(config) | {"config_digest": digest})
+        told = describe_config(config, self.space.tokens(config))
+        _set(trial, told | {"config_digest": digest})
         known = self._measured(digest)
         if known is not None:
             return self._again(trial, known)
@@ -242,21 +245,28 @@ def _result_attrs(results: Sequence[SampleScore]) -> dict[str, Any]:
     return attrs if scores.kl_answer is None else attrs | {"kl_answer": scores.kl_answer}
 
 
-def describe_config(config: PruningConfig) -> dict[str, Any]:
-    """Return what people read of a trial: its unit parameters say nothing to them."""
+def describe_config(config: PruningConfig, tokens: float = 1.0) -> dict[str, Any]:
+    """Return what people read of a trial: its unit parameters say nothing to them.
+
+    Args:
+        config: The trial's.
+        tokens: Share of the full pictures' tokens that its ``pixels`` leave.
+    """
     stages = config.stages
     weights = [
         f"{stage.layer}: " + ", ".join(f"{s.name} {s.weight:+.3g}" for s in stage.scorers)
         for stage in stages
         if stage.scorers
     ]
-    chosen = {}
+    chosen: dict[str, Any] = {}
     if any(stage.is_new for stage in stages):
         selector = stages[0].selector
         chosen = {"selector": selector.name if selector else "top", "mass": stages[0].mass}
+    if config.pixels is not None:
+        chosen |= {"pixels": config.pixels.shown, "tokens_left": tokens}
     return chosen | {
         "schedule": ", ".join(f"{s.layer}: {s.retention:.4g}" for s in stages),
         "weights": "; ".join(weights),
-        "mean_retention": mean_retention(stages, config.model.num_layers),
+        "mean_retention": tokens * mean_retention(stages, config.model.num_layers),
         "config": config.model_dump(mode="json"),
     }

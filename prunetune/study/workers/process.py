@@ -95,6 +95,8 @@ def join(order: Mapping[str, Any], stopped: Callable[[], bool], ready: Callable[
         cache_limit=cache.limit,
         in_memory=cache.in_memory,
         own=prepared.spec.own_tokens,
+        match=prepared.spec.match,
+        levels=prepared.levels,
         progress=lambda done: check(),
     )
     if stopped():

@@ -44,10 +44,15 @@ def leaves_text_alone(name, stages, attention="sdpa", steps=10, rows=None):
     assert [len(kept) for kept in measured.trace.stages[-1].kept] == [0] * len(batch.images)
 
 
-@pytest.mark.parametrize("stages", BEHIND.values(), ids=list(BEHIND))
 @pytest.mark.parametrize("name", each())
-def test_later_layers_run_text_alone(name, stages):
-    leaves_text_alone(name, stages)
+def test_later_layers_run_text_alone(name):
+    leaves_text_alone(name, BEHIND["behind two"])
+
+
+@pytest.mark.parametrize("stages", ["alone", "at once"])
+@pytest.mark.parametrize("name", each("llava", "gemma3", "qwen2_5_vl"))
+def test_an_exit_alone_and_at_once(name, stages):
+    leaves_text_alone(name, BEHIND[stages], steps=3)
 
 
 @pytest.mark.parametrize("stages", BEHIND.values(), ids=list(BEHIND))

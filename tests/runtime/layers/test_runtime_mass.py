@@ -278,8 +278,8 @@ def test_half_precision():
 def test_a_kernel_without_a_bias_is_refused():
     model = tiny("llava")
     config = heavy(model, "2")
-    model.model.language_model.config._attn_implementation_internal = "flash_attention_2"
-    with pytest.raises(UnsupportedModelError, match=r"\A[^\n]*flash_attention_2[^\n]*mass[^\n]*\Z"):
+    model.model.language_model.config._attn_implementation_internal = "flex_attention"
+    with pytest.raises(UnsupportedModelError, match=r"\A[^\n]*flex_attention[^\n]*mass[^\n]*\Z"):
         prunetune.apply(model, config)
 
 

@@ -1,0 +1,146 @@
+"""Compares a config in vLLM with the same in transformers: answers, token counts, kept sets."""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prunetune.calibration import Sample
+from prunetune.config import PruningConfig
+from prunetune.deploy.engines import Answer, answers, answers_of, asked
+from prunetune.models.load import find_model
+from prunetune.vllm.jobs import Job, ask
+
+NEW_TOKENS = 16
+SLACK = 0.05
+"""Share of prompts whose answers may differ beyond those that differ unpruned, too."""
+LEAST_OVERLAP = 0.95
+"""Of two kept sets, on the mean: near ties fall either way between two engines."""
+
+
+@dataclass(frozen=True)
+class InVllm:
+    """What came of the comparison.
+
+    Attributes:
+        samples: Prompts.
+        same_unpruned: Answers that are the same in both engines without a config.
+        same: With it, one prompt after another.
+        same_at_once: With it, all prompts at once.
+        counts_exact: Whether every prompt has as many tokens as the config says.
+        pictures: Pictures whose kept sets were compared.
+        same_sets: Those whose sets are the same.
+        overlap: Mean share of a set's tokens that the other has, too.
+        prompt_tokens: Mean, pruned.
+        unpruned_tokens: Mean, unpruned.
+        versions: Of vLLM, torch and transformers.
+    """
+
+    samples: int
+    same_unpruned: int
+    same: int
+    same_at_once: int
+    counts_exact: bool
+    pictures: int
+    same_sets: int
+    overlap: float
+    prompt_tokens: float
+    unpruned_tokens: float
+    versions: dict[str, str]
+
+    @property
+    def passed(self) -> bool:
+        """Whether the engines agree as far as they do without a config."""
+        least = self.same_unpruned - max(1, round(SLACK * self.samples))
+        answers_hold = min(self.same, self.same_at_once) >= least
+        return self.counts_exact and answers_hold and self.overlap >= LEAST_OVERLAP
+
+
+def verify_in_vllm(
+    config: PruningConfig,
+    loaded: Any,
+    samples: Sequence[Sample],
+    *,
+    revision: str | None = None,
+    dtype: str = "float32",
+    advance: Callable[[], None] = lambda: None,
+) -> InVllm:
+    """Ask both engines the same prompts, greedily, with the config and without.
+
+    Args:
+        config: The config.
+        loaded: ``prunetune.models.LoadedModel``.
+        samples: Pictures and questions.
+        revision: Of a model from the hub.
+        dtype: Of vLLM's weights, by name.
+        advance: Called after every prompt that transformers has answered.
+
+    Raises:
+        ConfigError: vLLM is not installed, cannot run the config, or failed.
+    """
+    folder, model_type = find_model(loaded.name, revision)
+    most = max(len(sample.images) for sample in samples)
+    engine = {
+        "dtype": dtype,
+        "enforce_eager": True,
+        "enable_prefix_caching": False,
+        "limit_mm_per_prompt": {"image": most, **({"video": 0} if "qwen" in model_type else {})},
+    }
+    with tempfile.TemporaryDirectory(prefix="prunetune-pictures-") as place:
+        prompts = asked(loaded.processor, samples, Path(place))
+        runs: list[dict[str, Any]] = [{"name": "alone", "alone": True}, {"name": "at once"}]
+        jobs = [
+            Job(
+                str(folder), model_type, None, prompts, runs[1:], engine, {"max_tokens": NEW_TOKENS}
+            ),
+            Job(str(folder), model_type, config, prompts, runs, engine, {"max_tokens": NEW_TOKENS}),
+        ]
+        plain, pruned = ask(jobs)
+    theirs = {
+        key: answers(loaded, c, samples, new_tokens=NEW_TOKENS, advance=advance)
+        for key, c in ((False, None), (True, config))
+    }
+    unpruned = answers_of(plain["runs"][0]["rounds"][0])
+    alone, at_once = (answers_of(run["rounds"][0]) for run in pruned["runs"])
+    overlaps = _overlaps(alone, theirs[True])
+    return InVllm(
+        samples=len(samples),
+        same_unpruned=_same(unpruned, theirs[False]),
+        same=_same(alone, theirs[True]),
+        same_at_once=_same(at_once, theirs[True]),
+        counts_exact=all(
+            mine.prompt_tokens == other.prompt_tokens
+            for given, wanted in ((unpruned, False), (alone, True), (at_once, True))
+            for mine, other in zip(given, theirs[wanted], strict=True)
+        ),
+        pictures=len(overlaps),
+        same_sets=sum(share == 1.0 for share in overlaps),
+        overlap=sum(overlaps) / len(overlaps) if overlaps else 0.0,
+        prompt_tokens=_mean(alone),
+        unpruned_tokens=_mean(unpruned),
+        versions=pruned["versions"],
+    )
+
+
+def _same(ours: Sequence[Answer], theirs: Sequence[Answer]) -> int:
+    return sum(a.ids == b.ids for a, b in zip(ours, theirs, strict=True))
+
+
+def _mean(given: Sequence[Answer]) -> float:
+    return sum(answer.prompt_tokens for answer in given) / len(given)
+
+
+def _overlaps(ours: Sequence[Answer], theirs: Sequence[Answer]) -> list[float]:
+    """Return the overlap of both engines' sets of each picture that vLLM encoded.
+
+    A picture that an earlier prompt had is not encoded again.
+    """
+    shares = []
+    for mine, other in zip(ours, theirs, strict=True):
+        if len(mine.kept) != len(other.kept):
+            continue
+        for (total, one), (length, two) in zip(mine.kept, other.kept, strict=True):
+            common = len({*one} & {*two}) if total == length else 0
+            shares.append(common / max(len(one), len(two), 1))
+    return shares

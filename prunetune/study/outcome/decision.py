@@ -1,0 +1,166 @@
+"""What to ship: the cheapest point of a front that keeps its promise on held-out data."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from optuna.trial import FrozenTrial
+
+from prunetune.errors import StudyError
+from prunetune.measure.scores import Measures, SampleScore, accuracy, image_ids
+from prunetune.promise import Promise
+from prunetune.study.outcome.promise import NO_ANSWERS, Tested, in_sequence, knee, losses, lost
+from prunetune.study.trials.best import cost_of, metric_of, spread
+
+CANDIDATES = 12
+"""Points of a front that are tested at most: evenly spread, the ends among them."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a search with a promise ends with.
+
+    Attributes:
+        promise: What may be lost.
+        tested: Candidates in the order they were tested, safest first; the last one failed, or
+            there was none left.
+        trial: The one to ship; None where not even the safest keeps the promise.
+        knee: Trial at the front's bend by calibration data, for whom no promise binds.
+        unpruned_accuracy: On the held-out split.
+        candidates: How many there were.
+    """
+
+    promise: Promise
+    tested: tuple[Tested, ...]
+    trial: int | None
+    knee: int
+    unpruned_accuracy: float | None
+    candidates: int
+
+    def shipped(self) -> Tested | None:
+        """Return the test of the one to ship."""
+        return next((one for one in self.tested if one.trial == self.trial), None)
+
+    def words(self, cost: str) -> str:
+        """Return the decision in words.
+
+        Args:
+            cost: What the second objective is called.
+        """
+        shown, ship = self.promise.shown, self.shipped()
+        of = ""
+        if self.promise.loss == "accuracy" and self.unpruned_accuracy is not None:
+            of = f" of {100 * self.unpruned_accuracy:.1f}%"
+        if ship is None:
+            return self._nothing(cost, of)
+        loses = ship.loses
+        said = (
+            f"Ship trial {ship.trial}: against unpruned it loses {shown(loses.mean)}{of} "
+            f"({shown(loses.low)} to {shown(loses.high)}), at most {shown(loses.bound)} with 95% "
+            f"confidence; {cost} {ship.cost:.4g}"
+        )
+        last = self.tested[-1]
+        if last.passed:
+            cheapest = len(self.tested) == self.candidates
+            more = "; it is the cheapest of the front" if cheapest else ""
+            return f"{said}{more}."
+        return (
+            f"{said}. The next cheaper one, trial {last.trial} ({cost} {last.cost:.4g}), may lose "
+            f"{shown(last.loses.bound)}."
+        )
+
+    def _nothing(self, cost: str, of: str) -> str:
+        shown = self.promise.shown
+        if not self.tested:
+            return "Nothing to ship: no config of the front could be measured on held-out data."
+        safest = self.tested[0]
+        loses, needed = safest.loses, safest.loses.needed(self.promise.most)
+        enough = (
+            "more pictures would not help: search at a larger cost, or promise less"
+            if needed is None
+            else f"about {needed} held-out pictures would tell ({loses.pictures} are there)"
+        )
+        return (
+            f"Nothing to ship: no config of the front {self.promise.words} with 95% confidence. "
+            f"The safest, trial {safest.trial} ({cost} {safest.cost:.4g}), loses "
+            f"{shown(loses.mean)}{of} ({shown(loses.low)} to {shown(loses.high)}), at most "
+            f"{shown(loses.bound)}; {enough}."
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what ``search --json`` prints."""
+        ship = self.shipped()
+        return {
+            "promise": self.promise.model_dump(mode="json"),
+            "kept": ship is not None,
+            "trial": self.trial,
+            "cost": ship and ship.cost,
+            "loses": ship and ship.loses.to_dict(),
+            "room": ship and self.promise.most - ship.loses.bound,
+            "tested": [one.to_dict() for one in self.tested],
+            "candidates": self.candidates,
+            "knee": self.knee,
+        }
+
+
+def check_promise(promise: Promise, held_out: Measures) -> None:
+    """Refuse before minutes are spent what held-out data cannot tell.
+
+    Raises:
+        StudyError: No sample has an answer, the unpruned model gives none of them, or there are
+            too few samples even for a config that loses nothing.
+    """
+    answered = [right for right in held_out.unpruned_correct if right is not None]
+    if promise.loss == "accuracy":
+        if not answered:
+            raise StudyError(NO_ANSWERS)
+        if not any(answered):
+            raise StudyError(
+                f"a promise about accuracy: the unpruned model gives none of {len(answered)} "
+                "expected answers, so the data or the form of its answers is wrong; look at them "
+                "with: prunetune data check"
+            )
+    images = image_ids(held_out.samples)
+    nothing = lost([0.0] * len(images), images)
+    if promise.most > 0 and nothing.bound > promise.most:
+        # Without any loss the error falls as one over the samples.
+        needed = -(-len(images) * nothing.bound // promise.most)
+        raise StudyError(
+            f"a promise: {len(images)} held-out samples on {nothing.pictures} pictures cannot show "
+            f"that a config {promise.words}, even if it loses nothing on them; give {needed:.0f} "
+            "or more, or promise less"
+        )
+
+
+def decide(
+    promise: Promise,
+    front: Sequence[FrozenTrial],
+    held_out: Measures,
+    measured: Callable[[FrozenTrial], Sequence[SampleScore] | None],
+) -> Decision:
+    """Test points of a front, from safest to cheapest, until one may lose more than promised.
+
+    Args:
+        promise: What may be lost.
+        front: Of the study, by rising cost: what calibration data know.
+        held_out: On the held-out split.
+        measured: Measures a trial's config there; None where that gives no number.
+    """
+    images, unpruned = image_ids(held_out.samples), held_out.unpruned_correct
+    candidates = {t.number: t for t in reversed(spread(front, CANDIDATES))}
+
+    def loses(number: int) -> Any:
+        results = measured(candidates[number])
+        return results and lost(losses(promise, results, unpruned), images)
+
+    order = [(number, cost_of(trial)) for number, trial in candidates.items()]
+    tested = in_sequence(promise, order, loses)
+    passed = [one.trial for one in tested if one.passed]
+    return Decision(
+        promise=promise,
+        tested=tuple(tested),
+        trial=passed[-1] if passed else None,
+        knee=front[knee([(cost_of(t), metric_of(t)) for t in front])].number,
+        unpruned_accuracy=accuracy(unpruned),
+        candidates=len(candidates),
+    )

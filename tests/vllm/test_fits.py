@@ -1,0 +1,67 @@
+"""Which configs vLLM can run, and the search that only finds such ones; needs no vLLM."""
+
+from random import Random
+
+import pytest
+from engines import config_for
+from spaces import space
+
+from prunetune.errors import ConfigError
+from prunetune.vllm.fits import ARCHITECTURES, applicable, narrowed, problem
+
+REFUSED = {
+    "layer 2": {"layer": 2},
+    "mass": {"mass": 1.0},
+    "text_relevance": {"scorers": [{"name": "text_relevance"}]},
+    "cover": {"selector": {"name": "cover", "text": 1.0}},
+}
+
+
+@pytest.mark.parametrize("word", REFUSED)
+def test_what_vllm_cannot_run_has_a_reason(word):
+    reason = problem(config_for("llava_next", 16, **{"restorer": None, **REFUSED[word]}))
+    assert reason is not None
+    assert word in reason
+    assert "\n" not in reason
+
+
+def test_smaller_pictures_are_refused_by_name():
+    config = config_for("llava_next", 16)
+    assert problem(config) is None
+    small = type(config).parse({**config.model_dump(mode="json"), "pixels": {"share": 0.5}})
+    assert "makes pictures smaller" in str(problem(small))
+
+
+def test_the_rest_it_can_run():
+    for name in ARCHITECTURES:
+        assert problem(config_for(name, 16)) is None
+    assert "gemma3" in str(problem(config_for("gemma3", 16)))
+    can = applicable()
+    assert {"topv", "last_query", "text_relevance", "key_norm"} & {*can["scorers"]} == set()
+    assert {"cls_attention", "context_entropy", "coverage"} <= {*can["scorers"]}
+
+
+def test_a_narrowed_search_finds_nothing_else():
+    """Whatever is suggested; and without narrowing, some of it cannot run."""
+    for given, allowed in ((narrowed("llava_next", {}), True), ({}, False)):
+        made = space(keep=0.1, **given)
+        random = Random(0)
+        points = [{d.name: random.random() for d in made.dimensions()} for _ in range(40)]
+        assert all(problem(made.decode(point)) is None for point in points) is allowed
+
+
+@pytest.mark.parametrize(
+    ("asked", "word"),
+    [
+        ({"scorers": ["topv"]}, "topv"),
+        ({"layers": (0, 3)}, "--layers"),
+        ({"mass": [0.0, 1.0]}, "--mass"),
+        ({"max_stages": 2}, "--stages"),
+        ({"pixels": True}, "--pixels"),
+    ],
+)
+def test_a_search_for_vllm_refuses_what_it_cannot_apply(asked, word):
+    with pytest.raises(ConfigError, match=word):
+        narrowed("llava_next", asked)
+    with pytest.raises(ConfigError, match="gemma3"):
+        narrowed("gemma3", {})
