@@ -15,6 +15,7 @@ from sets import everything, picture, write_rows
 from sets import refused as refused_source
 
 from prunetune.calibration import encode, load_calibration
+from prunetune.calibration.collate import prompt_text
 from prunetune.models import load_model
 
 SECRET = "Zaphod's passport"
@@ -114,6 +115,9 @@ def test_the_prompt_is_the_templates_to_the_token(model, log, options):
         found = encode(processor, [sample])
         assert found["input_ids"].tolist() == expected["input_ids"].tolist()
         assert found["pixel_values"].equal(expected["pixel_values"])
+        # As another engine gets it, which puts in the pictures itself.
+        text = processor(text=[prompt_text(processor, sample)], images=[list(sample.images)])
+        assert text["input_ids"] == found["input_ids"].tolist()
         marker = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
         slots = [i for i, t in enumerate(found["input_ids"][0].tolist()) if t == marker]
         gaps = sum(b - a > 1 for a, b in itertools.pairwise(slots))

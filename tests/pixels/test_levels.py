@@ -1,5 +1,7 @@
 """Pruned runs of smaller pictures: counts to a token, hidden tokens, and the search's figures."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from cli_runner import picture
@@ -95,6 +97,31 @@ def test_a_trial_measures_what_a_deployment_does(own):
     assert set(evaluator.starts._smaller) == {
         ('{"share": 0.25}', bool(k)) for k in range(1 + (own > 0))
     }
+
+
+@pytest.mark.parametrize("own", [0, 3])
+def test_answers_to_smaller_pictures_are_judged_alike(own):
+    """In another spelling they are right at every level, as a deployment counts."""
+    loaded = load_model("tiny")
+    samples, _ = load_calibration("tiny", samples=6)
+    spelled = tuple(replace(s, answer=f"{s.answer.capitalize()}.") for s in samples)
+    samples = replace(samples, samples=spelled)
+    vqa, exact = (
+        Evaluator(loaded, samples, deepest=2, own=own, match=match) for match in ("vqa", "exact")
+    )
+    assert sum(vqa.unpruned_correct) > 2
+    assert not any(exact.unpruned_correct)
+    for pixels, stages in (({"share": 0.25}, ()), ({"share": 0.25}, (STAGE,)), (None, (STAGE,))):
+        config = config_of(loaded, pixels, *stages)
+        told = Meter(config, loaded, 6).run(samples, lambda done: None)
+        right, strict = (
+            [result.correct for batch in one.evaluate(config) for _, result in batch]
+            for one in (vqa, exact)
+        )
+        assert right == told.correct
+        assert told.unpruned == vqa.unpruned_correct
+        assert any(right)
+        assert not any(strict)
 
 
 def test_every_point_meets_the_budget_of_the_full_pictures():
