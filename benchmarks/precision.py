@@ -65,7 +65,7 @@ def measure(
     """Return each config's gaps, and the unpruned final states, ``[samples, d]`` float64."""
     deepest = max(stage["layer"] for stage in stages.values())
     evaluator = Evaluator(load_model("tiny", dtype=dtype), samples, deepest=deepest)
-    states = [evaluator._reference(i).tail[0].double() for i in range(len(samples))]
+    states = [evaluator.full.get(i).tail[0].double() for i in range(len(samples))]
     return {name: gaps(evaluator, stage) for name, stage in stages.items()}, torch.stack(states)
 
 
