@@ -71,7 +71,7 @@ class Floor:
             if shares and number:
                 due = with_mates(due, done, inner.full.lengths, inner.full.mates)
             done.update(due)
-            for rows in inner._parts(config, due, shares):
+            for rows in inner._parts(config, inner.full, due, shares):
                 total += self._part(config, rows)
         return total
 

@@ -33,6 +33,7 @@ from prunetune.space.space import Space
 from prunetune.spec import SpaceSpec, StudySpec
 from prunetune.study.outcome.baselines import resize_at
 from prunetune.study.outcome.selection import choose, flops_of, with_provenance
+from prunetune.study.prepare import first_stages
 from prunetune.study.study import run_trials
 from prunetune.study.trials.trials import presets_at
 
@@ -73,6 +74,10 @@ def searched(
 ) -> Row:
     evaluator, held_out = pair
     spec = StudySpec(keep=keep, seed=seed, trials=trials, space=SpaceSpec(pixels=pixels))
+    if pixels:
+        # What levels leave of the tokens belongs to the references.
+        deepest, levels = first_stages(spec, evaluator.loaded, evaluator.data)
+        evaluator = Evaluator(evaluator.loaded, evaluator.data, deepest=deepest, levels=levels)
     with tempfile.TemporaryDirectory() as folder:
         study = run_trials(spec, evaluator, out=Path(folder))
         winner = choose(study, spec, evaluator)

@@ -80,7 +80,8 @@ def answers(
         generation: Further arguments of ``generate``.
     """
     model, found = loaded.model, []
-    placeholders = torch.tensor(sorted(family_of(model).placeholders.values()))
+    marks = sorted(family_of(model).placeholders.values())
+    placeholders = torch.tensor(marks, dtype=torch.int64, device="cpu")
     handle = None if config is None else apply(model, config)
     try:
         for sample in samples:

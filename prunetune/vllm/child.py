@@ -42,11 +42,14 @@ def _done(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _switch(job: dict[str, Any]) -> None:
+    from vllm.model_executor.model_loader import utils
     from vllm.plugins import load_general_plugins
 
     os.environ.pop(ENVIRONMENT, None)
     # Once a process; it would put back what is registered below.
     load_general_plugins()
+    # A model's class is remembered by its folder: the one of the job before.
+    utils._MODEL_ARCH_BY_HASH.clear()
     if job["config"] is not None:
         os.environ[ENVIRONMENT] = job["config"]
         _switch_on()

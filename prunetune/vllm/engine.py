@@ -165,7 +165,6 @@ def check_engine(vllm_config: Any, config: PruningConfig) -> None:
         "--pipeline-parallel-size above 1": parallel.pipeline_parallel_size > 1,
         "--mm-encoder-tp-mode data": multimodal.mm_encoder_tp_mode == "data",
         "--enable-mm-embeds (features alone cannot be scored)": multimodal.enable_mm_embeds,
-        "--mm-device-do-normalize": getattr(multimodal, "mm_device_do_normalize", False),
         "--video-pruning-rate (two ways to prune at once)": multimodal.video_pruning_rate,
         "cudagraph_mm_encoder": getattr(compilation, "cudagraph_mm_encoder", False),
         "compile_mm_encoder": getattr(compilation, "compile_mm_encoder", False),

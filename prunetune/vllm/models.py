@@ -28,6 +28,9 @@ from prunetune.vllm.trace import NOTES, Kept
 class Pruning:
     """What stands before a model class of vLLM: the encoder returns the features that stay."""
 
+    supports_mm_device_do_normalize = False
+    """Scorers read normalised pixels: vLLM then normalises them before the model."""
+
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
         self._chooser = Chooser(vllm_config.model_config.hf_config, current())

@@ -239,6 +239,7 @@ def test_the_command_that_export_names_measures_what_the_study_did(tmp_path):
     words = ("--data", data, "--held-out", other, "--trials", 2, "--preset", "none", "--out", out)
     assert call("search", *words, "--json", *FAST).status == 0
     exported = call("export", out, "-o", tmp_path / "c.json")
+    assert "\nruns in: transformers" in exported.out
     line = next(line for line in exported.out.splitlines() if line.startswith("next: prunetune"))
     verified = call(*shlex.split(line)[2:], "--json", *FAST)
     assert verified.json["reproduced"] is True

@@ -31,7 +31,8 @@ def test_no_verb_that_loads_is_forgotten():
     folder = Path(prunetune.__file__).parent / "cli"
     loads = re.compile(r"load_model\(|load_for\(|loaded_subject\(|prepare\(spec|measured_config\(")
     found = {path.stem for path in folder.glob("*.py") if loads.search(path.read_text("utf-8"))}
-    assert found == set(VERBS)
+    # What a verb does elsewhere is handed the verb's own options.
+    assert found - {"_vllm"} == set(VERBS)
     assert "loading" not in call("verify", "--help").out.lower().split()
 
 
