@@ -118,7 +118,7 @@ def test_an_answer_does_not_join_the_block_of_its_prompt(monkeypatch):
     }
     monkeypatch.setattr(search_prompts, "encode", lambda processor, samples: encoded)
     processor = SimpleNamespace(tokenizer=lambda text, **options: {"input_ids": [11, 12]})
-    samples = [SimpleNamespace(answer="yes"), SimpleNamespace(answer=None)]
+    samples = [SimpleNamespace(answer="yes", also=()), SimpleNamespace(answer=None, also=())]
     device = torch.device("cpu")
     made = search_prompts.prepare(processor, samples, device, PaliGemma.answer_kind)
     assert made.pixels["token_type_ids"].tolist() == [[0, 0, 1, 1], [0, 0, 0, 0]]

@@ -57,6 +57,7 @@ def test_what_failed_halfway_and_twins_were_measured_too(tmp_path):
         def twin(self, config):
             study = optuna.load_study(study_name=None, storage=open_storage(storage_url(out, None)))
             attrs = {"config_digest": config.digest(), "samples_used": 48, "evaluations": 48}
+            attrs["config"] = config.model_dump(mode="json")
             made = {"value": 1.0, "user_attrs": attrs, "intermediate_values": {0: 1.0}}
             study.add_trial(optuna.trial.create_trial(**made))
             self.measured += 48

@@ -93,7 +93,7 @@ class BatchedStorage(PersistentStorage):
 
     def _get_best_trial_id(self, study_id: int, *args: Any, **kwargs: Any) -> int:
         best = super()._get_best_trial_id(study_id, *args, **kwargs)
-        found = RDBStorage.get_trial(self, best)
+        found = self.persist(lambda: RDBStorage.get_trial(self, best))
         if not foreign.is_foreign(found):
             return best
         own = [t for t in self.get_all_trials(study_id) if t.state is TrialState.COMPLETE]
