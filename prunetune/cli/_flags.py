@@ -74,15 +74,20 @@ def template_of(given: Sequence[str] | None) -> dict[str, Any] | None:
             )
         if key in found:
             raise ConfigError(f"--template-arg: received {key!r} twice, allowed once")
-        try:
-            found[key] = json.loads(value)
-        except ValueError:
-            found[key] = value
+        found[key] = json_or_text(value)
         if not isinstance(found[key], str | bool | int | float):
             raise ConfigError(
                 f"--template-arg: received {text!r}, allowed a text, a number, true or false"
             )
     return found or None
+
+
+def json_or_text(value: str) -> Any:
+    """Return what ``KEY=VALUE`` sets: JSON where it can be, else the text."""
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
 
 
 def promise_of(

@@ -1,11 +1,11 @@
 """The flags of every verb that loads a model."""
 
 import inspect
-import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from prunetune.cli._flags import json_or_text
 from prunetune.cli._output import note
 from prunetune.errors import ConfigError
 
@@ -89,10 +89,7 @@ def _options(bounds: dict[str, int | None], given: list[str]) -> dict[str, Any] 
     for key, value in named:
         if key in found:
             raise ConfigError(f"--processor: received {key} twice; give it once")
-        try:
-            found[key] = json.loads(value)
-        except ValueError:
-            found[key] = value
+        found[key] = json_or_text(value)
     return found or None
 
 

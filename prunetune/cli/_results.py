@@ -105,13 +105,13 @@ def _print_decision(out: Output, result: "FrontResult", prepared: "Prepared") ->
     out.line()
     out.line(result.verdict)
     for point in result.points:
-        rivals = [(b.scores.gap, b) for b in point.baselines if b.scores is not None]
+        rivals = [(b.scores, b.name) for b in point.baselines if b.scores is not None]
         if rivals:
-            gap, best = min(rivals, key=lambda rival: rival[0])
-            right = "" if best.scores is None else percent(best.scores.accuracy)
+            best, name = min(rivals, key=lambda rival: rival[0].gap)
             out.line(
-                f"At that cost the best baseline is {best.name}: gap {number(gap)}, accuracy "
-                f"{right}; here {number(point.held_out.gap)}, {percent(point.held_out.accuracy)}."
+                f"At that cost the best baseline is {name}: gap {number(best.gap)}, accuracy "
+                f"{percent(best.accuracy)}; here {number(point.held_out.gap)}, "
+                f"{percent(point.held_out.accuracy)}."
             )
     out.line()
     out.line(_counts(result))

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from prunetune.budget import FULL, Budget, Level, ModelFacts, fitting
+from prunetune.budget import FULL, Budget, Level, ModelFacts, fitting, largest_fitting
 from prunetune.errors import ConfigError
 from prunetune.pixels import Share, shrinks
 from prunetune.space.narrowed import SpaceSpec
@@ -64,8 +64,7 @@ class LevelCodec:
 
     def alone(self, budget: Budget) -> Level | None:
         """Return the largest level that meets a budget without pruning; None: none does."""
-        met = [lv for lv in self.levels if budget.layer_cost(lv.tokens) <= budget.share + 1e-12]
-        return max(met, key=lambda level: level.share, default=None)
+        return largest_fitting(self.levels, budget)
 
 
 def left_of(budget: Budget, level: Level) -> Budget:
