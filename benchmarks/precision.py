@@ -7,10 +7,12 @@ unpruned answers themselves are from fp32's (1 - cosine): no gap is known better
 Writes a section of docs/performance.md if told to.
 
     python benchmarks/precision.py [--samples 160] [--keep 0.25 0.1] [--docs FILE]
+    python benchmarks/precision.py --fresh 13 --samples 560 --selectors distinct
 """
 
 import argparse
 import math
+import tempfile
 import time
 from datetime import UTC, datetime
 from itertools import product
@@ -21,11 +23,12 @@ import torch
 import transformers
 from common import finish, markdown, write_section
 
-from prunetune.calibration import CalibrationSet, load_calibration
+from prunetune.calibration import CalibrationSet, load_calibration, load_sides
 from prunetune.config import PruningConfig
 from prunetune.measure.evaluator import Evaluator
 from prunetune.models import load_model
 from prunetune.selectors import SELECTORS
+from training.tiny.make_calibration import write_split
 
 HALVES = ("bfloat16", "float16")
 LIMIT = 5.0
@@ -81,7 +84,8 @@ def deviation(half: list[float], full: list[float]) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--samples", type=int, default=160, help="of the calibration split")
+    parser.add_argument("--samples", type=int, default=160)
+    parser.add_argument("--fresh", type=int, help="generator seed of a fresh set to take them from")
     parser.add_argument("--layers", type=int, nargs="+", default=[0, 2])
     parser.add_argument("--keep", type=float, nargs="+", default=[0.25, 0.1])
     parser.add_argument("--selectors", nargs="+", default=list(SELECTORS))
@@ -89,7 +93,13 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     began = time.monotonic()
-    samples, _ = load_calibration("tiny")
+    folder = tempfile.TemporaryDirectory(prefix="prunetune-fresh-")
+    if arguments.fresh is None:
+        samples, _ = load_calibration("tiny")
+    else:
+        # Four questions a picture.
+        write_split("held_out", Path(folder.name), -(-arguments.samples // 4), arguments.fresh)
+        samples = load_sides("tiny", folder.name)[1]
     samples = samples.limit(arguments.samples)
     stages = configs(arguments.layers, arguments.keep, arguments.selectors)
     full, states = measure("float32", samples, stages)
@@ -113,9 +123,11 @@ def main() -> None:
         result["configs"][name] = {"gap": gap, **found}
         rows.append((*name.split(" | "), f"{gap:.4f}", *cells))
     worst = {d: max(abs(c[d]["percent"]) for c in result["configs"].values()) for d in HALVES}
+    fresh = arguments.fresh is not None
+    source = f"questions of generator seed {arguments.fresh}" if fresh else "calibration samples"
     page = [
         f"`python benchmarks/precision.py --samples {len(samples)}` on "
-        f"{datetime.now(UTC):%Y-%m-%d}: `tiny`, {len(samples)} calibration samples, torch "
+        f"{datetime.now(UTC):%Y-%m-%d}: `tiny`, {len(samples)} {source}, torch "
         f"{torch.__version__}, transformers {transformers.__version__}; "
         f"{time.monotonic() - began:.0f} s. Unpruned answers are "
         + " and ".join(f"{floor[dtype]:.1e} ({dtype})" for dtype in HALVES)

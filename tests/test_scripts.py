@@ -12,6 +12,9 @@ pytestmark = pytest.mark.script
 
 SCRIPTS = {
     "benchmarks/cpu.py": "--shrunk --rounds 1 --new-tokens 2 --docs=",
+    "benchmarks/curve.py": (
+        "--keeps 0.5 --presets uniform cdpruner --trials 1 --samples 8 --image curve.svg"
+    ),
     "benchmarks/gpu.py": "--tiny --seconds 1 --docs=",
     "benchmarks/mass.py": "--shrunk --rounds 1 --layers 0 --keep 0.1 --new-tokens 2 --docs=",
     "benchmarks/methods.py": "--samples 4 --keep 0.25 --out page.md",
