@@ -5,7 +5,7 @@
 
 Reads pytest's JUnit XML, one file a version of transformers; `make support` makes them. Records the
 counts in prunetune/support.json (`prunetune models` shows them) and writes the table between the
-markers ``<!-- support:begin -->`` and ``<!-- support:end -->`` of docs/support.md and README.md.
+markers ``<!-- support:begin -->`` and ``<!-- support:end -->`` of docs/support.md.
 """
 
 import argparse
@@ -163,9 +163,9 @@ def main() -> None:
         write_atomically(store, data.encode())
     record = json.loads(store.read_text(encoding="utf-8"))
     lines = table(record, names)
-    for page in (ROOT / "docs" / "support.md", ROOT / "README.md"):
-        if not rewrite(page, lines):
-            print(f"{page}: no section between {BEGIN} and {END}")
+    page = ROOT / "docs" / "support.md"
+    if not rewrite(page, lines):
+        print(f"{page}: no section between {BEGIN} and {END}")
     untested = [name for name in names if name not in record["families"]]
     failed = [
         f"{name} on {version}"

@@ -1,6 +1,7 @@
 """The support matrix is what the tests' results say, and the pages are what the tool writes."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -85,10 +86,14 @@ def test_the_pages_say_what_was_recorded():
     if not store.is_file():
         pytest.skip("no results recorded: make support")
     expected = "\n".join(tool.table(json.loads(store.read_text("utf-8")), list(FAMILIES)))
-    for name in ("docs/support.md", "README.md"):
-        text = (ROOT / name).read_text("utf-8")
-        if tool.BEGIN in text:
-            assert text.partition(tool.BEGIN)[2].partition(tool.END)[0].strip() == expected, name
+    text = (ROOT / "docs" / "support.md").read_text("utf-8")
+    assert text.partition(tool.BEGIN)[2].partition(tool.END)[0].strip() == expected
+
+
+def test_readme_names_every_family():
+    models = (ROOT / "README.md").read_text("utf-8").partition("## Which models")[2]
+    named = re.findall(r"`(\w+)`", models.partition(":")[0])
+    assert sorted(named) == sorted(FAMILIES)
 
 
 def test_proof_follows_the_record(monkeypatch):
