@@ -39,12 +39,13 @@ def tower_loss(heads: Heads, hidden: Tensor, cls: Tensor, labels: dict[str, Tens
         share = torch.where(target > 0, 1.0, 0.15)
         each = F.cross_entropy(part, target, reduction="none")
         loss = loss + weight * (each * share).sum() / share.sum()
-    loss = loss + known_loss(linear(heads.tone, patches).flatten(0, 1), labels["tone"].flatten())
-    grounds = linear(heads.ground, patches).flatten(0, 1).split(GROUND_PARTS, 1)
+    even = unit(patches)
+    loss = loss + known_loss(linear(heads.tone, even).flatten(0, 1), labels["tone"].flatten())
+    grounds = linear(heads.ground, even).flatten(0, 1).split(GROUND_PARTS, 1)
     for part, target in zip(grounds, labels["ground"].view(-1, 3).unbind(1), strict=True):
         loss = loss + 0.5 * known_loss(part, target)
     on = labels["shape"].flatten() > 0
-    offset = linear(heads.offset, unit(patches)).flatten(0, 1)[on]
+    offset = linear(heads.offset, even).flatten(0, 1)[on]
     loss = loss + 2 * F.smooth_l1_loss(offset, labels["offset"].view(-1, 2)[on], beta=0.05)
     seen = F.binary_cross_entropy_with_logits(linear(heads.cls, cls), labels["seen"].flatten(0, 1))
     return loss + 6 * seen

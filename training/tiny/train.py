@@ -31,15 +31,15 @@ from training.tiny.optimiser import Optimiser
 from training.tiny.questions import ALL_TYPES
 
 SHARES = {
-    "color": 0.6,
-    "shape": 0.8,
-    "digit": 1.5,
-    "count": 1.4,
+    "color": 0.9,
+    "shape": 0.9,
+    "digit": 1.8,
+    "count": 1.8,
     "where": 0.6,
-    "relation": 5.0,
+    "relation": 2.5,
     "exists": 0.7,
-    "by_digit": 0.9,
-    "list": 3.0,
+    "by_digit": 1.2,
+    "list": 4.0,
     "name": 1.2,
     "background": 0.8,
 }
