@@ -41,16 +41,20 @@ SCRIPTS = {
     "benchmarks/search_cost.py": "--quick --cases tiny",
     "benchmarks/search_memory.py": "--samples 1 2 --trials 1",
     "benchmarks/search_shared.py": ("--cases tiny --samples 8 --keeps 0.25 --rounds 0 --trials 1"),
+    "benchmarks/second_opinion.py": (
+        "--witness tiny-1 --keeps 0.25 --samples 4 --seeds 1 --trials 1 --only uniform searched "
+        "--docs=page.md"
+    ),
     "benchmarks/ttft.py": "--shrunk --rounds 1 --docs=",
     "benchmarks/search_workers.py": "--trials 1 --samples 2 --tiny",
     "benchmarks/searches.py": (
         "--keeps 0.25 --seeds 0 --trials 1 --samples 4 --parts flash --fresh 9 --no-baselines"
     ),
     "training/tiny/average.py": "0.5 {checkpoint} 0.5 {model} --out mean.safetensors",
-    "training/tiny/evaluate.py": "{model} --pictures 1 --others 1 --generate 1 --json",
+    "training/tiny/evaluate.py": "{model} --kind busy --pictures 1 --others 1 --generate 1 --json",
     "training/tiny/export.py": "{checkpoint} --out model --card {card} {card} --notes {notes}",
     "training/tiny/make_calibration.py": "--out data --pictures 1",
-    "training/tiny/train.py": "--run run --processes 1 --max-steps 1 --pictures 1",
+    "training/tiny/train.py": "--run run --processes 1 --max-steps 1 --pictures 2 --busy 0.5",
 }
 MODEL = ROOT / "prunetune" / "embedded" / "tiny"
 

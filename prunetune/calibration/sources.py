@@ -20,7 +20,8 @@ from prunetune.calibration.rows import (
     read_names,
     read_texts,
 )
-from prunetune.errors import DataError
+from prunetune.errors import ConfigError, DataError
+from prunetune.models.embedded import NAME, folder_of, is_embedded
 from prunetune.models.tensors import POINTER
 from prunetune.models.weights import existing
 
@@ -34,8 +35,8 @@ def read_source(spec: str, reading: Reading | None = None) -> Iterator[Record]:
     """Yield the rows of a source; their pictures are not decoded yet."""
     reading = reading or Reading()
     options_of = read_options_as_before if reading.as_before else read_options
-    if spec == "tiny":
-        return _read_folder(tiny_folder(), None, reading)
+    if is_embedded(spec):
+        return _read_folder(_shipped(spec), None, reading)
     hub = spec.startswith("hf:")
     name, options = options_of(spec.removeprefix("hf:"))
     if not name:
@@ -77,11 +78,14 @@ def _is_table(path: Path) -> bool:
 
 def tiny_folder() -> Path:
     """Return the folder of the shipped set: in the wheel, or beside the package in a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    for root in (package, package.parent):
-        if (folder := root / "calibration_data" / "tiny").is_dir():
-            return folder
-    raise DataError(f"the shipped set 'tiny' is missing beside {package}; reinstall prunetune")
+    return _shipped(NAME)
+
+
+def _shipped(name: str) -> Path:
+    try:
+        return folder_of(name, "data")
+    except ConfigError as error:
+        raise DataError(str(error)) from error
 
 
 def _read_folder(folder: Path, question: str | None, reading: Reading) -> Iterator[Record]:

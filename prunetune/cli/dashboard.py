@@ -111,11 +111,12 @@ def _load(
     publisher: "Publisher", wanted: bool | None, threads: int | None, loading: Loading
 ) -> None:
     """Load a study's samples and model, where pictures of it are wanted."""
+    from prunetune.models.embedded import is_embedded
     from prunetune.spec import StudySpec
 
     spec = StudySpec.parse(publisher.study.user_attrs["spec"])
     if wanted is None:
-        wanted = spec.model == "tiny" and spec.data in (None, "tiny")
+        wanted = is_embedded(spec.model) and (spec.data is None or is_embedded(spec.data))
     if not wanted:
         return
     from prunetune.cli._environment import set_threads

@@ -165,13 +165,14 @@ def _measure(
 ) -> "Measured":
     from prunetune.calibration import load_calibration, without_refused
     from prunetune.models import load_model
+    from prunetune.models.embedded import shipped_data
     from prunetune.review.compare.paired import measure_both
 
     spec = one.spec or two.spec
-    source = data or (spec.data if spec else None) or "tiny"
     seed = spec.seed if spec else one.config.provenance.seed or 0
     ref = one.config.model
     name = options.pop("model") or ref.name
+    source = data or (spec.data if spec else None) or shipped_data(name)
     if not name:
         raise ConfigError(f"{one.name}: model.name is empty; say which model with --model")
     if options["revision"] is None and name == ref.name:

@@ -126,8 +126,10 @@ def export(
 
 def _verify(config: Path, spec: "StudySpec") -> str:
     """Return the command that measures a config again, on the data it was searched with."""
+    from prunetune.models.embedded import shipped_data
+
     words = ["prunetune", "verify", str(config)]
-    if spec.data not in (None, "tiny"):
+    if spec.data not in (None, shipped_data(spec.model)):
         words += ["--data", str(spec.data)]
     if spec.held_out:
         words += ["--held-out", spec.held_out]

@@ -1,7 +1,12 @@
 """``models``: the models that have a short name."""
 
+from typing import TYPE_CHECKING
+
 from prunetune.cli._app import AsJson, verb
 from prunetune.cli._output import Output
+
+if TYPE_CHECKING:
+    from prunetune.models import Alias
 
 
 @verb("models", "prunetune models")
@@ -24,7 +29,7 @@ def models(as_json: AsJson = False) -> None:
             "parameters_billions": alias.parameters,
             "memory_gb_bf16": None if alias.embedded else round(alias.memory_gb, 1),
             "study_spec": alias.study,
-            "here": alias.embedded or _cached(alias.hub_id),
+            "here": _here(alias),
         }
         for alias in ALIASES
     ]
@@ -47,6 +52,19 @@ def models(as_json: AsJson = False) -> None:
         wrap="proven by",
     )
     out.finish({"models": rows})
+
+
+def _here(alias: "Alias") -> bool:
+    """Whether the weights are on this machine."""
+    from prunetune.errors import ConfigError
+    from prunetune.models.embedded import folder_of
+
+    if not alias.embedded:
+        return _cached(alias.hub_id)
+    try:
+        return folder_of(alias.alias, "model").is_dir()
+    except ConfigError:
+        return False
 
 
 def _cached(hub_id: str) -> bool:

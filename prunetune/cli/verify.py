@@ -92,13 +92,14 @@ def verify(
     from prunetune.deploy import self_test as compare
     from prunetune.deploy import verify as measure
     from prunetune.models import load_model
+    from prunetune.models.embedded import shipped_data
 
     set_threads(threads)
     # Only the processor can tell what it refuses.
     first = load_model(name, **loading) if skip_bad else None
     splits = load_splits(
         pruning,
-        data or "tiny",
+        data or shipped_data(name),
         held_out=held_out,
         samples=samples,
         skip_bad=skip_bad,
@@ -112,8 +113,8 @@ def verify(
         )
     if max_gap is not None and data is None and samples is None and not splits.same:
         raise ConfigError(
-            f"--max-gap: {config} was not calibrated on the shipped set 'tiny', so its gap there "
-            "says nothing; name the data with --data"
+            f"--max-gap: {config} was not calibrated on the shipped set {shipped_data(name)!r}, "
+            "so its gap there says nothing; name the data with --data"
         )
     loaded = first or load_model(name, **loading)
     total = len(splits.calibration) + len(splits.held_out or ())

@@ -14,6 +14,7 @@ from prunetune.calibration import CalibrationSet, load_sides, without_refused
 from prunetune.config import PruningConfig
 from prunetune.deploy.meter import Meter, SplitScores, Tally, mean
 from prunetune.errors import DataError
+from prunetune.models.embedded import is_embedded
 from prunetune.runtime.apply import apply, same_weights
 
 logger = logging.getLogger(__name__)
@@ -143,7 +144,7 @@ def load_splits(
         part = _or_none(lambda: load(None))
         if part is not None and part.same:
             return Splits(part.calibration, splits.held_out, True)
-    if data == "tiny":
+    if is_embedded(data):
         return splits
     older = _or_none(lambda: load(held_out, as_before=True))
     if older is None or not older.same:

@@ -6,6 +6,8 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from prunetune.models.embedded import EDITION, NAME, is_embedded
+
 RECORD = "support.json"
 """In this package: results of the contract tests, written by ``tools/support_matrix.py``."""
 
@@ -30,14 +32,15 @@ class Alias:
 
     @property
     def embedded(self) -> bool:
-        """Whether the weights are inside the package."""
-        return self.alias == "tiny"
+        """Whether the weights are inside the package, or of an earlier one in the repository."""
+        return is_embedded(self.alias)
 
     @property
     def size(self) -> str:
         """Parameters and size of the weights, for people."""
         if self.embedded:
-            return "4 M parameters, 9 MB, embedded"
+            where = "embedded" if self.alias == NAME else "in the repository"
+            return f"4 M parameters, 9 MB, {where}"
         return f"{self.parameters:.1f} B, {self.weights_gb:.0f} GB"
 
     @property
@@ -96,6 +99,10 @@ def record() -> dict[str, Any]:
 
 ALIASES = (
     Alias("tiny", "prunetune/embedded/tiny", "llava_next", 0.004, "tiny"),
+    *(
+        Alias(f"{NAME}-{n}", f"training/{NAME}-{n}/model", "llava_next", 0.004)
+        for n in range(1, EDITION)
+    ),
     Alias("llava-1.5", "llava-hf/llava-1.5-7b-hf", "llava", 7.06, "llava-1.5"),
     Alias("llava-1.5-13b", "llava-hf/llava-1.5-13b-hf", "llava", 13.35),
     Alias("llava-next", "llava-hf/llava-v1.6-mistral-7b-hf", "llava_next", 7.57, "llava-next"),

@@ -12,13 +12,14 @@ from typing import Any, TypedDict
 from prunetune.errors import ConfigError, PrunetuneError, UnsupportedModelError
 from prunetune.models.aliases import ALIASES
 from prunetune.models.devices import attn_named, device_map_named, device_named, dtype_named
+from prunetune.models.embedded import EMBEDDED, folder_of, is_embedded
 from prunetune.models.fingerprint import fingerprint
 from prunetune.models.options import check_options, with_options
 from prunetune.models.processors import load_processor
 from prunetune.models.tensors import refuse_unfit
 from prunetune.models.weights import check_folder, existing, fetch, is_hub_id
 
-EMBEDDED = Path(__file__).resolve().parents[1] / "embedded" / "tiny"
+__all__ = ["EMBEDDED", "LoadedModel", "Loading", "find_model", "load_model", "processor_of"]
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def load_model(
     check_options(processor or {})
     device_map, attn = device_map_named(device_map), attn_named(attn)
     folder, shown, commit = _locate(name, revision, trust_remote_code)
-    embedded = folder == EMBEDDED
+    embedded = is_embedded(name) or folder == EMBEDDED
     try:
         _refuse_unsupported(folder, shown)
         model, prepares = _load(
@@ -183,12 +184,12 @@ def find_model(name: str, revision: str | None = None) -> tuple[Path, str]:
 def _locate(name: str, revision: str | None, code: bool) -> tuple[Path, str, str | None]:
     """Return the folder of a model, the name it goes by, and the commit if it is from the hub."""
     known = {alias.alias: alias for alias in ALIASES}
-    if name == "tiny":
+    if is_embedded(name):
         if revision is not None:
             raise ConfigError(
-                f"revision is {revision!r}; 'tiny' is embedded and has none: leave it out"
+                f"revision is {revision!r}; {name!r} is embedded and has none: leave it out"
             )
-        return EMBEDDED, name, None
+        return folder_of(name, "model"), name, None
     if name in known:
         alias = known[name]
         if not alias.supported:

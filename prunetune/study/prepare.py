@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from prunetune.errors import ConfigError, StudyError
+from prunetune.models.embedded import is_embedded, shipped_data
 from prunetune.spec import StudySpec
 from prunetune.study.resumed import as_stored, difference
 
@@ -76,7 +77,7 @@ def prepare(
     )
     calibration, held_out = usable(sides, loaded, skip_bad)
     deepest, levels = first_stages(spec, loaded, calibration)
-    if given is None and spec.model != "tiny":
+    if given is None and not is_embedded(spec.model):
         logger.warning(
             "no --data is given: calibrating %s on the shipped set 'tiny' of generated pictures; "
             "give pictures and questions like yours for a config that fits them",
@@ -89,7 +90,7 @@ def with_data(spec: StudySpec) -> StudySpec:
     """Return the spec with its calibration source filled in."""
     if spec.data is not None:
         return spec
-    return spec.model_copy(update={"data": "tiny"})
+    return spec.model_copy(update={"data": shipped_data(spec.model)})
 
 
 def default_folder(spec: StudySpec) -> Path:
@@ -105,7 +106,7 @@ def load_data(
     from prunetune.calibration import load_sides
 
     return load_sides(
-        spec.data or "tiny",
+        spec.data or shipped_data(spec.model),
         spec.held_out,
         seed=spec.seed,
         samples=spec.samples,

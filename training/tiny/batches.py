@@ -7,10 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from training.tiny.kinds import KINDS
 from training.tiny.model import vocabulary
 from training.tiny.painting import Rng
-from training.tiny.pictures import Picture, draw_picture, load_digit_bank
-from training.tiny.questions import TYPES, Asker, Question
+from training.tiny.pictures import Picture, load_digit_bank
+from training.tiny.questions import ALL_TYPES, Question
 from training.tiny.views import GRID, Layout, labels, views
 
 TEXT_TOKENS = 160
@@ -61,12 +62,12 @@ def empty_row(start: int) -> Packed:
     )
 
 
-def pack(picture: Picture, rng: Rng, shares: np.ndarray, start: int) -> Packed:
+def pack(picture: Picture, kind: str, rng: Rng, shares: np.ndarray, start: int) -> Packed:
     """Fills a row with questions of random types; each is a segment that starts at `start`."""
-    n, row = TEXT_TOKENS, empty_row(start)
-    asker, asked, at = Asker(picture, rng), set(), 0
+    n, row, types = TEXT_TOKENS, empty_row(start), KINDS[kind].types
+    asker, asked, at = KINDS[kind].asker(picture, rng), set(), 0
     for number in range(60):
-        question = asker.ask(TYPES[int(rng.choice(len(TYPES), p=shares))])
+        question = asker.ask(types[int(rng.choice(len(types), p=shares))])
         if question is None or question.words in asked:
             continue
         length = len(question.words) + 1 + len(question.answer)
@@ -88,10 +89,11 @@ def write(row: Packed, at: int, number: int, q: Question, picture: Picture, star
     row.ids[at:end] = [ids[w] for w in words]
     row.targets[answer:end] = [*(ids[w] for w in q.answer), ids["</s>"]]
     # the end is as informative as a word only where the number of words varies
-    row.weights[answer:end] = [0.6] * len(q.answer) + [0.4] if q.type == "list" else [1.0, 0.05]
+    varies = q.type == "list" or picture.ground is not None
+    row.weights[answer:end] = [0.6] * len(q.answer) + [0.4] if varies else [1.0, 0.05]
     row.positions[at:end] = start + np.arange(len(words))
     row.segments[at:end] = number
-    row.types[answer : end - 1] = TYPES.index(q.type)
+    row.types[answer : end - 1] = ALL_TYPES.index(q.type)
     for word, thing in q.marks:
         t = picture.things[thing]
         row.place[at + word] = t.x / picture.width, t.y / picture.height
@@ -132,20 +134,28 @@ def choose(rng: Rng, on: np.ndarray, keep: int) -> np.ndarray:
 
 
 def make_batch(
-    seed: list[int], size: tuple[int, int], pictures: int, shares: np.ndarray, keep: int = 0
+    seed: list[int],
+    size: tuple[int, int],
+    kinds: list[str],
+    shares: dict[str, np.ndarray],
+    keep: int = 0,
 ) -> Batch:
-    """Draws pictures and questions from a seed; the same seed gives the same batch."""
+    """Draws a picture of each kind with questions; the same seed gives the same batch.
+
+    Args:
+        shares: of each kind's types of questions, adding up to 1.
+    """
     rng, bank, layout = np.random.default_rng(seed), load_digit_bank("train"), Layout(*size)
     order = layout.order()
     start = len(PREFIX) + len(order)
-    drawn = [draw_picture(rng, bank, *size) for _ in range(pictures)]
+    drawn, pictures = [KINDS[kind].draw(rng, bank, *size) for kind in kinds], len(kinds)
     pixels = np.stack([views(p, layout) for p in drawn]).astype(np.float32) / 255
     gain = rng.uniform(0.85, 1.15, (pictures, 1, 1, 1, 1)).astype(np.float32)
     shift = rng.uniform(-0.06, 0.06, (pictures, 1, 1, 1, 1)).astype(np.float32)
     pixels = (np.clip(pixels * gain + shift, 0, 1) - MEAN) / STD
     tensors = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 1, 4, 2, 3)))
     marked = [labels(p, layout) for p in drawn]
-    packed = [pack(p, rng, shares, start) for p in drawn]
+    packed = [pack(p, kind, rng, shares[kind], start) for p, kind in zip(drawn, kinds, strict=True)]
     kept = [choose(rng, np.append(m.shape.ravel() > 0, False)[order], keep) for m in marked]
     return Batch(
         tensors,

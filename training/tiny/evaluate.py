@@ -21,11 +21,11 @@ from transformers import LlavaNextForConditionalGeneration
 
 from training.tiny.batches import PREFIX, empty_row, stack, write
 from training.tiny.fast import Forward
+from training.tiny.kinds import KINDS
 from training.tiny.losses import text_inputs
-from training.tiny.make_calibration import SEEDS
 from training.tiny.model import processor, prompt
-from training.tiny.pictures import Picture, draw_picture, load_digit_bank
-from training.tiny.questions import ONE_WORD_TYPES, TYPES, Asker, Question
+from training.tiny.pictures import Picture, load_digit_bank
+from training.tiny.questions import ALL_TYPES, ONE_WORD_TYPES, Question
 
 # (width, height); the last three are rescaled by the processor, as any photo would be
 OTHER_SIZES = ((128, 64), (64, 128), (128, 96), (96, 128), (150, 100), (100, 140), (256, 192))
@@ -40,12 +40,15 @@ class Outcome:
     right: bool
 
 
-def evaluation_picture(size: tuple[int, int], index: int) -> tuple[Picture, list[Question]]:
+def evaluation_picture(
+    size: tuple[int, int], index: int, kind: str = "plain"
+) -> tuple[Picture, list[Question]]:
     """A held-out picture with one question of every type that it allows."""
-    seed = [SEEDS["evaluation"], *size, index]
-    picture = draw_picture(np.random.default_rng(seed), load_digit_bank("held_out"), *size)
-    asker = Asker(picture, np.random.default_rng([*seed, 1]))
-    questions = [asker.ask(kind) for kind in TYPES]
+    asked_of, bank = KINDS[kind], load_digit_bank("held_out")
+    seed = [asked_of.seed("evaluation"), *size, index]
+    picture = asked_of.draw(np.random.default_rng(seed), bank, *size)
+    asker = asked_of.asker(picture, np.random.default_rng([*seed, 1]))
+    questions = [asker.ask(name) for name in asked_of.types]
     return picture, [question for question in questions if question]
 
 
@@ -87,14 +90,18 @@ class Judge:
 
 
 def evaluate(
-    model: LlavaNextForConditionalGeneration, pictures: int, others: int, generate: int
+    model: LlavaNextForConditionalGeneration,
+    pictures: int,
+    others: int,
+    generate: int,
+    kind: str = "plain",
 ) -> tuple[list[Outcome], int, int]:
     """Outcomes, and how many of the questions sent through generate agreed out of how many."""
     judge, outcomes, agreed, sent = Judge(model), [], 0, 0
     plan = [((128, 128), pictures), *((size, others) for size in OTHER_SIZES)]
     for size, count in plan:
         for index in range(count):
-            picture, questions = evaluation_picture(size, index)
+            picture, questions = evaluation_picture(size, index, kind)
             verdicts = judge.packed(picture, questions)
             for question, right in zip(questions, verdicts, strict=True):
                 outcomes.append(Outcome("x".join(map(str, size)), question.type, right))
@@ -124,7 +131,7 @@ def summary(outcomes: list[Outcome]) -> dict[str, dict]:
     return {
         "128x128, one-word types": shares(one_word, "size").get("128x128", {}),
         "128x128, all types": shares(square, "size").get("128x128", {}),
-        "by_type": {kind: by_type[kind] for kind in TYPES if kind in by_type},
+        "by_type": {kind: by_type[kind] for kind in ALL_TYPES if kind in by_type},
         "by_size": shares(outcomes, "size"),
         "by_type_other_sizes": shares([o for o in outcomes if o.size != "128x128"], "type"),
     }
@@ -141,13 +148,15 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", type=Path, help="folder of an exported model")
+    parser.add_argument("--kind", choices=KINDS, default="plain", help="of pictures")
     parser.add_argument("--pictures", type=int, default=150, help="of 128 x 128")
     parser.add_argument("--others", type=int, default=30, help="of each other size")
     parser.add_argument("--generate", type=int, default=0, help="questions to check by generate")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    outcomes, agreed, sent = evaluate(load(args.model), args.pictures, args.others, args.generate)
+    counts = args.pictures, args.others, args.generate
+    outcomes, agreed, sent = evaluate(load(args.model), *counts, args.kind)
     found: dict = summary(outcomes)
     if sent:
         found["generate"] = {"sent": sent, "agreed": agreed}

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from training.tiny.batches import PREFIX, TEXT_TOKENS, Batch
 from training.tiny.fast import Forward
-from training.tiny.model import Heads, vocabulary
+from training.tiny.model import GROUND_PARTS, Heads, vocabulary
 
 PATCH_PLACE_AFTER = 3  # decoder layers that a visual token has to work out where it is
 WORD_PLACE_AFTER = 8  # decoder layers that a word has to find the place of what it names
@@ -39,11 +39,22 @@ def tower_loss(heads: Heads, hidden: Tensor, cls: Tensor, labels: dict[str, Tens
         share = torch.where(target > 0, 1.0, 0.15)
         each = F.cross_entropy(part, target, reduction="none")
         loss = loss + weight * (each * share).sum() / share.sum()
+    even = unit(patches)
+    loss = loss + known_loss(linear(heads.tone, even).flatten(0, 1), labels["tone"].flatten())
+    grounds = linear(heads.ground, even).flatten(0, 1).split(GROUND_PARTS, 1)
+    for part, target in zip(grounds, labels["ground"].view(-1, 3).unbind(1), strict=True):
+        loss = loss + 0.5 * known_loss(part, target)
     on = labels["shape"].flatten() > 0
-    offset = linear(heads.offset, unit(patches)).flatten(0, 1)[on]
+    offset = linear(heads.offset, even).flatten(0, 1)[on]
     loss = loss + 2 * F.smooth_l1_loss(offset, labels["offset"].view(-1, 2)[on], beta=0.05)
     seen = F.binary_cross_entropy_with_logits(linear(heads.cls, cls), labels["seen"].flatten(0, 1))
     return loss + 6 * seen
+
+
+def known_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy where the target is known (not negative), 0 where none is."""
+    known = target >= 0
+    return F.cross_entropy(logits[known], target[known], reduction="sum") / known.sum().clamp(1)
 
 
 def place_loss(head: torch.nn.Linear, states: Tensor, place: Tensor, on: Tensor) -> Tensor:

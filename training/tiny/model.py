@@ -17,7 +17,7 @@ from transformers.models.llava_next.image_processing_pil_llava_next import (
     LlavaNextImageProcessorPil,
 )
 
-from training.tiny.painting import COLORS, SHAPES
+from training.tiny.painting import COLORS, GROUND_COLORS, PATTERNS, SHAPES, TONES
 from training.tiny.questions import PLURALS
 
 WIDTH = 128
@@ -39,6 +39,9 @@ FIXED_WORDS = [
 # fmt: on
 # these took the first rows that the starting weights kept in reserve
 LIST_WORDS = ["list", "colors", "shapes", "digits", "from", "to", "top", "bottom"]
+# and these the next ones: busy pictures are asked about in them
+BUSY_WORDS = ["background", "pattern", "describe", *TONES[1:], GROUND_COLORS[-1], *PATTERNS]
+GROUND_PARTS = (len(PATTERNS), len(GROUND_COLORS), len(TONES))
 NUMBERS = [str(number) for number in range(10)]
 
 # as the originals do: the image first, then the question
@@ -53,7 +56,7 @@ CHAT_TEMPLATE = (
 
 def vocabulary() -> dict[str, int]:
     """Word -> id, 96 entries, the last ones in reserve."""
-    words = [*FIXED_WORDS, *COLORS, *SHAPES, *PLURALS, *NUMBERS, *LIST_WORDS]
+    words = [*FIXED_WORDS, *COLORS, *SHAPES, *PLURALS, *NUMBERS, *LIST_WORDS, *BUSY_WORDS]
     words += [f"<r{n}>" for n in range(VOCABULARY_SIZE - len(words))]
     return {word: index for index, word in enumerate(words)}
 
@@ -152,6 +155,8 @@ class Heads(nn.Module):
     Attributes:
         dense: tower patch -> shape (7, the first is none), color (8), digit (11).
         cls: tower CLS -> what its view shows: color (7), shape (6), digit (10), pair (42).
+        tone: tower patch -> tone of its object's color (3).
+        ground: tower patch without an object -> background: pattern (6), color (8), tone (3).
         offset: tower patch -> from the patch to its object's centre, in view sides.
         patch_place: visual token in the LLM -> its object's centre, as a share of the picture.
         word_place: text token that settles which object is meant -> that object's centre.
@@ -163,6 +168,8 @@ class Heads(nn.Module):
         super().__init__()
         self.dense = nn.Linear(WIDTH, 7 + 8 + 11)
         self.cls = nn.Linear(WIDTH, 7 + 6 + 10 + 42)
+        self.tone = nn.Linear(WIDTH, len(TONES))
+        self.ground = nn.Linear(WIDTH, sum(GROUND_PARTS))
         self.offset = nn.Linear(WIDTH, 2)
         self.patch_place = nn.Linear(WIDTH, 2)
         self.word_place = nn.Linear(WIDTH, 2)

@@ -19,6 +19,9 @@ HSV = {
     "orange": (0.075, 0.95, 0.95),
     "cyan": (0.5, 0.8, 0.9),
 }
+TONES = ("", "light", "dark")  # the first is the color as it stands in HSV
+PATTERNS = ("stripes", "checks", "dots", "waves", "bricks", "rings")
+GROUND_COLORS = (*COLORS, "gray")
 DRAWING_SCALE = 3  # shapes are drawn larger and averaged down, for smooth edges
 
 Rng = np.random.Generator
@@ -27,7 +30,11 @@ DigitBank = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class Thing:
-    """One object: indices into SHAPES and COLORS, digit (-1: none), centre and radius in pixels."""
+    """One object: indices into SHAPES and COLORS, digit (-1: none), centre and radius in pixels.
+
+    Attributes:
+        tone: index into TONES.
+    """
 
     shape: int
     color: int
@@ -35,6 +42,24 @@ class Thing:
     x: float
     y: float
     radius: float
+    tone: int = 0
+
+
+@dataclass(frozen=True)
+class Ground:
+    """A background that is asked about: indices into PATTERNS, GROUND_COLORS and TONES."""
+
+    pattern: int
+    color: int
+    tone: int
+
+
+def toned(hsv: tuple[float, float, float], tone: int) -> tuple[float, float, float]:
+    """A lighter or darker neighbour of a color."""
+    hue, saturation, value = hsv
+    if TONES[tone] == "light":
+        return hue, 0.42 * saturation, 0.5 + 0.5 * value
+    return (hue, saturation, 0.52 * value) if TONES[tone] == "dark" else hsv
 
 
 def background(rng: Rng, width: int, height: int) -> np.ndarray:
@@ -99,8 +124,8 @@ def outline(shape: str, r: float) -> list[tuple[float, float]]:
     return [*upper, (a, b), (-a, b), (-a, a), (-b, a), (-b, -a), (-a, -a)]
 
 
-def paint_shape(rng: Rng, canvas: np.ndarray, owner: np.ndarray, number: int, t: Thing) -> float:
-    """Paints an object in place; returns the ink (grey value) that is readable on it."""
+def shape_alpha(t: Thing) -> tuple[np.ndarray, int, int]:
+    """(side, side) float in [0, 1] of an object's area, with its left and top on the canvas."""
     reach = int(t.radius * 1.2) + 2
     left, top, side = int(t.x) - reach, int(t.y) - reach, 2 * reach + 1
     mask = Image.new("L", (side * DRAWING_SCALE, side * DRAWING_SCALE))
@@ -111,15 +136,33 @@ def paint_shape(rng: Rng, canvas: np.ndarray, owner: np.ndarray, number: int, t:
     else:
         pen.polygon([(x + a, y + b) for a, b in outline(SHAPES[t.shape], r)], fill=255)
     alpha = np.asarray(mask.resize((side, side), Image.BOX), np.float32) / 255
-    hue, saturation, value = HSV[COLORS[t.color]]
+    return alpha, left, top
+
+
+def jittered_color(rng: Rng, color: int, tone: int = 0) -> np.ndarray:
+    """(3,) RGB of a color in 0..255, a little off as paint is."""
+    hue, saturation, value = toned(HSV[COLORS[color]], tone)
     jittered = (
         (hue + rng.normal(0, 0.008)) % 1,
         float(np.clip(saturation + rng.normal(0, 0.05), 0, 1)),
         float(np.clip(value + rng.normal(0, 0.06), 0.3, 1)),
     )
-    color = np.array(colorsys.hsv_to_rgb(*jittered)) * 255
+    return np.array(colorsys.hsv_to_rgb(*jittered)) * 255
+
+
+def paint_shape(
+    rng: Rng, canvas: np.ndarray, owner: np.ndarray, number: int, t: Thing, strength: float = 1.0
+) -> float:
+    """Paints an object in place; returns the ink (grey value) that is readable on it.
+
+    Args:
+        strength: opacity in (0, 1]; below 1 the background shines through.
+    """
+    alpha, left, top = shape_alpha(t)
+    color = jittered_color(rng, t.color, t.tone)
     alpha, window = clip_to_canvas(alpha, left, top, canvas)
-    canvas[window] = canvas[window] * (1 - alpha[..., None]) + alpha[..., None] * color
+    seen = strength * alpha[..., None]
+    canvas[window] = canvas[window] * (1 - seen) + seen * color
     owner[window][alpha > 0.5] = number
     return 10.0 if color @ [0.3, 0.59, 0.11] > 105 else 248.0
 

@@ -10,6 +10,7 @@ from training.tiny.painting import (
     COLORS,
     SHAPES,
     DigitBank,
+    Ground,
     Rng,
     Thing,
     background,
@@ -30,12 +31,14 @@ class Picture:
         things: the objects, later ones never cover earlier ones.
         owner: (height, width) uint8, 1 + index of the object that a pixel belongs to, 0 elsewhere.
         digit_owner: the same for the squares that digits are written in.
+        ground: the background, where it is one that is asked about.
     """
 
     pixels: np.ndarray
     things: tuple[Thing, ...]
     owner: np.ndarray
     digit_owner: np.ndarray
+    ground: Ground | None = None
 
     @property
     def width(self) -> int:
@@ -77,12 +80,17 @@ def draw_picture(rng: Rng, bank: DigitBank, width: int = 128, height: int = 128)
         ink = paint_shape(rng, canvas, owner, number, thing)
         if thing.digit >= 0:
             paint_digit(rng, canvas, digit_owner, number, thing, bank, ink, scale)
+    return Picture(grained(rng, canvas), things, owner, digit_owner)
+
+
+def grained(rng: Rng, canvas: np.ndarray) -> np.ndarray:
+    """(height, width, 3) float -> uint8 with the noise of a sensor; changes the canvas."""
+    height, width = canvas.shape[:2]
     if rng.random() < 0.5:
         canvas += rng.normal(0, rng.uniform(2, 9), (height, width, 1))
     else:
         canvas += rng.normal(0, rng.uniform(1, 6), (height, width, 3))
-    pixels = np.clip(canvas, 0, 255).astype(np.uint8)
-    return Picture(pixels, things, owner, digit_owner)
+    return np.clip(canvas, 0, 255).astype(np.uint8)
 
 
 def place_things(rng: Rng, width: int, height: int) -> tuple[Thing, ...]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from training.tiny.painting import COLORS, SHAPES, Rng, Thing
+from training.tiny.painting import COLORS, SHAPES, TONES, Rng, Thing
 from training.tiny.pictures import Picture
 
 ONE_WORD_TYPES = (
@@ -20,6 +20,8 @@ ONE_WORD_TYPES = (
     "by_digit",
 )
 TYPES = (*ONE_WORD_TYPES, "list")
+BUSY_TYPES = ("name", "background")  # of busy pictures only
+ALL_TYPES = (*TYPES, *BUSY_TYPES)
 PLURALS = tuple("crosses" if shape == "cross" else f"{shape}s" for shape in SHAPES)
 RELATION_MARGIN = 10  # pixels, at a long side of 128
 LIST_MARGIN = 6
@@ -40,6 +42,11 @@ class Question:
     marks: tuple[tuple[int, int], ...] = ()
 
 
+def color_of(t: Thing) -> str:
+    """One word, or two where the object is lighter or darker than its color usually is."""
+    return f"{TONES[t.tone]} {COLORS[t.color]}".strip()
+
+
 class Asker:
     """Asks questions about one picture; things are only ever named by unique descriptions."""
 
@@ -54,7 +61,11 @@ class Asker:
 
     def ask(self, kind: str) -> Question | None:
         """A random question of a type, or None where the picture allows none."""
-        makers: dict[str, Callable[[], Question | None]] = {
+        return self.makers()[kind]()
+
+    def makers(self) -> dict[str, Callable[[], Question | None]]:
+        """What asks a question of each type."""
+        return {
             "color": lambda: self._attribute("color"),
             "shape": lambda: self._attribute("shape"),
             "digit": self._digit,
@@ -65,7 +76,6 @@ class Asker:
             "by_digit": self._by_digit,
             "list": lambda: next((q for q in (self._list() for _ in range(4)) if q), None),
         }
-        return makers[kind]()
 
     def _pick(self, options: list) -> object:
         return options[int(self.rng.integers(len(options)))]
@@ -90,7 +100,7 @@ class Asker:
 
     def _about(self, kind: str, start: str, index: int, name: list[str], answer: str) -> Question:
         words = (*start.split(), *name, "?")
-        return Question(kind, words, (answer,), ((len(words) - 2, index),))
+        return Question(kind, words, tuple(answer.split()), ((len(words) - 2, index),))
 
     def _attribute(self, kind: str) -> Question | None:
         """The color of the only star; the shape of the only red object."""
@@ -100,7 +110,7 @@ class Asker:
             return None
         index = self._pick(options)
         t = self.things[index]
-        answer = COLORS[t.color] if kind == "color" else SHAPES[t.shape]
+        answer = color_of(t) if kind == "color" else SHAPES[t.shape]
         return self._about(kind, f"what {kind} is the", index, self._names(t, by)[0], answer)
 
     def _digit(self) -> Question | None:
@@ -119,7 +129,7 @@ class Asker:
         index = self._pick(options)
         t, color = self.things[index], self.rng.random() < 0.5
         start = f"what {'color' if color else 'shape'} is the object with digit"
-        answer = COLORS[t.color] if color else SHAPES[t.shape]
+        answer = color_of(t) if color else SHAPES[t.shape]
         return self._about("by_digit", start, index, [str(t.digit)], answer)
 
     def _where(self) -> Question | None:
@@ -128,10 +138,14 @@ class Asker:
             return None
         index = self._pick(options)
         t = self.things[index]
-        answer = ("top" if t.y < self.height / 2 else "bottom") + (
+        name = self._pick(self._names(t))
+        return self._about("where", "where is the", index, name, self.quadrant(t))
+
+    def quadrant(self, t: Thing) -> str:
+        """The quarter of the picture that an object's centre is in."""
+        return ("top" if t.y < self.height / 2 else "bottom") + (
             "left" if t.x < self.width / 2 else "right"
         )
-        return self._about("where", "where is the", index, self._pick(self._names(t)), answer)
 
     def _count_once(self) -> Question:
         chance = self.rng.random()

@@ -4,8 +4,10 @@ One command starts two single-threaded processes:
 
     python -m training.tiny.train --start START.safetensors --run runs/tiny --minutes 80 --compile
 
-Repeat it with `--resume` to go on after an interruption. Batches depend on the seed and the step
-only, so there is no random state to save beside weights, moments and progress.
+With `--resume` it goes on where an interruption left it, or begins where there is nothing yet: the
+same command for both. Batches depend on the seed and the step only, so there is no random state to
+save beside weights, moments and progress. `--steps` makes the rate follow the steps, not the clock:
+for a run that only takes what others leave of the machine.
 """
 
 import argparse
@@ -22,22 +24,24 @@ import torch.distributed as dist
 
 from training.tiny.batches import SIZE_SHARES, SIZES, make_batch
 from training.tiny.fast import Forward
+from training.tiny.kinds import KINDS, SEEDS
 from training.tiny.losses import step_loss
-from training.tiny.make_calibration import SEEDS
 from training.tiny.model import Heads, build, load_start, parameters
 from training.tiny.optimiser import Optimiser
-from training.tiny.questions import TYPES
+from training.tiny.questions import ALL_TYPES
 
 SHARES = {
-    "color": 0.6,
-    "shape": 0.8,
-    "digit": 1.5,
-    "count": 1.4,
+    "color": 0.9,
+    "shape": 0.9,
+    "digit": 1.8,
+    "count": 1.8,
     "where": 0.6,
-    "relation": 5.0,
+    "relation": 2.5,
     "exists": 0.7,
-    "by_digit": 0.9,
-    "list": 3.0,
+    "by_digit": 1.2,
+    "list": 4.0,
+    "name": 1.2,
+    "background": 0.8,
 }
 # large blocks stay with the process instead of going back to the system after each step
 ALLOCATOR = {
@@ -57,10 +61,12 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--start", type=Path, help="fp32 safetensors to continue from")
     parser.add_argument("--run", type=Path, required=True, help="folder of checkpoint and log")
-    parser.add_argument("--resume", action="store_true", help="continue the run in --run")
+    parser.add_argument("--resume", action="store_true", help="go on where --run has a checkpoint")
     parser.add_argument("--minutes", type=float, default=70, help="wall clock of the schedule")
+    parser.add_argument("--steps", type=int, help="length of the schedule, instead of --minutes")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--pictures", type=int, default=8, help="pictures a step and process")
+    parser.add_argument("--busy", type=float, default=0.0, help="share of pictures of that kind")
     parser.add_argument("--rate", type=float, default=7e-4, help="highest learning rate")
     parser.add_argument("--last", type=float, default=0.03, help="share of it at the end")
     parser.add_argument("--slow", type=float, default=0.3, help="its factor for the vision tower")
@@ -73,6 +79,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save-every", type=int, default=100, help="steps")
+    parser.add_argument("--save-minutes", type=float, default=4, help="at most, between two saves")
     parser.add_argument("--max-steps", type=int, default=10**9)
     parser.add_argument("--compile", action="store_true", help="torch.compile the layers")
     parser.add_argument(
@@ -102,15 +109,15 @@ class Log:
 
     def __init__(self) -> None:
         self.parts: list[dict[str, float]] = []
-        self.right, self.asked = np.zeros(len(TYPES)), np.zeros(len(TYPES))
+        self.right, self.asked = np.zeros(len(ALL_TYPES)), np.zeros(len(ALL_TYPES))
 
     def add(self, parts: dict[str, float], outcome: torch.Tensor) -> None:
         """Takes in one step's losses and (right, type) of its answer words."""
         right, kind = outcome.numpy()
         kept = kind >= 0
         self.parts.append(parts)
-        self.right += np.bincount(kind[kept], right[kept], minlength=len(TYPES))
-        self.asked += np.bincount(kind[kept], minlength=len(TYPES))
+        self.right += np.bincount(kind[kept], right[kept], minlength=len(ALL_TYPES))
+        self.asked += np.bincount(kind[kept], minlength=len(ALL_TYPES))
 
     def line(self) -> str:
         """Mean losses and accuracy by type."""
@@ -120,9 +127,21 @@ class Log:
             [
                 *(f"{name} {value:.3f}" for name, value in losses.items()),
                 "|",
-                *(f"{name} {share:.3f}" for name, share in zip(TYPES, shares, strict=True)),
+                *(f"{name} {share:.3f}" for name, share in zip(ALL_TYPES, shares, strict=True)),
             ]
         )
+
+
+def shares_of(types: tuple[str, ...]) -> np.ndarray:
+    """How often training asks each type, adding up to 1."""
+    shares = np.array([SHARES[kind] for kind in types])
+    return shares / shares.sum()
+
+
+def kinds_of_step(seed: list[int], pictures: int, busy: float) -> list[str]:
+    """The kind of each picture of a step; the share that is busy holds on average."""
+    chance = np.random.default_rng([*seed, 1]).random(pictures)
+    return ["busy" if busy > c else "plain" for c in chance]
 
 
 def elapsed_everywhere(elapsed: float) -> float:
@@ -140,32 +159,34 @@ def train(args: argparse.Namespace, rank: int) -> None:
     torch.manual_seed(args.seed)
     model, heads = build(), Heads()
     named = parameters(model, heads)
-    if args.start and not args.resume:
+    checkpoint = args.run / "checkpoint.safetensors"
+    going_on = args.resume and checkpoint.exists()
+    if args.start and not going_on:
         missing = load_start(args.start, model, heads)
         print(f"weights not in {args.start.name}: {missing}", flush=True)
     optimiser = Optimiser(named, args.rate, args.slow, args.average)
     model.bfloat16()
     heads.bfloat16()
-    checkpoint = args.run / "checkpoint.safetensors"
     progress = {"step": 0, "seconds": 0.0}
-    if args.resume:
+    if going_on:
         progress = optimiser.load(checkpoint)
     optimiser.push()
     forward, log, began = Forward(model, args.compile), Log(), time.monotonic()
     began -= progress["seconds"]
-    shares = np.array([SHARES[kind] for kind in TYPES])
-    step = int(progress["step"])
+    shares = {name: shares_of(kind.types) for name, kind in KINDS.items()}
+    step, saved = int(progress["step"]), time.monotonic()
     while step < args.max_steps:
         while args.pause_file and args.pause_file.exists():
             time.sleep(1)
         seconds = elapsed_everywhere(time.monotonic() - began)
-        done = seconds / (60 * args.minutes)
+        done = step / args.steps if args.steps else seconds / (60 * args.minutes)
         if done >= 1:
             break
         common = np.random.default_rng([SEEDS["training"], args.seed, step])
         size = SIZES[int(common.choice(len(SIZES), p=SIZE_SHARES))]
         seed = [SEEDS["training"], args.seed, step, 1 + rank]
-        batch = make_batch(seed, size, args.pictures, shares / shares.sum(), args.keep)
+        kinds = kinds_of_step(seed, args.pictures, args.busy)
+        batch = make_batch(seed, size, kinds, shares, args.keep)
         loss, parts, outcome = step_loss(forward, model.lm_head, heads, batch)
         loss.backward()
         falling = args.last + (1 - args.last) * (1 + math.cos(math.pi * done)) / 2
@@ -175,8 +196,10 @@ def train(args: argparse.Namespace, rank: int) -> None:
         if rank == 0 and step % LOG_EVERY == 0:
             print(f"{seconds:.0f}s step {step} {log.line()} | norm {norm:.2f}", flush=True)
             log = Log()
-        if rank == 0 and step % args.save_every == 0:
+        due = step % args.save_every == 0 or time.monotonic() - saved > 60 * args.save_minutes
+        if rank == 0 and due:
             optimiser.save(checkpoint, {"step": step, "seconds": time.monotonic() - began})
+            saved = time.monotonic()
     if rank == 0:
         optimiser.save(checkpoint, {"step": step, "seconds": time.monotonic() - began})
         print(f"saved after {step} steps", flush=True)

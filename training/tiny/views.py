@@ -72,11 +72,18 @@ def main_owner(owner: np.ndarray, grid: tuple[int, int], share: float) -> np.nda
 
 @dataclass(frozen=True)
 class Labels:
-    """Per view and patch: shape, color, digit (0: none), offset to the centre, centre; per CLS."""
+    """Per view and patch: shape, color, digit (0: none), offset to the centre, centre; per CLS.
+
+    Attributes:
+        tone: index into TONES, -100 where there is no object.
+        ground: pattern, color and tone of the background, -100 where an object is or none is known.
+    """
 
     shape: np.ndarray
     color: np.ndarray
     digit: np.ndarray
+    tone: np.ndarray
+    ground: np.ndarray
     offset: np.ndarray
     place: np.ndarray
     seen: np.ndarray
@@ -101,10 +108,16 @@ def labels(picture: Picture, layout: Layout) -> Labels:
     shape = table([t.shape for t in things])[owner]
     color = table([t.color for t in things])[owner]
     digit = table([t.digit for t in things])[digit_owner]
+    tone = np.array([-100, *(t.tone for t in things)])[owner]
+    known = picture.ground
+    ground = np.full((*owner.shape, 3), -100)
+    if known:
+        ground[owner == 0] = known.pattern, known.color, known.tone
     centre = np.array([(0, 0), *((t.x, t.y) for t in things)], np.float32)[owner]
     place = centre / (picture.width, picture.height)
     seen = seen_labels(shape, color, digit)
-    return Labels(shape, color, digit, offsets(centre, place, layout), place, seen)
+    offset = offsets(centre, place, layout)
+    return Labels(shape, color, digit, tone, ground, offset, place, seen)
 
 
 def offsets(centre: np.ndarray, place: np.ndarray, layout: Layout) -> np.ndarray:

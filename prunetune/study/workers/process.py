@@ -73,6 +73,7 @@ def join(order: Mapping[str, Any], stopped: Callable[[], bool], ready: Callable[
     import torch
 
     from prunetune.measure.evaluator import Evaluator
+    from prunetune.models.embedded import is_embedded
     from prunetune.spec import StudySpec
     from prunetune.study.prepare import prepare
     from prunetune.study.study import run_trials
@@ -82,7 +83,7 @@ def join(order: Mapping[str, Any], stopped: Callable[[], bool], ready: Callable[
     spec, options = StudySpec.parse(order["spec"]), dict(order["prepare"])
     devices = torch.cuda.device_count()
     spread = options.get("device_map") is not None
-    if not (spread or options.get("device") or spec.model == "tiny") and devices > 1:
+    if not (spread or options.get("device") or is_embedded(spec.model)) and devices > 1:
         options["device"] = f"cuda:{order['worker'] % devices}"
     prepared = prepare(spec, **options)
     cache = Cache(**order["cache"])

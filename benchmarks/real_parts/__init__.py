@@ -1,0 +1,1 @@
+"""A model of real pretrained parts: assembled, trained a little, measured. Not shipped."""

@@ -1,0 +1,1 @@
+"""Busy pictures: the harder kind, with clutter that looks like the objects asked about."""
