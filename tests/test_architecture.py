@@ -27,9 +27,10 @@ ORDER = (
     ("presets", "budget"),
     ("config", "provenance", "schedules", "models", "pixels"),
     ("scorers", "selectors", "restorers", "families"),
+    ("hub",),
     ("tokens", "registry", "files", "messages", "interrupts", "numerics", "release", "errors"),
 )
-STRANGERS = ORDER[-2]
+STRANGERS = ORDER[-3]
 # The same inside rooms with floors; each name is a folder or a file.
 FLOORS = {
     "study": (
