@@ -115,8 +115,11 @@ class _Pruned(lmms):  # type: ignore[misc]
     def _doc(self, task: str, split: str, number: Any) -> Any:
         return self.task_dict[task][split][number]
 
-    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-        """Return the log-likelihood of each continuation, and whether it is the greedy one."""
+    def loglikelihood(self, requests: Sequence[Any]) -> list[GenerationResult]:
+        """Return the log-likelihood of each continuation, and whether it is the greedy one.
+
+        In the wrapper of answers: lmms-eval 0.7.3 makes a text of any other pair of numbers.
+        """
         found = []
         for request in requests:
             context, target, visuals, number, task, split = request.args
@@ -125,7 +128,8 @@ class _Pruned(lmms):  # type: ignore[misc]
             prompt = self._asked(user_turn(_visuals(visuals, doc), context))
             inputs = encode(self.processor, [prompt], num_frames=self._num_frames)
             inputs = inputs.to(self.device, self._model.dtype)
-            found.append(log_likelihood(self._model, self.processor.tokenizer, inputs, text))
+            told: Any = log_likelihood(self._model, self.processor.tokenizer, inputs, text)
+            found.append(GenerationResult(text=told))
         return found
 
 
