@@ -17,6 +17,8 @@ from pydantic import (
 
 from prunetune.errors import ConfigError
 from prunetune.files import write_atomically
+from prunetune.hub.shared import OnHub
+from prunetune.hub.uris import is_uri
 from prunetune.messages import allowed, describe
 from prunetune.pixels.field import AnyPixels, shrinks
 from prunetune.provenance import Frozen, ModelRef, Number, Provenance, Whole
@@ -110,7 +112,7 @@ class Stage(Frozen):
         return data
 
 
-class PruningConfig(Frozen):
+class PruningConfig(Frozen, OnHub):
     """A frozen pruning config: where, how much, with which weights.
 
     Attributes:
@@ -216,27 +218,34 @@ class PruningConfig(Frozen):
 
     @classmethod
     def load(cls, path: str | Path) -> "PruningConfig":
-        """Read a config file.
+        """Read a config file, of this machine or of the hub (``hf://org/name/file[@revision]``).
 
         Raises:
             ConfigError: The file is missing, is not JSON, or is not a valid config.
         """
+        if is_uri(path):
+            return cls.fetched(path)
+        return cls.read(Path(path), str(path))
+
+    @classmethod
+    def read(cls, path: Path, origin: str) -> "PruningConfig":
+        """Read a file of this machine, which messages call ``origin``; see ``load``."""
         try:
-            text = Path(path).read_bytes().decode("utf-8-sig")
+            text = path.read_bytes().decode("utf-8-sig")
         except (OSError, ValueError) as error:
             undecoded = isinstance(error, UnicodeDecodeError)
             reason = "it is not UTF-8 text" if undecoded else getattr(error, "strerror", error)
             raise ConfigError(
-                f"cannot read config {str(path)!r}: {reason}; give a file that `prunetune export` "
+                f"cannot read config {origin!r}: {reason}; give a file that `prunetune export` "
                 "or `prunetune search` wrote (config.json in a run's folder)"
             ) from None
         if not text.strip():
-            raise ConfigError(f"{path}: the file is empty; export the config again")
+            raise ConfigError(f"{origin}: the file is empty; export the config again")
         try:
             data = json.loads(text, object_pairs_hook=_once)
         except (ValueError, RecursionError) as error:
-            raise ConfigError(f"{path}: not JSON: {error}") from None
-        return cls.parse(data, origin=str(path))
+            raise ConfigError(f"{origin}: not JSON: {error}") from None
+        return cls.parse(data, origin=origin)
 
     def to_json(self) -> str:
         """Return the config as JSON: stable field order, same bytes for the same config."""
@@ -248,6 +257,11 @@ class PruningConfig(Frozen):
         Raises:
             ConfigError: The file cannot be written.
         """
+        if is_uri(path):
+            raise ConfigError(
+                f"cannot write config {str(path)!r}: it is on the hub; write a file, and send it "
+                "there with: prunetune push FILE ORG/NAME"
+            )
         try:
             return write_atomically(Path(path), self.to_json().encode())
         except OSError as error:

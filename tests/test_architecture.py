@@ -18,7 +18,7 @@ PACKAGE = Path(prunetune.__file__).parent
 ORDER = (
     ("cli",),
     ("review", "deploy", "study"),
-    ("vllm",),
+    ("vllm", "lmms"),
     ("measure",),
     ("spec",),
     ("promise",),
@@ -27,9 +27,10 @@ ORDER = (
     ("presets", "budget"),
     ("config", "provenance", "schedules", "models", "pixels"),
     ("scorers", "selectors", "restorers", "families"),
+    ("hub",),
     ("tokens", "registry", "files", "messages", "interrupts", "numerics", "release", "errors"),
 )
-STRANGERS = ORDER[-2]
+STRANGERS = ORDER[-3]
 # The same inside rooms with floors; each name is a folder or a file.
 FLOORS = {
     "study": (
@@ -59,6 +60,8 @@ FLOORS = {
         "compiled",
     ),
 }
+# What only lmms-eval's processes may load.
+LMMS = {"lmms"}
 # Files of one folder that a person still finds their way in.
 FULL = 26
 # What only a study may load.
@@ -232,6 +235,7 @@ def test_only_a_study_knows_optuna():
 
 def test_only_the_plug_in_knows_vllm():
     assert {room_of(m) for m, text in modules().items() if loads(text, m, "vllm")} == VLLM
+    assert {room_of(m) for m, text in modules().items() if loads(text, m, "lmms_eval")} == LMMS
     asks = {here for here, theres in rooms_imported(modules()).items() if "vllm" in theres}
     assert asks <= ASK_VLLM
 

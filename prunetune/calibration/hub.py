@@ -13,6 +13,7 @@ from prunetune.calibration.reading import Reading
 from prunetune.calibration.records import Record
 from prunetune.calibration.references import Places
 from prunetune.errors import DataError
+from prunetune.hub.reasons import reason_of
 from prunetune.models.tensors import is_pointer
 from prunetune.models.weights import existing
 
@@ -91,7 +92,7 @@ def _load(name: str, split: str | None, options: Mapping[str, str]) -> Any:
     except Exception as error:  # datasets raises errors of a dozen packages, none of them ours
         _refuse_pointers(name, [file] if file else [*folder.rglob("*.*")] if folder else [])
         raise DataError(
-            f"hf:{name} cannot be loaded: {_first_line(error)}; {_download(name)}"
+            f"hf:{name} cannot be loaded: {reason_of(error)}; {_download(name)}"
         ) from error
     finally:
         if quiet:
@@ -138,7 +139,7 @@ def _reach(name: str, revision: str | None) -> None:
         ) from error
     except Exception as error:  # the HTTP library beneath huggingface_hub changes between releases
         raise DataError(
-            f"hf:{name}: the hub cannot be reached ({_first_line(error)}); {_download(name)}"
+            f"hf:{name}: the hub cannot be reached ({reason_of(error)}); {_download(name)}"
         ) from error
 
 
@@ -173,7 +174,3 @@ def _pick(tables: Mapping[str, Any], split: str | None, name: str) -> Any:
             f"hf:{name} has no split {chosen!r}; allowed: {', '.join(tables)}"
         ) from error
     return datasets.concatenate_datasets(found)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -22,6 +22,7 @@ VERBS = (
     "search",
     "status",
     "export",
+    "push",
     "verify",
     "bench",
     "serve",

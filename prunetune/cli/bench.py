@@ -15,10 +15,10 @@ from prunetune.cli._app import (
     one_of,
     verb,
 )
-from prunetune.cli._bench_table import print_bench
 from prunetune.cli._loading import Loading, model_named
 from prunetune.cli._output import Output, note, progress
 from prunetune.cli._vllm import ENGINES, bench_there, check_runs
+from prunetune.cli.printed.bench import print_bench
 from prunetune.errors import ConfigError
 
 if TYPE_CHECKING:

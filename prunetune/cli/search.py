@@ -145,7 +145,7 @@ def search(
     options = {"skip_bad": skip_bad, **loading}
     with _resumable(storage):
         result, prepared = _run(wanted, out, names, options, how, not no_report)
-    from prunetune.cli._results import report
+    from prunetune.cli.printed.search import report
 
     report(Output(as_json), result, prepared)
 

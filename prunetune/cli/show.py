@@ -9,6 +9,7 @@ from prunetune.cli._app import AsJson, ModelName, Threads, verb
 from prunetune.cli._loading import Loading, model_named, prepare_pictures
 from prunetune.cli._output import Output
 from prunetune.errors import ConfigError, DataError
+from prunetune.hub.uris import is_uri
 
 if TYPE_CHECKING:
     from prunetune.review.compare.sides import Side
@@ -120,6 +121,8 @@ def _side(name: str) -> "Side":
 
 def _shown(name: str) -> str:
     """Return what a config is called on a sheet: no folders, no passwords."""
+    if is_uri(name):
+        return name
     if "://" in name:
         from prunetune.study.database.urls import redact
 

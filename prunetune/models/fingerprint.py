@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from typing import Any
 
 _TOP = (
@@ -73,11 +74,20 @@ def weights_digest(model: Any) -> str:
     for name, parameter in model.state_dict().items():
         total.update(f"{name}{parameter.dtype}{tuple(parameter.shape)}".encode())
         value = _offloaded(model, name) if parameter.is_meta else parameter
-        if value is not None:
-            flat = value.detach().flatten()
+        for plain in () if value is None else _plain(value.detach()):
+            flat = plain.flatten()
             some = flat[:: max(1, len(flat) // 256)].float().cpu().contiguous()
             total.update(some.numpy().tobytes())
     return total.hexdigest()
+
+
+def _plain(value: Any) -> Iterator[Any]:
+    """Yield what a tensor is made of: itself, or the packed parts of torchao's quantised ones."""
+    if not hasattr(value, "__tensor_flatten__"):
+        yield value
+        return
+    for name in value.__tensor_flatten__()[0]:
+        yield from _plain(getattr(value, name))
 
 
 def _offloaded(model: Any, name: str) -> Any:

@@ -2,23 +2,23 @@
 
 import json
 import logging
-import re
 from pathlib import Path
 
 from prunetune.errors import ConfigError
+from prunetune.hub.reasons import reason_of
+from prunetune.hub.uris import is_repo
 from prunetune.models.tensors import refuse_pointers
 
 logger = logging.getLogger(__name__)
 
 _PROBE_SECONDS = 5.0
-_HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 # No pickled weights: what is not listed is not fetched.
 _FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 
 def is_hub_id(name: str) -> bool:
     """Return whether a name has the form ``owner/name``."""
-    return _HUB_ID.fullmatch(name) is not None and ".." not in name
+    return is_repo(name)
 
 
 def existing(name: str) -> Path | None:
@@ -101,10 +101,9 @@ def fetch(hub_id: str, revision: str | None, *, code: bool = False) -> tuple[Pat
             f"id, run: hf auth login, then: {command} (--model tiny works now)"
         ) from error
     except Exception as error:  # the HTTP library beneath huggingface_hub changes between releases
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
         raise ConfigError(
-            f"weights of {hub_id!r} are not on this machine and cannot be fetched ({reason}); with "
-            f"network run: {command}  --model tiny works now"
+            f"weights of {hub_id!r} are not on this machine and cannot be fetched "
+            f"({reason_of(error)}); with network run: {command}  --model tiny works now"
         ) from error
     return check_folder(folder), folder.name
 

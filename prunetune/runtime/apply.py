@@ -1,6 +1,7 @@
 """Whether a config fits a model, and ``apply``."""
 
 import logging
+from os import PathLike
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -38,7 +39,11 @@ PRUNABLE_LAYERS = {"full_attention", "sliding_attention"}
 
 
 def apply(
-    model: nn.Module, config: PruningConfig, *, processor: Any = None, strict: bool = False
+    model: nn.Module,
+    config: PruningConfig | str | PathLike[str],
+    *,
+    processor: Any = None,
+    strict: bool = False,
 ) -> "Handle":
     """Apply a pruning config to a model until the handle is removed.
 
@@ -53,7 +58,8 @@ def apply(
 
     Args:
         model: A Hugging Face vision-language model of a supported family.
-        config: What to prune, where.
+        config: What to prune, where; or a config file, of this machine or of the hub
+            (``hf://org/name/file[@revision]``).
         processor: Of the model. Needed where the config has ``pixels``: until the handle is
             removed, its pictures and videos are made smaller first.
         strict: Refuse a model whose architecture fingerprint is not the config's, instead of
@@ -67,10 +73,12 @@ def apply(
             and got none that it can use, or the model has a config applied already.
         UnsupportedModelError: The model cannot be pruned; the message names the reason.
     """
+    if isinstance(config, str | PathLike):
+        config = PruningConfig.load(str(config))
     if not isinstance(config, PruningConfig):
         raise ConfigError(
-            f"apply: config: received {type(config).__name__}, allowed PruningConfig; "
-            "use PruningConfig.load(path)"
+            f"apply: config: received {type(config).__name__}, allowed PruningConfig, or the path "
+            "of a config file"
         )
     family = family_of(model)
     check_fits(family, config, strict=strict)

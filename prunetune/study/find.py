@@ -11,6 +11,7 @@ import optuna
 from prunetune.config import PruningConfig
 from prunetune.errors import StudyError
 from prunetune.files import is_database, looked_at
+from prunetune.hub.uris import is_uri
 from prunetune.spec import StudySpec
 from prunetune.study.database.connect import open_storage
 from prunetune.study.database.urls import DATABASE, file_url, redact, storage_url
@@ -78,6 +79,11 @@ def locate(target: str) -> tuple[str, Path | None]:
         StudyError: There is no such file.
     """
     folder = None
+    if is_uri(target):
+        raise StudyError(
+            f"no study at {target!r}: on the hub are configs, not studies; give a folder that "
+            "`prunetune search` wrote, its study.db, or a storage URL"
+        )
     if "://" in target:
         url = storage_url(Path(), target)
         file = url.removeprefix("sqlite:///")

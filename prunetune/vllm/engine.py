@@ -9,6 +9,8 @@ from typing import Any, NoReturn
 
 from prunetune.config import PruningConfig
 from prunetune.errors import ConfigError, PrunetuneError, UnsupportedModelError
+from prunetune.hub.files import fetch
+from prunetune.hub.uris import is_uri, parse
 from prunetune.vllm.fits import ARCHITECTURES, VERSIONS, problem
 from prunetune.vllm.switch import ENVIRONMENT
 
@@ -20,6 +22,17 @@ def _load(path: str) -> PruningConfig:
     if reason is not None:
         raise ConfigError(f"{path} cannot run in vLLM: {reason}")
     return config
+
+
+def _pin() -> None:
+    """Put the commit into the address of a config on the hub, for the processes started later.
+
+    All of an engine then prune alike, whatever is pushed meanwhile, and ask the hub once.
+    """
+    address = os.environ[ENVIRONMENT]
+    if is_uri(address):
+        _, place = fetch(parse(address))
+        os.environ[ENVIRONMENT] = str(place)
 
 
 def current() -> PruningConfig:
@@ -52,6 +65,7 @@ def pruning_class() -> tuple[str, str]:
 
 
 def _switch_on() -> None:
+    _pin()
     config = current()
     arch, name = pruning_class()
     from vllm import ModelRegistry

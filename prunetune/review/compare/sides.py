@@ -10,6 +10,7 @@ from prunetune.budget import kv_ratio, mean_retention
 from prunetune.config import PruningConfig
 from prunetune.errors import ConfigError, StudyError
 from prunetune.files import is_database
+from prunetune.hub.uris import is_uri
 from prunetune.pixels import shrinks
 
 if TYPE_CHECKING:
@@ -60,15 +61,15 @@ def read_side(target: str, trial: int | None = None, study: str | None = None) -
     """Read a config file, ``STUDY:N``, or a study's trial (by default its best one).
 
     Args:
-        target: A config file; or a run's folder, its ``study.db`` or a storage URL, with or
-            without ``:N``.
+        target: A config file, of this machine or of the hub (``hf://org/name/file``); or a run's
+            folder, its ``study.db`` or a storage URL, with or without ``:N``.
         trial: Number of the trial, for a study without ``:N``.
         study: Name of the study, where a database holds several.
 
     Raises:
         PrunetuneError: There is no such thing, or it cannot be read; one line.
     """
-    if "://" not in target and not Path(split_trial(target)[0]).exists():
+    if "://" not in target and not is_uri(target) and not Path(split_trial(target)[0]).exists():
         raise ConfigError(
             f"received {target!r}, which does not exist; allowed: a config file, a folder that "
             "`prunetune search` wrote, or STUDY:N for one of its trials"
@@ -97,6 +98,8 @@ def split_trial(target: str) -> tuple[str, int | None]:
 
 def is_study(target: str) -> bool:
     """Tell whether ``target`` names a study or a trial, and not a config file."""
+    if is_uri(target):
+        return False
     place, number = split_trial(target)
     path = Path(place)
     if number is not None or "://" in target or path.is_dir():

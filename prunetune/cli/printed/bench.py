@@ -9,6 +9,8 @@ if TYPE_CHECKING:
 
 
 def print_bench(out: Output, result: "Bench", name: str | None, where: dict[str, Any]) -> None:
+    """Print what a bench measured, for people."""
+    """Print what a bench measured, for people."""
     out.line(
         f"{name}: {result.image_tokens} image + {result.text_tokens} text tokens, "
         f"{result.new_tokens} new, batch {result.batch_size}, {result.rounds} rounds; "

@@ -1,0 +1,1 @@
+"""Tables and lines of verbs that have many."""
