@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.cache_utils import (
     Cache,
+    CacheLayerMixin,
     DynamicLayer,
     DynamicSlidingWindowLayer,
     StaticLayer,
@@ -36,9 +37,11 @@ __all__ = [
     "cache_argument",
     "cache_of",
     "caches_among",
+    "carries_state",
     "causal_mask",
     "check_names",
     "image_blocks",
+    "keyed_layers",
     "layer_arguments",
     "register_attention",
     "takes_bounds",
@@ -134,6 +137,17 @@ def cache_of(call: Any) -> Any:
         if call.get(name) is not None:
             return call[name]
     return next(iter(caches_among(call.values())), None)
+
+
+def keyed_layers(cache: Any) -> list[int]:
+    """Return which layers of a cache keep keys of tokens; others carry a state, and no length."""
+    return [k for k, entry in enumerate(cache.layers) if isinstance(entry, CacheLayerMixin)]
+
+
+def carries_state(cache: Any) -> bool:
+    """Tell whether some layer of a cache carries a state of tokens that it has seen."""
+    seen = (getattr(entry, "has_previous_state", None) for entry in cache.layers)
+    return any(any(one.values()) if isinstance(one, dict) else bool(one) for one in seen)
 
 
 def cache_argument(model: nn.Module, cache: Any) -> dict[str, Any]:

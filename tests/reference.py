@@ -55,6 +55,10 @@ def masked(
     """
     spec, seen = family(model), {}
     text = spec.text_model(model)
+    if spec.hybrid:
+        with removed(model, valid, alive, packed=packed, rewrite=rewrite):
+            yield
+        return
 
     def fit(mask: Tensor, shape: torch.Size) -> Tensor:
         mask = mask.repeat_interleave(shape[0] // mask.shape[0], 0)
@@ -87,6 +91,56 @@ def masked(
             hook = layer.register_forward_pre_hook(lambda *a, i=i: mask(i, *a), with_kwargs=True)
             stack.callback(hook.remove)
         yield
+
+
+@contextmanager
+def removed(
+    model: Any,
+    valid: Tensor,
+    alive: Tensor,
+    *,
+    packed: bool = False,
+    rewrite: dict[int, Callable[[Tensor], Tensor]] | None = None,
+) -> Iterator[None]:
+    """Make cache-less forwards of ``model`` run each row by itself, without what is not alive.
+
+    For models with layers that carry a state, in which nothing can be masked: their text model is
+    given the embeddings that are left, with the positions that they had. See ``masked``.
+    """
+    text = family(model).text_model(model)
+    assert torch.equal(alive, alive[:1].expand_as(alive)), "tokens left behind layer 0"
+    assert set(rewrite or {}) <= {0}
+
+    def forward(**given: Any) -> Any:
+        states, positions = given["inputs_embeds"], given.get("position_ids")
+        states = rewrite[0](states) if rewrite else states
+        keys = (valid & alive[0]).repeat_interleave(states.shape[0] // valid.shape[0], 0)
+        keys = torch.nn.functional.pad(keys, (0, states.shape[1] - keys.shape[1]), value=True)
+        whole = torch.nn.functional.pad(
+            valid.repeat_interleave(len(keys) // len(valid), 0),
+            (0, states.shape[1] - valid.shape[1]), value=True,
+        )  # fmt: skip
+        out = torch.zeros_like(states)
+        for row, key in enumerate(keys):
+            if positions is None or positions.dim() == 2:
+                numbered = key if packed else whole[row]
+                own = (numbered.cumsum(0) - 1)[None]
+            else:
+                # Without the row of plain positions, whose gaps would be read as several samples.
+                own = positions[-3:, row % positions.shape[1], None]
+            ones = torch.ones(1, int(key.sum()), dtype=torch.long)
+            out[row, key] = original(
+                inputs_embeds=states[row : row + 1, key], position_ids=own[..., key],
+                attention_mask=ones, use_cache=False,
+            ).last_hidden_state[0]  # fmt: skip
+        return type(original(inputs_embeds=states[:1, -1:], use_cache=False))(last_hidden_state=out)
+
+    original = text.forward
+    text.forward = forward
+    try:
+        yield
+    finally:
+        del text.forward
 
 
 @torch.no_grad()
@@ -127,7 +181,8 @@ def measure(model: Any, config: PruningConfig, batch: Batch, steps: int = 10) ->
     plain = copy.deepcopy(model)
     with prunetune.apply(model, config) as handle:
         output = model(**batch.inputs, use_cache=True)
-        kv = [layer.keys.shape[-2] for layer in output.past_key_values.layers]
+        layers = output.past_key_values.layers
+        kv = [layer.keys.shape[-2] for layer in layers if hasattr(layer, "keys")]
         trace = handle.trace[-1]
         generated = model.generate(
             **batch.inputs, max_new_tokens=steps, do_sample=False,

@@ -7,6 +7,7 @@ from family_models import FAMILIES, IMAGE, LAYERS, VOCAB, Batch, each, family, n
 from family_models.llava_next import PINPOINTS
 
 from prunetune.config import ModelRef, PruningConfig, Stage
+from prunetune.scorers import SCORERS
 
 # These run through every combination; all families through the contract in test_families.py.
 THOROUGH = ("llava", "llava_next")
@@ -35,7 +36,10 @@ def make_config(
 ) -> PruningConfig:
     """Return a config from ``(layer, retention, scorer names or dicts[, restorer])`` stages."""
     stages = []
-    for layer, retention, scorers, *rest in SCHEDULES.get(str(schedule), schedule):
+    wanted = SCHEDULES.get(str(schedule), schedule)
+    if family(model).hybrid:
+        wanted = before_layer_0(wanted)
+    for layer, retention, scorers, *rest in wanted:
         named = [{"name": s} if isinstance(s, str) else s for s in scorers]
         restorer = rest[0] if rest else None
         stages.append(Stage(layer=layer, retention=retention, scorers=named, restorer=restorer))
@@ -43,6 +47,18 @@ def make_config(
     return PruningConfig(
         model=ref, separators=separators, positions=positions, stages=tuple(stages)
     )
+
+
+def before_layer_0(schedule: Any) -> list[Any]:
+    """Return a schedule's first stage moved before the language model.
+
+    What has no input there is replaced.
+    """
+    layer, retention, scorers, *rest = schedule[0]
+    if layer:
+        known = [s for s in scorers if isinstance(s, str) and SCORERS.get(s)(name=s).usable_at(0)]
+        scorers = tuple(known) or ("random", "coverage")
+    return [(0, retention, scorers, *rest)]
 
 
 def counts_after(images: list[int], stages: Any) -> list[list[int]]:
@@ -57,7 +73,10 @@ def counts_after(images: list[int], stages: Any) -> list[list[int]]:
 def predicted_kv(batch: Batch, config: PruningConfig) -> list[int]:
     """Return the cache length of every decoder layer after the prefill."""
     lengths = []
-    for layer in range(LAYERS):
+    kinds = ["full_attention"] * LAYERS
+    if family(config.model.model_type).hybrid:
+        kinds = family(config.model.model_type).kinds
+    for layer in (k for k in range(LAYERS) if kinds[k] == "full_attention"):
         passed = [stage for stage in config.stages if stage.layer <= layer]
         rows = []
         for images, text in zip(batch.images, batch.valid.sum(1).tolist()):

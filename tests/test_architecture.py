@@ -297,7 +297,7 @@ def test_leaves_know_their_base_only(room):
         leaf = name.split(".")[-1]
         if room_of(name) == room and leaf != room and not leaf.startswith("base"):
             siblings = {m for m in imports(source, name) if room_of(m) == room}
-            # ``base``, or what several share: ``base_qwen``.
+            # ``base``, or what several share: ``bases.qwen``.
             assert {m for m in siblings if not m.startswith(f"prunetune.{room}.base")} == set()
 
 

@@ -30,7 +30,7 @@ class ModelFacts:
         model_type: The transformers ``model_type``.
         num_layers: Decoder layers.
         hidden_size: Width of the residual stream.
-        intermediate_size: Inner width of the gated MLP.
+        intermediate_size: Inner width of the gated MLP; of experts, of those that a token passes.
         num_heads: Query heads.
         num_kv_heads: Key and value heads (fewer under grouped-query attention).
         head_dim: Width of a head.
@@ -48,6 +48,9 @@ class ModelFacts:
         value_bytes: Bytes of a number in the KV cache.
         tower: What the vision tower multiplies; None where nothing is known of it.
         seen: What it is given of a mean prompt; None where that is not known.
+        last_stage: The last layer at which tokens can be dropped; None: any.
+        attending: Share of the decoder layers that attend to keys; others carry a state.
+        weights: Weights that a token passes in a mean layer; 0: what the widths say.
     """
 
     model_type: str
@@ -71,12 +74,15 @@ class ModelFacts:
     value_bytes: int = 2
     tower: "Tower | None" = None
     seen: "Seen | None" = None
+    last_stage: int | None = None
+    attending: float = 1.0
+    weights: float = 0.0
 
     @property
     def kv_mib(self) -> float:
         """MiB of the visual tokens' keys and values, unpruned, at the mean prompt."""
         values = 2 * self.num_layers * self.num_kv_heads * self.head_dim * self.image_tokens
-        return values * self.value_bytes / _MIB
+        return values * self.attending * self.value_bytes / _MIB
 
 
 def facts_of(
@@ -90,13 +96,15 @@ def facts_of(
         text_tokens: Mean other tokens of a prompt.
         known: Other fields.
     """
+    from prunetune.families.base_configs import inner_width
+
     text = family.text_model.config
     heads = int(text.num_attention_heads)
     return ModelFacts(
         model_type=family.config.model_type,
         num_layers=len(family.layers),
         hidden_size=int(text.hidden_size),
-        intermediate_size=int(text.intermediate_size),
+        intermediate_size=inner_width(text),
         num_heads=heads,
         num_kv_heads=int(getattr(text, "num_key_value_heads", None) or heads),
         head_dim=int(getattr(text, "head_dim", None) or text.hidden_size // heads),
@@ -104,8 +112,22 @@ def facts_of(
         text_tokens=text_tokens,
         value_bytes=int(family.text_model.dtype.itemsize),
         tower=family.tower_shape(),
+        last_stage=family.last_stage if family.hybrid else None,
+        **_layers(family),
         **known,
     )
+
+
+def _layers(family: "Family") -> dict[str, float]:
+    """Return what the layers of a hybrid model are in the mean; nothing where all are alike."""
+    from prunetune.families.base_towers import weights_passed
+
+    if not family.hybrid:
+        return {}
+    carrying = [k for k in range(len(family.layers)) if family.carries(k)]
+    chosen, depth = getattr(family.text_model.config, "num_experts_per_tok", 0), len(family.layers)
+    weights = [weights_passed(layer, chosen or 0) for layer in family.layers]
+    return {"attending": 1 - len(carrying) / depth, "weights": sum(weights) / depth}
 
 
 def retention_by_layer(stages: Sequence[Step], num_layers: int) -> list[float]:
@@ -153,8 +175,13 @@ def layer_flops(tokens: float, facts: ModelFacts) -> float:
 
 
 def flops_terms(facts: ModelFacts) -> tuple[float, float]:
-    """Return the weights that every token passes in a layer, and the width of all queries."""
+    """Return the weights that every token passes in a layer, and the width of all queries.
+
+    Both are those of a mean layer, where some carry a state instead of attending.
+    """
     queries = facts.num_heads * facts.head_dim
+    if facts.weights:
+        return facts.weights, facts.attending * queries
     keys = facts.num_kv_heads * facts.head_dim
     weights = facts.hidden_size * (2 * queries + 2 * keys + 3 * facts.intermediate_size)
-    return weights, queries
+    return weights, float(queries)

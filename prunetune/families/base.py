@@ -10,13 +10,14 @@ from prunetune.errors import UnsupportedModelError
 from prunetune.families.base_calls import Survivors, TappedAttention, VisionCall
 from prunetune.families.base_configs import CLIP_PIXELS, SIGLIP_PIXELS, multimodal_rotary
 from prunetune.families.base_towers import Towered
+from prunetune.families.bases.layers import Layered
 from prunetune.numerics import fitting
 from prunetune.tokens import ImageGeometry, Mosaic
 
 __all__ = ["Family", "Survivors", "TappedAttention", "VisionCall", "refuse"]
 
 
-class Family(Towered):
+class Family(Layered, Towered):
     """Base of all families: a view on one loaded model; it holds no tensors and changes nothing.
 
     A subclass sets ``model_type`` and implements ``geometries``, ``views`` and, where the tower's
@@ -102,31 +103,11 @@ class Family(Towered):
         """Whether positions are triples of time, row and column, which only the model can find."""
         return not self.can_pack or multimodal_rotary(self.text_model.config)
 
-    def second_norm(self, layer: int) -> nn.Module:
-        """Return the norm before the MLP of decoder layer ``layer``."""
-        block: Any = self.layers[layer]
-        # Gemma 2 and 3 have it beside a norm that closes the attention.
-        own: nn.Module | None = getattr(block, "pre_feedforward_layernorm", None)
-        norm: nn.Module = block.post_attention_layernorm if own is None else own
-        return norm
-
     def logits(self, states: Tensor) -> Tensor:
         """Return what the model makes of states after the final norm, ``[..., vocabulary]``."""
         head: Any = self.model
         logits: Tensor = head.get_output_embeddings()(states)
         return logits
-
-    def layer_kind(self, layer: int) -> str:
-        """Return the kind of decoder layer ``layer``: its kind shares masks and rotary rows."""
-        kinds = getattr(self.text_model.config, "layer_types", None)
-        return str(kinds[layer]) if kinds else ""
-
-    def rotary(self, layer: int, hidden: Tensor, position_ids: Tensor) -> tuple[Tensor, ...]:
-        """Return rotary cos and sin of decoder layer ``layer`` at ``position_ids`` (``[B, S]``)."""
-        embeddings: tuple[Tensor, ...] = self.text_model.rotary_emb(
-            hidden, position_ids=position_ids
-        )
-        return embeddings
 
     def blocks(self, arguments: Mapping[str, Any]) -> Tensor | None:
         """Return which tokens of a forward with images attend in both directions.

@@ -22,6 +22,26 @@ def text_window(text_config: Any) -> int | None:
     return int(window)
 
 
+def inner_width(text_config: Any) -> int:
+    """Return the inner width of a decoder's MLP; of experts, of those that a token passes.
+
+    Of a model with plain and with expert layers, the mean.
+    """
+    plain = getattr(text_config, "intermediate_size", None)
+    chosen = getattr(text_config, "num_experts_per_tok", None)
+    expert = getattr(text_config, "moe_intermediate_size", None)
+    if not chosen or not expert:
+        return int(plain or 0)
+    shared = getattr(text_config, "shared_expert_intermediate_size", None)
+    if shared is None:
+        shared = expert * (getattr(text_config, "n_shared_experts", None) or 0)
+    depth = int(text_config.num_hidden_layers)
+    plain_layers = len(getattr(text_config, "mlp_only_layers", None) or ())
+    plain_layers += int(getattr(text_config, "first_k_dense_replace", None) or 0)
+    experts = chosen * expert + shared
+    return round((experts * (depth - plain_layers) + int(plain or 0) * plain_layers) / depth)
+
+
 def multimodal_rotary(text_config: Any) -> bool:
     """Tell whether positions are triples of time, row and column (M-RoPE)."""
     for name in ("rope_parameters", "rope_scaling"):

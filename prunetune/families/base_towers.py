@@ -93,20 +93,18 @@ class Towered:
     def tower_shape(self) -> Tower:
         """Return what the tower multiplies, by the shapes of its modules."""
         layers = list(self.tower_layers())
-        inside = {id(module) for layer in layers for module in layer.modules()}
+        apart = [*layers, *self.projectors()]
+        inside = {id(module) for part in apart for module in part.modules()}
         outside = [module for module in self.tower.modules() if id(module) not in inside]
         convolutions = [module for module in outside if hasattr(module, "kernel_size")]
         width = max(int(module.out_channels) for module in convolutions)
         windowed = len([k for k in self.windowed_layers() if k < len(layers)])
         return Tower(
-            patch=sum(
-                math.prod(m.kernel_size) * int(m.in_channels) * int(m.out_channels)
-                for m in convolutions
-            ),
+            patch=sum(map(_convolved, convolutions)),
             # SigLIP's head, where a checkpoint has it, makes keys and values of every patch.
-            row=sum(map(_weights, layers))
+            row=sum(map(weights_passed, layers))
             + sum(2 * m.embed_dim**2 for m in outside if isinstance(m, nn.MultiheadAttention)),
-            token=sum(map(_weights, self.projectors())),
+            token=sum(map(weights_passed, self.projectors())),
             whole=width * (len(layers) - windowed),
             within=width * windowed,
         )
@@ -151,17 +149,34 @@ def _calls(inputs: Mapping[str, Any]) -> Iterator[VisionCall]:
             yield VisionCall({**others, names[0]: given[0]}, [0] * len(given[0]), modality)
 
 
-def _weights(module: nn.Module) -> float:
-    """Return the multiply-adds that all matrices of a module make of one row."""
-    total = 0
+def weights_passed(module: nn.Module, chosen: int = 0) -> float:
+    """Return the multiply-adds that all matrices of a module make of one row.
+
+    Args:
+        module: Its convolutions are over one patch or one merged block each.
+        chosen: Experts that a row passes, where there are several.
+    """
+    total = 0.0
     part: Any
     for part in module.modules():
         # By their names: quantized matrices are not nn.Linear, and are packed.
         if hasattr(part, "in_features") and hasattr(part, "out_features"):
             total += int(part.in_features) * int(part.out_features)
+        elif hasattr(part, "kernel_size") and hasattr(part, "in_channels"):
+            total += _convolved(part)
         elif not isinstance(part, nn.Embedding):
-            total += sum(p.numel() for p in part.parameters(recurse=False) if p.ndim == 2)
+            own = list(part.parameters(recurse=False))
+            total += sum(p.numel() for p in own if p.ndim == 2)
+            # Experts' matrices stand behind one another.
+            total += sum(chosen * p.numel() / len(p) for p in own if p.ndim == 3)
     return float(total)
+
+
+def _convolved(part: Any) -> float:
+    """Return the multiply-adds of a convolution at one place."""
+    channels = int(part.in_channels) * int(part.out_channels) // int(part.groups)
+    size = part.kernel_size
+    return float((math.prod(size) if isinstance(size, tuple) else size) * channels)
 
 
 def window_pairs(rows: int, cols: int, side: int, cell: int) -> float:

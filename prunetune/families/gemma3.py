@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from prunetune.families.base import refuse
-from prunetune.families.base_views import FixedViews
+from prunetune.families.bases.views import FixedViews
 from prunetune.release import image_blocks
 
 

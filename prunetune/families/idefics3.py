@@ -1,8 +1,8 @@
-"""Idefics 3: see ``base_idefics``."""
+"""Idefics 3: see ``bases.idefics``."""
 
 from typing import ClassVar
 
-from prunetune.families.base_idefics import IdeficsLike
+from prunetune.families.bases.idefics import IdeficsLike
 
 
 class Idefics3(IdeficsLike):

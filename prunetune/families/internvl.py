@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from prunetune.families.base_configs import IMAGENET_PIXELS
-from prunetune.families.base_views import FixedViews
+from prunetune.families.bases.views import FixedViews
 from prunetune.tokens import Mosaic
 
 

@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from prunetune.families.base_anyres import AnyResolution
+from prunetune.families.bases.anyres import AnyResolution
 
 
 class LlavaNext(AnyResolution):

@@ -5,7 +5,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from prunetune.families.base import VisionCall, refuse
-from prunetune.families.base_anyres import AnyResolution, pooling_matrix
+from prunetune.families.bases.anyres import AnyResolution, pooling_matrix
 from prunetune.families.base_configs import grid_side
 
 

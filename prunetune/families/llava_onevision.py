@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from prunetune.families.base import VisionCall
-from prunetune.families.base_anyres import AnyResolution, marker, pooling_matrix, video_pixels
+from prunetune.families.bases.anyres import AnyResolution, marker, pooling_matrix, video_pixels
 from prunetune.families.base_configs import grid_side
 from prunetune.tokens import ImageGeometry, with_separators
 

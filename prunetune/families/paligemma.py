@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from prunetune.families.base import refuse
-from prunetune.families.base_views import FixedViews
+from prunetune.families.bases.views import FixedViews
 from prunetune.release import cache_of
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from prunetune.families.base_calls import VisionCall
-from prunetune.families.base_qwen import QwenVL
+from prunetune.families.bases.qwen import QwenVL
 from prunetune.families.base_towers import Seen, window_pairs
 
 

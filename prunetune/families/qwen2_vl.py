@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from prunetune.families.base_qwen import QwenVL
+from prunetune.families.bases.qwen import QwenVL
 
 
 class Qwen2VL(QwenVL):

@@ -1,10 +1,10 @@
-"""SmolVLM: see ``base_idefics``."""
+"""SmolVLM: see ``bases.idefics``."""
 
 from typing import ClassVar
 
 from torch import Tensor
 
-from prunetune.families.base_idefics import IdeficsLike
+from prunetune.families.bases.idefics import IdeficsLike
 
 
 class SmolVLM(IdeficsLike):

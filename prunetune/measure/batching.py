@@ -82,11 +82,12 @@ def can_share(family: Family, config: PruningConfig) -> bool:
     """Tell whether questions about the same pictures have the same pruned pictures, in one row.
 
     Not where what is kept depends on the question, the attention takes no mask that keeps questions
-    apart, or a row might be longer than a window.
+    apart, a row might be longer than a window, or states run along it.
     """
     text: Any = family.text_model.config
     masked = getattr(text, "_attn_implementation", None) == "sdpa"
-    return masked and text_window(text) is None and not config.prompt_dependent
+    alone = text_window(text) is not None or family.hybrid
+    return masked and not alone and not config.prompt_dependent
 
 
 def mates_of(lengths: Sequence[Length]) -> dict[str, list[int]]:

@@ -76,8 +76,8 @@ class ContinuingRecorder(Recorder):
     def _answer(
         self, prompts: Prompts, reference: Reference, cache: Any, most: int, ends: frozenset[int]
     ) -> OwnAnswer:
-        """Decode greedily over a cache of the prompt, which is cropped to it first."""
-        _crop(cache, reference.query + 1)
+        """Decode greedily over a cache of the prompt, and of nothing behind it."""
+        cache = self._of_prompt(prompts, reference.query + 1, cache)
         places = given_positions(self.family, prompts)
         steps, ids, final = Steps([], [], []), list[int](), reference.tail[None, :1]
         while len(ids) < most:
@@ -98,6 +98,24 @@ class ContinuingRecorder(Recorder):
             steps.finals.append(final)
             self._states, self._targets, self._embeddings = {}, {}, {}
         return steps.answer(ids, reference)
+
+    def _of_prompt(self, prompts: Prompts, tokens: int, cache: Any) -> Any:
+        """Return a cache of a prompt's first tokens, from one that may hold some behind them."""
+        if not self.family.hybrid or int(cache.get_seq_length()) == tokens:
+            _crop(cache, tokens)
+            return cache
+        # A state cannot forget: the prompt is run once more by itself.
+        places = given_positions(self.family, prompts)
+        self._run(
+            input_ids=prompts.input_ids[:, :tokens],
+            attention_mask=prompts.valid[:, :tokens].long(),
+            position_ids=None if places is None else places[:, :tokens],
+            use_cache=True,
+            **{n: v[:, :tokens] if n in TOKEN_KINDS else v for n, v in prompts.pixels.items()},
+        )
+        self._states, self._targets, self._embeddings = {}, {}, {}
+        cache, self._cache = self._cache, None
+        return cache
 
     def forget(self) -> None:
         """Let go of what further prompts would go on from."""
@@ -152,8 +170,11 @@ def continues(family: Family, prompts: Prompts) -> bool:
     """Tell whether a prompt may go on over a cache of what is before and in its pictures.
 
     Not where tokens attend in both directions, to what has not been there yet, and not over caches
-    of sliding windows, which forget what they would be cropped to.
+    of sliding windows, which forget what they would be cropped to, or of states, which forget
+    nothing.
     """
+    if family.hybrid:
+        return False
     if text_window(family.text_model.config) is not None or family.prefix_problem() is not None:
         return False
     return family.blocks({"input_ids": prompts.input_ids, **prompts.pixels}) is None

@@ -115,7 +115,7 @@ class Recorder:
 
     def __init__(self, family: Family, deepest: int) -> None:
         self.family = family
-        self.deepest = min(deepest, len(family.layers) - 1)
+        self.deepest = min(deepest, family.last_stage)
         self._readable = row_readable(family.layers)
         self._states: dict[int, Tensor] = {}
         self._targets: dict[int, Tensor] = {}

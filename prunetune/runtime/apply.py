@@ -11,6 +11,7 @@ from prunetune.config import PruningConfig
 from prunetune.errors import ConfigError, UnsupportedModelError
 from prunetune.families import FAMILIES, Family
 from prunetune.families.base import refuse
+from prunetune.families.bases.layers import CARRYING
 from prunetune.models.fingerprint import weights_digest
 from prunetune.pixels.processors import layout_of, put_on
 from prunetune.runtime.choice.taps import row_readable
@@ -35,7 +36,7 @@ REFUSED = {
 }
 _COMPARED: WeakKeyDictionary[nn.Module, set[str | None]] = WeakKeyDictionary()
 """Models, and the digests that their weights were compared with."""
-PRUNABLE_LAYERS = {"full_attention", "sliding_attention"}
+PRUNABLE_LAYERS = {"full_attention", "sliding_attention"} | CARRYING
 
 
 def apply(
@@ -122,13 +123,14 @@ def family_of(model: nn.Module) -> Family:
 def check_layers(family: Family) -> None:
     """Raise unless every decoder layer attends to keys of single tokens, and caches its own.
 
-    And unless its two norms stand before what they are for.
+    Or carries a state along the sequence: only before the first such layer may tokens be dropped,
+    see ``check_fits``. And unless its two norms stand before what they are for.
 
     A family's language model is what its checkpoint says: LLaVA can have any.
 
     Raises:
-        UnsupportedModelError: Some layers carry a state along the sequence, share a cache, or are
-            normed elsewhere.
+        UnsupportedModelError: Some layers are of another kind, share a cache, or are normed
+            elsewhere.
     """
     config = family.text_model.config
     kinds = set(getattr(config, "layer_types", None) or ()) - PRUNABLE_LAYERS
@@ -138,7 +140,11 @@ def check_layers(family: Family) -> None:
             f"some layers of its language model are of kind {', '.join(sorted(kinds))}: what they "
             "carry along the sequence cannot lose tokens afterwards",
         )
-    if not all(_pre_normed(layer) for layer in family.layers):
+    if all(map(family.carries, range(len(family.layers)))):
+        raise refuse(family.model, "no layer of its language model keeps keys of tokens")
+    # Only what stands before a stage is scored.
+    scored = [family.layers[k] for k in range(family.last_stage)]
+    if not all(_pre_normed(layer) for layer in scored or (() if family.hybrid else family.layers)):
         kind = getattr(config, "model_type", "unknown")
         raise refuse(
             family.model,
@@ -179,6 +185,8 @@ def check_fits(family: Family, config: PruningConfig, *, strict: bool) -> None:
         )
     if config.pixels is not None and config.pixels.shrinks:
         layout_of(ref.model_type)
+    if family.hybrid:
+        _check_states(family, config)
     _check_rows(family, config)
     if any(stage.mass for stage in config.stages):
         check_kernel(family.text_model.config)
@@ -192,6 +200,25 @@ def check_fits(family: Family, config: PruningConfig, *, strict: bool) -> None:
         logger.warning(message)
     else:
         _check_weights(family, config)
+
+
+def _check_states(family: Family, config: PruningConfig) -> None:
+    """Raise unless a config leaves alone what the states of a hybrid model have taken up."""
+    last = family.last_stage
+    allowed = "layer 0" if last == 0 else f"layers 0 to {last}"
+    for stage in config.stages:
+        if stage.layer > last:
+            raise UnsupportedModelError(
+                f"stages: received a stage at layer {stage.layer}, allowed {allowed} for "
+                f"{config.model.model_type}: layer {last} of its language model is of kind "
+                f"{family.layer_kind(last)}, and what has entered its state cannot be dropped "
+                f"afterwards; search a config with --layers 0-{last}"
+            )
+        if stage.mass:
+            raise UnsupportedModelError(
+                f"mass: received {stage.mass:g}, allowed 0 for {config.model.model_type}: layers "
+                f"of kind {family.layer_kind(last)} have no keys that could count for several"
+            )
 
 
 def same_weights(model: nn.Module, config: PruningConfig) -> bool | None:

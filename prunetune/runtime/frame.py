@@ -20,7 +20,7 @@ from prunetune.runtime.layers.cache import (
     state_of,
     uncounted,
 )
-from prunetune.runtime.layers.masks import check_window, segment_mask
+from prunetune.runtime.layers.masks import check_window, segment_mask, state_mask
 from prunetune.runtime.layers.mass import bias_of
 from prunetune.runtime.layers.positions import packed_ids, prompt_end, rows_of
 from prunetune.runtime.layers.segment import (
@@ -163,8 +163,6 @@ class Frame:
                 tail = self.length - capture.prompt.shape[1]
             call.query = prompt_end(self.valid, call.image_mask, tail)
 
-    # -- stages --------------------------------------------------------------------------
-
     def _begin_stage(self, index: int, hidden: Tensor) -> Tensor:
         self.stage += 1
         hidden = brought(hidden, self.home)
@@ -173,7 +171,7 @@ class Frame:
         elif self.state is not None:
             self.segment = Segment(index=None, valid=self.valid, padded=self.padded)
         if self.segment is not None:
-            past = self.segment.past = physical_length(self.cache, index)
+            past = self.segment.past = physical_length(self.cache, self.plan.keyed_from(index))
             if self.state is not None:
                 self.segment.held = self.state.rows(self.stage, len(hidden)).cropped(past)
             self.segments.append(self.segment)
@@ -226,6 +224,9 @@ class Frame:
         segment = self.segment
         assert segment is not None
         kind = self.plan.family.layer_kind(index)
+        if kind not in segment.inputs and self.plan.family.carries(index):
+            mask = state_mask(segment, own.mask, self.sight, self.call.past)
+            segment.inputs[kind] = Told(mask, own.rotary, None)
         if kind not in segment.inputs:
             hidden = brought(hidden, self.home)
             mask, bias = segment_mask(
@@ -274,8 +275,6 @@ class Frame:
         """Remember the output of layer ``index``'s second norm, where a scorer asks for it."""
         if index in self.taps:
             self.taps[index].target = output
-
-    # -- leaving ---------------------------------------------------------------------------
 
     def finish(self) -> None:
         """Leave on the cache what later forwards over it need."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from prunetune.errors import UnsupportedModelError
-from prunetune.release import cache_of, unsupported
+from prunetune.release import cache_of, keyed_layers, unsupported
 from prunetune.runtime.layers.cache import CacheState, physical_length
 
 
@@ -32,10 +32,15 @@ def check_cache(seen: Any, past: int, given: Any, output: Any) -> None:
 def check_lengths(cache: Any, promised: list[int]) -> None:
     """Raise unless each layer of ``cache`` holds exactly the promised number of tokens.
 
+    Those that carry a state hold none.
+
     Raises:
         UnsupportedModelError: A layer holds another number.
     """
+    keyed = set(keyed_layers(cache))
     for layer, want in enumerate(promised):
+        if layer not in keyed and layer < len(cache.layers):
+            continue
         if (found := physical_length(cache, layer)) != want:
             raise unsupported(f"layer {layer} cached {found} tokens where the config leaves {want}")
 

@@ -115,7 +115,7 @@ def run_suffix(handle: Handle, prefix: Prefix, tail: int) -> Tensor:
     if frame.trace is not None:
         handle.trace.append(frame.trace)
     last = hidden[:, hidden.shape[1] - tail :] if branches is None else branches.last(hidden, tail)
-    final: Tensor = text.norm(last)
+    final: Tensor = family.final_norm(last)
     return final
 
 

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from prunetune.budget import FLOOR
+from prunetune.errors import ConfigError
 from prunetune.space.ranges import Values, check_ranges
 
 SELECTORS = ("top", "cover", "dpp")
@@ -161,6 +162,33 @@ class SpaceSpec(BaseModel):
         if self.parts == "layer-0":
             less |= {"max_stages": 1}
             less |= {} if self.stage_layers else {"layers": (0, 0)}
+        return self.model_copy(update=less)
+
+    def before_states(self, last: int | None, model_type: str) -> "SpaceSpec":
+        """Return the space that a model leaves whose layers carry a state from one on.
+
+        Args:
+            last: The last layer at which it can drop tokens; None: any.
+            model_type: Of the model.
+
+        Raises:
+            ConfigError: Something was asked for that it cannot do.
+        """
+        if last is None:
+            return self
+        allowed = "layer 0" if last == 0 else f"layers 0 to {last}"
+        first = self.stage_layers[-1] if self.stage_layers else (self.layers or (0, 0))[0]
+        if first > last or self.exit or 0.0 not in self.mass or self.min_stages > last + 1:
+            asked = f"layers from {first} on" if first > last else "an exit, mass or more stages"
+            raise ConfigError(
+                f"space: received {asked}, allowed one stage a layer at {allowed} and no mass for "
+                f"{model_type}: its language model carries states along the sequence from layer "
+                f"{last} on, and what has entered them cannot be dropped; leave that out"
+            )
+        less: dict[str, Any] = {"mass": (0.0,), "max_stages": min(self.max_stages, last + 1)}
+        if not self.stage_layers:
+            start, end = self.layers or (0, last)
+            less |= {"layers": (start, min(end, last))}
         return self.model_copy(update=less)
 
     def _check_fixed(self) -> None:

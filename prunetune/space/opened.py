@@ -100,7 +100,7 @@ def _scorers(spec: SpaceSpec, facts: ModelFacts) -> "dict[str, type]":
     names = spec.scorers or tuple(
         name for name in SCORERS if name != "random" and (spec.version > 1 or name in FIRST_SCORERS)
     )
-    if spec.parts == "layer-0" and not spec.scorers:
+    if (spec.parts == "layer-0" or facts.last_stage == 0) and not spec.scorers:
         names = tuple(n for n in names if SCORERS.get(n)(name=n).usable_at(0))
     missing = [name for name in spec.scorers if name not in allowed]
     if missing or not any(name in allowed for name in names):

@@ -66,7 +66,8 @@ class Space:
         up_to: Budget | None = None,
     ) -> None:
         # As the study says it, and what of that is searched.
-        self.spec, self._open, self.facts = spec, spec.restricted(), facts
+        self.spec, self.facts = spec, facts
+        self._open = spec.restricted().before_states(facts.last_stage, facts.model_type)
         self.least, self.most = as_budget(budget), up_to or as_budget(budget)
         self._levels = LevelCodec(self._open, facts, (self.least, self.most))
         self._weights, self._schedule = codecs(self._open, facts, (self.least, self.most))
@@ -168,6 +169,7 @@ class Space:
             and (not stage.mass or any(self._open.mass))
             and (stage.retention > 0 or self._open.exit)
             and (self.spec.parts != "layer-0" or stage.layer == 0)
+            and (self.facts.last_stage is None or stage.layer <= self.facts.last_stage)
             for stage in config.stages
         )
 

@@ -155,6 +155,12 @@ def first_stages(
         )
     # It refuses what cannot be attained, with all that the space says: layers, scorers, floor.
     most, floor = Space.of(spec, facts).most, min(FLOOR, spec.space.floor)
+    if (last := facts.last_stage) is not None:
+        logger.warning(
+            "the search is narrowed to %s: the language model of %s carries states along the "
+            "sequence from layer %d on, and what has entered them cannot be dropped",
+            *("layer 0" if last == 0 else f"layers 0 to {last}", spec.model, last),
+        )
     missing = [name for name in SCORERS if name not in facts.scorers]
     if missing and not spec.space.scorers:
         logger.warning(
@@ -167,6 +173,7 @@ def first_stages(
             "the full picture"
         )
     deepest = max(0, min(most.latest_first_layer(depth, floor), depth - 1))
+    deepest = deepest if last is None else min(deepest, last)
     return deepest, facts.levels
 
 

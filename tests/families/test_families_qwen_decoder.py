@@ -15,7 +15,7 @@ from test_families_qwen import IMAGES, QWEN, view
 import prunetune
 from prunetune.errors import ConfigError, UnsupportedModelError
 from prunetune.families import FAMILIES as TABLE
-from prunetune.families.qwen3_vl import METHOD
+from prunetune.families.bases.deepstack import METHOD
 from prunetune.measure.packing import collate, pack, unpack
 from prunetune.measure.prompts import Prompts
 from prunetune.measure.reference import Recorder

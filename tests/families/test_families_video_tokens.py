@@ -165,7 +165,7 @@ def test_attention_of_a_video_is_pooled_as_its_features_are(family):
 @torch.no_grad()
 def test_pooled_maps_keep_their_mass():
     """What patches give and receive in all is what tokens do."""
-    from prunetune.families.base_anyres import pooling_matrix
+    from prunetune.families.bases.anyres import pooling_matrix
     from prunetune.runtime.vision.tower import _pooled
 
     query, key = torch.randn(2, 2, 4, 36, 8, generator=torch.Generator().manual_seed(0))

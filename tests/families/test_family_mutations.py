@@ -15,9 +15,10 @@ from test_runtime import check
 from transformers.cache_utils import StaticSlidingWindowLayer
 
 import prunetune
-from prunetune.families import base, base_views
+from prunetune.families import base
+from prunetune.families.bases import views as base_views
 from prunetune.families.base import Family
-from prunetune.families.base_idefics import IdeficsLike
+from prunetune.families.bases.idefics import IdeficsLike
 from prunetune.families.gemma3 import Gemma3
 from prunetune.families.internvl import InternVL
 from prunetune.runtime.choice import taps

@@ -7,7 +7,8 @@ import test_families_video_tokens
 import torch
 from mutants import planted
 
-from prunetune.families import base_anyres, video_llava
+from prunetune.families import video_llava
+from prunetune.families.bases import anyres
 from prunetune.families.llava_next_video import LlavaNextVideo
 from prunetune.families.llava_onevision import LlavaOnevision
 from prunetune.runtime import handle, inputs
@@ -107,7 +108,7 @@ def frames_backwards(patch):
         right = frames_geometry(frames, rows, cols)
         return replace(right, frame=right.frame.flip(0), tile=right.tile.flip(0))
 
-    for module in (video_llava, base_anyres):
+    for module in (video_llava, anyres):
         patch.setattr(module, "frames_geometry", backwards)
 
 

@@ -72,6 +72,9 @@ class TinyFamily:
         videos: Videos of several lengths, where the family takes them.
         visual_inputs: Names of the model inputs that are not ``[B, S]``.
         refused_scorers: Scorers that this family's tower has no input for.
+        hybrid: Whether some layers carry a state, so that tokens leave before the first one only,
+            and the reference removes them instead of masking them.
+        kinds: Of each decoder layer, where it is.
         packed: Whether positions may be renumbered.
         later_images: Whether a later turn may bring images.
         views_apart: Whether the encoder gets a picture's tiles in one row with other pictures'.
@@ -87,6 +90,8 @@ class TinyFamily:
     videos: tuple[tuple[int, int, int], ...] = ()
     visual_inputs: tuple[str, ...] = ("pixel_values", "image_sizes")
     refused_scorers: frozenset[str] = frozenset()
+    hybrid: bool = False
+    kinds: tuple[str, ...] = ()
     packed: bool = True
     later_images: bool = True
     views_apart: bool = False

@@ -33,6 +33,7 @@ class QwenVL(TinyFamily):
         "transformers before 5.23 slices rotary triples as if they were batch rows"
     )
     mrope: ClassVar[list[int]] = [2, 3, 3]
+    rope: ClassVar[dict[str, Any]] = {}
 
     def vision(self, **changes: Any) -> dict[str, Any]:
         """Settings of a small tower."""
@@ -45,6 +46,7 @@ class QwenVL(TinyFamily):
     def settings(self, **text: Any) -> dict[str, Any]:
         """Settings of the whole config but for the tower."""
         rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": self.mrope}
+        rope |= self.rope
         return {
             "text_config": text_settings(rope_parameters=rope, **text),
             "image_token_id": IMAGE, "video_token_id": VIDEO,
@@ -85,3 +87,11 @@ class QwenVL(TinyFamily):
 
     def positions(self, model: Any, numbered: Tensor) -> None:
         """The model's own, from ``get_rope_index``."""
+
+
+class QwenFrames(QwenVL):
+    """From Qwen3-VL on a video's frames stand apart in the prompt."""
+
+    def video_ids(self, frames: int, count: int) -> list[int]:
+        frame = [VIDEO] * (count // frames)
+        return [i for n in range(frames) for i in (TIME + n, START, *frame, END)]

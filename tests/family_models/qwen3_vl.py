@@ -4,11 +4,11 @@ from typing import Any, ClassVar
 
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
-from family_models._base import VIDEO, widen
-from family_models._qwen import END, START, TIME, QwenVL
+from family_models._base import widen
+from family_models._qwen import QwenFrames
 
 
-class Qwen3VL(QwenVL):
+class Qwen3VL(QwenFrames):
     model_type = "qwen3_vl"
     mrope: ClassVar[list[int]] = [3, 3, 2]
 
@@ -23,10 +23,6 @@ class Qwen3VL(QwenVL):
         widen(model, "model.visual.merger")
         widen(model, "model.visual.deepstack_merger_list", 0.1)
         return model
-
-    def video_ids(self, frames: int, count: int) -> list[int]:
-        frame = [VIDEO] * (count // frames)
-        return [i for n in range(frames) for i in (TIME + n, START, *frame, END)]
 
 
 FAMILY = Qwen3VL()

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from prunetune.families import base_anyres
+from prunetune.families.bases import anyres
 from prunetune.scorers import coverage
 
 
@@ -45,7 +45,7 @@ def entered(mode):
 
 def forget():
     """Drop tables that are made once, so that they are made under a mode and serve on after it."""
-    for table in (base_anyres.pooling_matrix, base_anyres._coordinates, coverage._tables):
+    for table in (anyres.pooling_matrix, anyres._coordinates, coverage._tables):
         table.cache_clear()
 
 

@@ -26,7 +26,8 @@ class Plan:
         digest: Of the config.
         uses_mass: Whether tokens count for how many they stand for.
         widens: Whether attention takes that by wider heads, having no mask for it.
-        first_of_kinds: The first decoder layer of each kind; others of it share its mask.
+        keyed: The decoder layers that keep keys of tokens, in order; others carry a state.
+        first_of_kinds: The first of these of each kind; others of it share its mask.
         memo_keys: Scorer's ``id`` to what identifies its scores of an untouched image; scorers
             with tunable hyperparameters have none.
     """
@@ -51,12 +52,18 @@ class Plan:
             for k, sc in used
             if type(sc).is_fixed()
         }
-        kinds = [family.layer_kind(k) for k in range(len(family.layers))]
-        self.first_of_kinds = sorted({kinds.index(kind) for kind in kinds})
+        depth = len(family.layers)
+        self.keyed = [k for k in range(depth) if not family.carries(k)]
+        kinds = [family.layer_kind(k) for k in range(depth)]
+        self.first_of_kinds = sorted({kinds.index(kinds[k]) for k in self.keyed})
         asked = {need for _, sc in used for need in sc.needs}
         self.needs = frozenset(asked) - PROMPT_NEEDS
         asked |= {need for s in self.stages if s.selector is not None for need in s.selector.needs}
         self.marks = marks_of(family) if "question" in asked else None
+
+    def keyed_from(self, layer: int) -> int:
+        """Return the first decoder layer at or behind ``layer`` that keeps keys."""
+        return next(k for k in self.keyed if k >= layer)
 
     def due(self, number: int, layer: int) -> bool:
         """Tell whether stage ``number`` (from 0) is there and at ``layer``."""

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from prunetune.errors import ConfigError, UnsupportedModelError
-from prunetune.release import StaticLayer
+from prunetune.release import StaticLayer, carries_state, keyed_layers
 from prunetune.runtime.layers.counted import Counted, counted_layer
 from prunetune.runtime.layers.segment import Held
 
@@ -159,7 +159,10 @@ def state_of(cache: Any, digest: str, past: int) -> CacheState | None:
 
 def note_failed(cache: Any, past: int) -> None:
     """Mark a cache that a failed forward has grown; ``past``: tokens seen over it before."""
-    if cache is not None and int(cache.get_seq_length()) != past:
+    if cache is None:
+        return
+    # A state tells no length: where there are any, they may have grown.
+    if int(cache.get_seq_length()) != past or carries_state(cache):
         setattr(cache, FAILED, True)
 
 
@@ -167,7 +170,7 @@ def check_whole(cache: Any, past: int) -> None:
     """Raise if a failed forward has grown ``cache``, unless it was emptied since."""
     if not hasattr(cache, FAILED):
         return
-    if past:
+    if past or carries_state(cache):
         raise ConfigError(
             "a forward over this cache failed when some of its layers had grown already; "
             "start a new cache"
@@ -190,7 +193,8 @@ class CacheView:
     def __init__(self, cache: Any) -> None:
         self._cache = cache
         self.is_compileable = bool(getattr(cache, "is_compileable", False))
-        self.static = bool(cache.layers) and isinstance(cache.layers[0], StaticLayer)
+        first = _first_keyed(cache)
+        self.static = first is not None and isinstance(cache.layers[first], StaticLayer)
 
     def get_query_offset(self, layer_idx: int = 0) -> int:
         """Return the slots layer ``layer_idx`` holds before this forward."""
@@ -215,7 +219,8 @@ def count_dropped(cache: Any, layers: list[int], total: int) -> None:
 
     Args:
         cache: The cache.
-        layers: The first layer of each kind, which models ask for positions and masks.
+        layers: The first layer of each kind that keeps keys, which models ask for positions and
+            masks, in order.
         total: Tokens of the sequence, dropped ones included.
     """
     for layer in layers:
@@ -225,23 +230,30 @@ def count_dropped(cache: Any, layers: list[int], total: int) -> None:
         entry = counted_layer(cache, layer)
         if entry is not None:
             entry.dropped = dropped
-        elif layer == 0:
+        elif layer == layers[0]:
             raise UnsupportedModelError(
                 "a layer-0 stage cannot keep the length of a "
-                f"{type(cache.layers[0]).__name__} cache; use a DynamicCache or StaticCache, or a "
+                f"{type(cache.layers[layer]).__name__} cache; use a DynamicCache or StaticCache, or a "
                 "config whose first stage is at layer 1"
             )
 
 
 def uncounted(cache: Any) -> int:
-    """Return how many tokens layer 0 of a cache reports and does not hold."""
-    entry = cache.layers[0]
+    """Return how many tokens the first layer of a cache that counts them reports and lacks."""
+    first = _first_keyed(cache)
+    entry = None if first is None else cache.layers[first]
     return entry.dropped if isinstance(entry, Counted) else 0
 
 
 def follow_rows(cache: Any, state: CacheState) -> None:
     """Make ``state`` follow what is done to the rows of a dynamic or static ``cache``."""
-    if state.differs_by_row:
-        entry = counted_layer(cache, 0)
+    first = _first_keyed(cache)
+    if state.differs_by_row and first is not None:
+        entry = counted_layer(cache, first)
         if entry is not None:
             entry.state = state
+
+
+def _first_keyed(cache: Any) -> int | None:
+    """Return the first layer of a cache that keeps keys; None where there is none yet."""
+    return next(iter(keyed_layers(cache)), None)

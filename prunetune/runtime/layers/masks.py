@@ -10,7 +10,7 @@ from prunetune.release import causal_mask, unsupported
 from prunetune.runtime.layers.cache import CacheView
 from prunetune.runtime.layers.mass import biased
 from prunetune.runtime.layers.segment import Segment
-from prunetune.runtime.layers.sight import carried_over
+from prunetune.runtime.layers.sight import Sight, carried_over
 from prunetune.runtime.layers.widened import WIDENED, KeyBias
 
 
@@ -53,6 +53,40 @@ def segment_mask(
     if implementation in WIDENED:
         return mask, KeyBias(bias)
     return biased(mask, bias, hidden, implementation), None
+
+
+def state_mask(segment: Segment, own: Any, sight: Sight | None, seen: int) -> Tensor | None:
+    """Return the mask of those of a segment's layers that carry a state along the sequence.
+
+    Args:
+        segment: The segment.
+        own: What the model made for them: ``[B, S]`` of this forward's slots, 0 at padding; None:
+            there is none.
+        sight: Which tokens see which, where that is more than "all real ones before".
+        seen: Tokens of the sequence before this forward.
+
+    Returns:
+        ``[B, m]`` bool, False at padding; None: there is none.
+
+    Raises:
+        UnsupportedModelError: Padding would stand between a state and what goes on from it, or
+            tokens of several samples behind one another.
+    """
+    if sight is not None:
+        raise UnsupportedModelError(
+            "a row holds several samples, or a 4-D mask hides some tokens from others, and this "
+            "model's states run over all of a row; pass one sample a row and a 2-D attention_mask"
+        )
+    if segment.index is None:
+        return own if own is not None or not segment.padded else segment.valid
+    if not segment.padded:
+        return None
+    if seen:
+        raise UnsupportedModelError(
+            "pictures of a later turn leave the rows of a batch unequally long, and padding would "
+            "run through the states of this model; continue with batches of one"
+        )
+    return segment.valid
 
 
 def _plain_mask(

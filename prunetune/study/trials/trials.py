@@ -64,6 +64,13 @@ def presets_at(names: Sequence[str], space: Space, budget: Budget | None = None)
             note = f"not attainable: {facts.model_type} cannot give {', '.join(missing)}"
             out.append(Preset(name, None, note))
             continue
+        if (last := facts.last_stage) is not None and any(
+            stage.layer > last or stage.mass for stage in config.stages
+        ):
+            where = "layer 0" if last == 0 else f"layers 0 to {last}"
+            note = f"not attainable: {facts.model_type} drops tokens at {where} only, without mass"
+            out.append(Preset(name, None, note))
+            continue
         config = config.model_copy(update={"model": space.model_ref()})
         out.append(Preset(name, config, note))
     return out

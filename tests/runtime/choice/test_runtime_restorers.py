@@ -80,7 +80,8 @@ def check_restorer(family, layer, restorer, scorers):
     alive = alive_slots(tuple(batch.valid.shape), (0, trace))
     survives = batch.valid & alive[-1]
     rewrites = {
-        stages[i][0]: blended(made, config, batch, geometries, trace, i, moved) for i in (0, 1)
+        stage.layer: blended(made, config, batch, geometries, trace, i, moved)
+        for i, stage in enumerate(config.stages[:2])
     }
     reference = reference_logits(plain, batch, alive, rewrite=rewrites)
     assert worst(logits[survives], reference[survives]) < 2 * TOLERANCE

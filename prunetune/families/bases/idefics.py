@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from prunetune.families.base import VisionCall, refuse
-from prunetune.families.base_views import FixedViews
+from prunetune.families.bases.views import FixedViews
 from prunetune.tokens import Mosaic
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from prunetune.families.base import Family, TappedAttention, VisionCall
-from prunetune.families.base_configs import CLIP_PIXELS
+from prunetune.families.base_configs import CLIP_PIXELS, SIGLIP_PIXELS
 from prunetune.families.base_towers import Seen
 from prunetune.numerics import fitting
 from prunetune.tokens import ImageGeometry, frames_geometry
@@ -135,3 +135,11 @@ class QwenVL(Family):
     def _in_order(self, patches: Tensor, grid: tuple[int, int, int]) -> Tensor:
         """Return one image's ``[patches, ...]`` in the order that the processor gave them."""
         return patches
+
+
+class Qwen3Tower(QwenVL):
+    """Base of what has Qwen3-VL's tower."""
+
+    def pixel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """As SigLIP's."""
+        return SIGLIP_PIXELS
