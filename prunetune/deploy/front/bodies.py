@@ -9,6 +9,9 @@ from prunetune.deploy.front.limits import Limits
 from prunetune.deploy.front.replies import Receive, Refused
 
 
+_READ_ON = 8
+
+
 class Gone(Exception):
     """The client has left."""
 
@@ -28,42 +31,49 @@ class Bodies:
             Gone: The client left.
         """
         declared = headers.get(b"content-length", b"0")
+        refused: Refused | None = None
         if declared.isdigit() and int(declared) > self._limits.body:
-            raise self._too_large()
+            refused = self._too_large()
         parts: list[bytes] = []
-        size = 0
+        size = seen = 0
         try:
             async with asyncio.timeout(self._limits.body_seconds):
                 more = True
-                while more:
+                # What is refused is read to its end all the same, where that is near: who is still
+                # sending would see a broken connection, and no answer.
+                while more and seen <= _READ_ON * self._limits.body:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         raise Gone
                     part = message.get("body", b"")
-                    parts.append(part)
-                    size += len(part)
-                    self.held += len(part)
-                    self._check(size)
-                    more = message.get("more_body", False)
+                    more, seen = message.get("more_body", False), seen + len(part)
+                    if refused is None:
+                        parts.append(part)
+                        size += len(part)
+                        self.held += len(part)
+                        refused = self._wrong(size)
         except TimeoutError:
-            self.free(size)
-            raise Refused(
+            refused = refused or Refused(
                 408, f"the body was not here after {self._limits.body_seconds:g} seconds"
-            ) from None
+            )
         except BaseException:
             self.free(size)
             raise
+        if refused is not None:
+            self.free(size)
+            raise refused
         return b"".join(parts)
 
     def free(self, size: int) -> None:
         """Count a body no longer."""
         self.held -= size
 
-    def _check(self, size: int) -> None:
+    def _wrong(self, size: int) -> Refused | None:
         if size > self._limits.body:
-            raise self._too_large()
+            return self._too_large()
         if self.held > self._limits.bodies:
-            raise Refused(429, "this server holds as many requests as it has room for; try again")
+            return Refused(429, "this server holds as many requests as it has room for; try again")
+        return None
 
     def _too_large(self) -> Refused:
         return Refused(

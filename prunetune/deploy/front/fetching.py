@@ -44,9 +44,7 @@ def fetch(url: str, limits: Limits) -> bytes:
         late = time.monotonic() >= deadline
         reason = f"not here after {limits.picture_seconds:g} seconds" if late else _reason(error)
         raise Refused(400, f"the picture cannot be fetched: {reason}", "image_url") from None
-    raise Refused(
-        400, f"the picture is redirected more than {limits.redirects} times", "image_url"
-    )
+    raise Refused(400, f"the picture is redirected more than {limits.redirects} times", "image_url")
 
 
 def _reason(error: Exception) -> str:
@@ -62,9 +60,7 @@ def _split(url: str) -> SplitResult:
     return parts
 
 
-def _get(
-    parts: SplitResult, deadline: float, limits: Limits
-) -> tuple[bytes, str | None]:
+def _get(parts: SplitResult, deadline: float, limits: Limits) -> tuple[bytes, str | None]:
     """Return the content, or where it has moved to."""
     host = parts.hostname or ""
     port = parts.port or _PORTS[parts.scheme]

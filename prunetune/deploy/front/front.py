@@ -4,7 +4,8 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from prunetune.deploy.front.behind import Behind, told
@@ -29,6 +30,7 @@ from prunetune.deploy.front.turns import Turn, Turns
 logger = logging.getLogger(__name__)
 
 _RESET = "/reset"
+_ENDING = Refused(503, "this server is about to end")
 _ERROR_EVENT = b'data: {"error": "'
 
 
@@ -57,7 +59,8 @@ class Front:
         self.turns = Turns(limits.waiting)
         self.metrics = Metrics(self.turns)
         self._hosts = Hosts("localhost", limits.hosts)
-        self._tasks: set[asyncio.Task[None]] = set()
+        # What no forward keeps from ending: bodies that come, pictures, places in the queue.
+        self._waiting: set[asyncio.Task[Any]] = set()
         self._stopping = False
 
     def listens_on(self, host: str) -> None:
@@ -75,6 +78,8 @@ class Front:
         if self.turns.current is not None:
             self.turns.current.cancelled.set()
         self._pictures.close()
+        for task in self._waiting:
+            task.cancel()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -102,6 +107,9 @@ class Front:
             await send_refusal(count, refused)
         except Gone:
             self.metrics.left()
+        except asyncio.CancelledError:
+            # By `stop`, or by who runs this server when it has waited long enough.
+            await send_refusal(count, _ENDING)
         except TimeoutError:
             # The client takes nothing of its answer: the connection ends with this call.
             self.metrics.left()
@@ -127,7 +135,7 @@ class Front:
     async def _tell(self, path: str, send: Send) -> None:
         if path == "/health":
             if self._stopping:
-                raise Refused(503, "this server is about to end")
+                raise _ENDING
             await send_json(send, 200, {"status": "ok"})
         elif path == "/metrics":
             body, kind = self.metrics.text()
@@ -138,24 +146,23 @@ class Front:
     async def _ask(
         self, path: str, headers: dict[bytes, bytes], receive: Receive, send: Send
     ) -> None:
-        body = await self._bodies.read(headers, receive)
+        with self._ending_early(asyncio.current_task()):
+            body = await self._bodies.read(headers, receive)
         begun, size = time.monotonic(), len(body)
         try:
             said = parse(body, self._limits)
             del body
             references = self._checker.check(path, said)
             if self._stopping:
-                raise Refused(503, "this server is about to end")
+                raise _ENDING
             self.turns.check_room()
             turn, out = Turn(), asyncio.Queue[Message | Exception | None]()
             work = asyncio.create_task(self._generate(path, said, references, turn, out))
             watch = asyncio.create_task(self._watch(receive, turn, work))
-            self._tasks |= {work, watch}
             try:
                 await self._relay(out, send)
             finally:
                 watch.cancel()
-                self._tasks -= {work, watch}
                 self._abandon(turn, work)
         finally:
             self._bodies.free(size)
@@ -171,34 +178,58 @@ class Front:
     ) -> None:
         """Wait for the turn and have the request answered; the answer's end is None."""
         try:
-            await self._pictures.resolve(references)
-            async with self.turns.take(turn) as waited:
-                if self._stopping:
-                    raise Refused(503, "this server is about to end")
-                begun, before = time.monotonic(), self._visual()
-                turn.stops = _stops(said.pop("stop", None))
-                body = json.dumps(said).encode()
-                said.clear()
-                # The end of an answer is told when the next may begin.
-                last: list[Message] = []
+            with self._ending_early(asyncio.current_task()):
+                await self._pictures.resolve(references)
+                waited = await self.turns.begin(turn)
+            # The end of an answer is told when the next may begin.
+            last: list[Message] = []
 
-                def pass_on(message: Message) -> None:
-                    (out.put_nowait if _goes_on(message) else last.append)(message)
+            def pass_on(message: Message) -> None:
+                (out.put_nowait if _goes_on(message) else last.append)(message)
 
-                # Whoever abandons the request waits for no answer; the turn lasts until its end.
-                await asyncio.shield(
-                    asyncio.ensure_future(self._behind.ask(path, body, turn, pass_on))
-                )
-                after = self._visual()
-                visual = after if after is not None and after is not before else (0, 0)
-                self.metrics.had(turn, waited, time.monotonic() - begun, visual)
+            try:
+                await self._have_turn(path, said, turn, waited, pass_on)
+            finally:
+                self.turns.end()
             for message in (*last, None):
                 out.put_nowait(message)
         except Refused as refused:
             out.put_nowait(refused)
+        except asyncio.CancelledError:
+            out.put_nowait(_ENDING)
+            raise
         except Exception as error:
             logger.warning("a request failed: %s", type(error).__name__)
             out.put_nowait(Refused(500, f"the server failed: {type(error).__name__}"))
+
+    async def _have_turn(
+        self,
+        path: str,
+        said: dict[str, Any],
+        turn: Turn,
+        waited: float,
+        pass_on: Callable[[Message], None],
+    ) -> None:
+        begun, before = time.monotonic(), self._visual()
+        turn.stops = _stops(said.pop("stop", None))
+        body = json.dumps(said).encode()
+        said.clear()
+        # Whoever abandons the request waits for no answer; the turn lasts until its end.
+        await self._behind.ask(path, body, turn, pass_on)
+        after = self._visual()
+        visual = after if after is not None and after is not before else (0, 0)
+        self.metrics.had(turn, waited, time.monotonic() - begun, visual)
+
+    @contextmanager
+    def _ending_early(self, task: "asyncio.Task[Any] | None") -> Iterator[None]:
+        """Let ``stop`` cancel a task while the block runs."""
+        if self._stopping or task is None:
+            raise _ENDING
+        self._waiting.add(task)
+        try:
+            yield
+        finally:
+            self._waiting.discard(task)
 
     async def _watch(self, receive: Receive, turn: Turn, work: "asyncio.Task[None]") -> None:
         """Wait for the client to leave, and end its request."""

@@ -35,7 +35,8 @@ def _name(header: str) -> str:
     header = header.strip().lower()
     if header.startswith("["):
         return header[1:].partition("]")[0]
-    return header.rpartition(":")[0] if header.count(":") == 1 else header.rstrip(".")
+    name = header.rpartition(":")[0] if header.count(":") == 1 else header
+    return name.rstrip(".")
 
 
 def _is_address(name: str) -> bool:

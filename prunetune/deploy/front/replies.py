@@ -31,9 +31,7 @@ def error_object(status: int, text: str, param: str | None = None) -> dict[str, 
     kind = "invalid_request_error" if status < 500 else "server_error"
     kind = "rate_limit_error" if status == 429 else kind
     shown = _printable(text)
-    return {
-        "error": {"message": shown, "type": kind, "param": param, "code": _CODES.get(status)}
-    }
+    return {"error": {"message": shown, "type": kind, "param": param, "code": _CODES.get(status)}}
 
 
 def _printable(text: str) -> str:

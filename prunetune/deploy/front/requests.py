@@ -74,10 +74,13 @@ class _Generation(_Strict):
 
 # What `apply_chat_template` takes beside the template's own variables.
 _RESERVED = frozenset(
-    "conversation chat_template tools documents add_generation_prompt continue_final_message "
-    "tokenize padding truncation max_length return_tensors return_dict return_assistant_tokens_mask"
-    " tokenizer_kwargs processor_kwargs load_audio_from_video num_frames fps sampling_rate "
-    "video_load_backend messages".split()
+    (
+        *("conversation", "messages", "chat_template", "tools", "documents", "tokenize"),
+        *("add_generation_prompt", "continue_final_message", "padding", "truncation"),
+        *("max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask"),
+        *("tokenizer_kwargs", "processor_kwargs", "load_audio_from_video", "num_frames", "fps"),
+        *("sampling_rate", "video_load_backend"),
+    )
 )
 
 
@@ -114,7 +117,9 @@ class Checker:
         elif path == RESPONSES:
             content.input(said.get("input"))
         elif not isinstance(said.get("prompt"), str) or not said["prompt"]:
-            raise Refused(400, "prompt: it is missing or empty, or no text; give one text", "prompt")
+            raise Refused(
+                400, "prompt: it is missing or empty, or no text; give one text", "prompt"
+            )
         self._texts(said, content.references)
         return content.references
 
@@ -136,6 +141,9 @@ class Checker:
                     f"logit_bias: received token {token}, allowed 0 to {self._vocabulary - 1}",
                     "logit_bias",
                 )
+        if said.get("logit_bias") is not None:
+            # The server behind takes no whole numbers.
+            said["logit_bias"] = {key: float(bias) for key, bias in said["logit_bias"].items()}
         if (text := said.get("generation_config")) is not None:
             _generation(text)
         for key in said.get("chat_template_kwargs") or {}:

@@ -3,8 +3,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from typing import Any
 
 from prunetune.deploy.front.replies import Refused
@@ -54,7 +53,6 @@ class Turn:
 
         return stop
 
-
     def _stopped(self, text: str) -> bool:
         return any(stop in text for stop in self.stops)
 
@@ -83,16 +81,10 @@ class Turns:
             Refused: As many wait as may.
         """
         if self._lock.locked() and self.waits >= self._most:
-            raise Refused(
-                429, f"{self.waits} requests wait for the model already; try again later"
-            )
+            raise Refused(429, f"{self.waits} requests wait for the model already; try again later")
 
-    @asynccontextmanager
-    async def take(self, turn: Turn) -> AsyncIterator[float]:
-        """Wait for the turn, and have it while the block runs.
-
-        Yields:
-            Seconds that it was waited for.
+    async def begin(self, turn: Turn) -> float:
+        """Wait for the turn, and return for how many seconds; ``end`` ends it.
 
         Raises:
             Refused: As many wait as may.
@@ -105,8 +97,9 @@ class Turns:
         finally:
             self.waits -= 1
         self.current = turn
-        try:
-            yield time.monotonic() - begun
-        finally:
-            self.current = None
-            self._lock.release()
+        return time.monotonic() - begun
+
+    def end(self) -> None:
+        """Let the next one have its turn."""
+        self.current = None
+        self._lock.release()
