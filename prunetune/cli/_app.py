@@ -169,6 +169,16 @@ def at_least(flag: str, value: float | None, least: int) -> None:
         raise ConfigError(f"{flag}: received {value:g}, allowed {least} or more")
 
 
+def within(flag: str, value: float | None, least: int, most: int) -> None:
+    """Refuse a flag's value outside of a range; None is fine.
+
+    Raises:
+        ConfigError: It is outside, or not a number.
+    """
+    if value is not None and not least <= value <= most:
+        raise ConfigError(f"{flag}: received {value:g}, allowed {least} to {most}")
+
+
 def one_of(flag: str, value: str | None, allowed: Sequence[str]) -> None:
     """Refuse a flag's value that is not among ``allowed``; None is fine.
 

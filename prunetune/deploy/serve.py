@@ -1,19 +1,19 @@
 """An OpenAI-compatible server of a pruned model.
 
-The server is transformers' own (``transformers.cli.serving``), its handlers and routes untouched:
-what is ours is that its one model is here already, with a config applied. Requests are generated
-one after the other; its continuous batching pages the KV cache of a model that prunes nothing.
+The server is transformers' own (``transformers.cli.serving``): what is ours is that its one model
+is here already, with a config applied, and what stands before it (``front``): nothing reaches it
+that was not bounded and checked. Requests are generated one after the other; its continuous
+batching pages the KV cache of a model that prunes nothing.
 """
 
-import inspect
 import socket
 import time
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunetune.budget import stated_retention
 from prunetune.config import PruningConfig
+from prunetune.deploy.front.limits import Limits
 from prunetune.deploy.request_log import RequestLog
 from prunetune.errors import ConfigError
 from prunetune.runtime.apply import Handle, apply
@@ -21,24 +21,22 @@ from prunetune.runtime.apply import Handle, apply
 if TYPE_CHECKING:
     from prunetune.models import LoadedModel
 
-_SERVING = "transformers.cli.serving"
-_HANDLERS = {
-    "chat_handler": ("chat_completion", "ChatCompletionHandler"),
-    "completion_handler": ("completion", "CompletionHandler"),
-    "response_handler": ("response", "ResponseHandler"),
-    "systemone_handler": ("systemone", "SystemOneHandler"),
-    "transcription_handler": ("transcription", "TranscriptionHandler"),
-}
-"""What ``build_server`` takes, by release some or all of it."""
+_PICTURE_WORDS = ("image", "video", "vision", "audio", "boi_", "eoi_")
+_LIMITS = Limits()
 
 
 def pruned_app(
-    loaded: "LoadedModel", config: PruningConfig, name: str, *, log: Path | None = None
+    loaded: "LoadedModel",
+    config: PruningConfig,
+    name: str,
+    *,
+    log: Path | None = None,
+    limits: Limits = _LIMITS,
 ) -> "tuple[Any, Handle]":
     """Return an ASGI application that serves a model with a config applied.
 
-    Beside transformers' routes (``/v1/chat/completions``, ``/v1/responses``, ``/v1/completions``,
-    ``/v1/models``, ``/health``) it has ``GET /prunetune``: the config, and what it did in the last
+    Its routes: ``/v1/chat/completions``, ``/v1/responses``, ``/v1/completions``, ``/v1/models``;
+    ``/health``, ``/metrics``; and ``GET /prunetune``: the config, and what it did in the last
     forward with images.
 
     Args:
@@ -46,6 +44,7 @@ def pruned_app(
         config: Applied until the handle is removed.
         name: Of the model, in requests and answers.
         log: Where bodies of chat requests with pictures are kept, a line each.
+        limits: What a request may take.
 
     Returns:
         The application, and the handle of the config.
@@ -54,21 +53,23 @@ def pruned_app(
         ConfigError: What the server needs is not installed, or the config does not fit.
     """
     require()
-    server = _module("server")
-    manager = _manager(loaded, name)
-    state = _module("utils").GenerationState()
-    wanted = inspect.signature(server.build_server).parameters
-    handlers = {
-        key: getattr(_module(module), kind)(model_manager=manager, generation_state=state)
-        for key, (module, kind) in _HANDLERS.items()
-        if key in wanted
-    }
-    handle = apply(loaded.model, config, processor=loaded.processor)
-    app = server.build_server(manager, generation_state=state, **handlers)
-    app.get("/prunetune")(_Status(config, handle).read)
+    from prunetune.deploy.front.behind import Behind
+    from prunetune.deploy.front.front import Front
+    from prunetune.deploy.front.requests import Checker
+
+    behind = Behind(loaded, name)
     if log is not None:
-        app.add_middleware(RequestLog, path=log)
-    return app, handle
+        behind.app.add_middleware(RequestLog, path=log)
+    vocabulary = getattr(loaded.model.config.get_text_config(), "vocab_size", None)
+    checker = Checker(limits, name, placeholders(loaded), vocabulary)
+    handle = apply(loaded.model, config, processor=loaded.processor)
+    status = _Status(config, handle)
+    model = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "prunetune"}
+    pages = {
+        "/prunetune": status.read,
+        "/v1/models": lambda: {"object": "list", "data": [model]},
+    }
+    return Front(behind, checker, limits, pages, status.visual), handle
 
 
 class _Status:
@@ -81,6 +82,7 @@ class _Status:
             "mean_retention": stated_retention(config),
             "config": config.model_dump(mode="json"),
         }
+        self._seen: tuple[Any, tuple[int, int]] | None = None
 
     def read(self) -> dict[str, Any]:
         trace = self._handle.trace
@@ -88,30 +90,28 @@ class _Status:
         last = [{"layer": s.layer, "before": s.before, "after": s.after} for s in stages]
         return {**self._told, "last": last or None}
 
+    def visual(self) -> tuple[int, int] | None:
+        """Return the last forward's visual tokens before and after; the same object if it is."""
+        trace = self._handle.trace
+        if not trace:
+            return None
+        if self._seen is None or self._seen[0] is not trace[-1]:
+            stages = trace[-1].stages
+            before = sum(len(slots) for slots in trace[-1].image_slots)
+            self._seen = trace[-1], (before, sum(stages[-1].after) if stages else before)
+        return self._seen[1]
 
-def _manager(loaded: "LoadedModel", name: str) -> Any:
-    """Return a model manager of transformers that has one model and neither loads nor lets go."""
-    base: Any = _module("model_manager").ModelManager
 
-    class OneModel(base):  # type: ignore[misc]
-        def load_model_and_processor(
-            self, model_id_and_revision: str, *args: Any, **kwargs: Any
-        ) -> tuple[Any, Any]:
-            asked = model_id_and_revision.partition("@")[0]
-            if asked != name:
-                raise ValueError(f"this server has the model {name!r} only; requested {asked!r}")
-            return loaded.model, loaded.processor
-
-        def get_gen_models(self, cache_dir: str | None = None) -> list[dict[str, Any]]:
-            return [{"id": name, "object": "model", "created": started, "owned_by": "prunetune"}]
-
-        def shutdown(self) -> None:
-            """Keep the model: it was not loaded here."""
-
-    started = int(time.time())
-    manager = OneModel()
-    manager.force_model = name
-    return manager
+def placeholders(loaded: "LoadedModel") -> list[str]:
+    """Return the texts that a model's processor takes for a picture or a video."""
+    found: set[str] = set()
+    for holder in (loaded.processor, getattr(loaded.processor, "tokenizer", None)):
+        for key in dir(holder) if holder is not None else ():
+            if key.endswith("_token") and any(word in key for word in _PICTURE_WORDS):
+                value = getattr(holder, key, None)
+                if isinstance(value, str) or hasattr(value, "content"):
+                    found.add(str(getattr(value, "content", value)))
+    return sorted(found - {""})
 
 
 def require() -> None:
@@ -120,17 +120,15 @@ def require() -> None:
     Raises:
         ConfigError: It is not.
     """
+    from importlib.util import find_spec
+
     from transformers.utils.import_utils import is_serve_available
 
-    if not is_serve_available():
+    if not is_serve_available() or find_spec("prometheus_client") is None:
         raise ConfigError(
-            "serve needs fastapi, uvicorn and openai, which are not all installed: "
-            "pip install 'prunetune[serve]'"
+            "serve needs fastapi, uvicorn, openai and prometheus-client, which are not all "
+            "installed: pip install 'prunetune[serve]'"
         )
-
-
-def _module(name: str) -> Any:
-    return import_module(f"{_SERVING}.{name}")
 
 
 class Server:
@@ -149,12 +147,12 @@ class Server:
     """
 
     def __init__(self, app: Any, host: str = "127.0.0.1", port: int = 8000) -> None:
-        import uvicorn
+        from prunetune.deploy.front.listener import Uvicorn
 
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
             self._socket = socket.create_server((host, port), family=family)
-        except (OSError, OverflowError) as error:
+        except (OSError, OverflowError, UnicodeError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error).rstrip(".")
             raise ConfigError(
                 f"cannot listen on {host} port {port}: {reason}; give another --port (0: any free "
@@ -162,12 +160,21 @@ class Server:
             ) from None
         shown = f"[{host}]" if ":" in host else host
         self.url = f"http://{shown}:{self._socket.getsockname()[1]}"
-        self._server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        self._app = app
+        if app is not None:
+            app.listens_on(host)
+        self._server = Uvicorn(app)
 
-    def serve(self) -> None:
-        """Answer requests until ``stop`` is called, SIGINT or SIGTERM."""
+    def serve(self) -> int | None:
+        """Answer requests until ``stop`` is called, SIGINT or SIGTERM; return the signal."""
         with self._socket:
             self._server.run(sockets=[self._socket])
+        return self._server.ended_by
+
+    @property
+    def busy(self) -> bool:
+        """Whether the model still works on a request."""
+        return bool(self._app.busy)
 
     def close(self) -> None:
         """Stop listening without having served."""
