@@ -1,11 +1,11 @@
 """``models``: the models that have a short name."""
 
-from prunetune.cli._app import AsJson, verb
+from prunetune.cli._app import AsJson, OneName, named, verb
 from prunetune.cli._output import Output
 
 
-@verb("models", "prunetune models")
-def models(as_json: AsJson = False) -> None:
+@verb("models", "prunetune models", "prunetune models qwen2.5-vl-3b")
+def models(name: OneName = None, as_json: AsJson = False) -> None:
     """List models by short name: family, support and its proof, memory, weights here or not.
 
     Memory is what a device needs in bfloat16. Any hub id or folder of a supported family works too.
@@ -26,7 +26,7 @@ def models(as_json: AsJson = False) -> None:
             "study_spec": alias.study,
             "here": alias.embedded or _cached(alias.hub_id),
         }
-        for alias in ALIASES
+        for alias in named("models", name, {alias.alias: alias for alias in ALIASES})
     ]
     out = Output(as_json)
     out.table(

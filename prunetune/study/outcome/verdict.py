@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from prunetune.measure.scores import Scores
+from prunetune.study.clock import Clock
 from prunetune.study.outcome.summary import RESIZE, Baseline, percent
 
 _FEWEST_PICTURES = 5
@@ -31,6 +32,16 @@ def verdict(tuned: Scores, baselines: Sequence[Baseline], pictures: int = _FEWES
         pictures: How many pictures these samples show; few of them tell nothing.
     """
     return _verdict(tuned, baselines, pictures) + _smaller(tuned, baselines, pictures)
+
+
+def not_compared(baselines: Sequence[Baseline], clock: Clock) -> str | None:
+    """Return words on a comparison that the run had no time for; None where there is one."""
+    if clock.seconds is None or any(row.scores for row in baselines):
+        return None
+    return (
+        f"Not compared: the timeout of {clock.seconds:g} s left no time to measure any baseline on "
+        "held-out data, so nothing is known about the gain; run the same command with a longer one."
+    )
 
 
 def _smaller(tuned: Scores, baselines: Sequence[Baseline], pictures: int) -> str:
