@@ -35,7 +35,7 @@ OWN_TOKENS = 8
 """Most tokens of the unpruned model's own answer that ``kl-answer`` follows."""
 
 
-_SINCE = "processor promise match template_args allow_remote held_out_samples".split()
+_SINCE = ["processor", "promise", "match", "template_args", "allow_remote", "held_out_samples"]
 _KEEP, _KEEPS, _PROMISED = 0.25, (0.05, 0.5), (0.03, 0.75)
 
 

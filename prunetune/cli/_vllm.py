@@ -8,7 +8,7 @@ import typer
 
 from prunetune.cli._loading import Loading
 from prunetune.cli._output import Output, number
-from prunetune.cli._progress import progress
+from prunetune.cli.progress import progress
 from prunetune.errors import ConfigError
 
 if TYPE_CHECKING:

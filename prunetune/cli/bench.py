@@ -19,8 +19,8 @@ from prunetune.cli._bench_table import print_bench
 from prunetune.cli._flags import share_of
 from prunetune.cli._loading import Keep, Loading, model_named
 from prunetune.cli._output import Output, note
-from prunetune.cli._progress import progress
 from prunetune.cli._vllm import ENGINES, bench_there, check_runs
+from prunetune.cli.progress import progress
 from prunetune.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import typer
 from prunetune.cli._app import AsJson, Match, ModelName, SkipBad, Threads, at_least, one_of, verb
 from prunetune.cli._loading import Loading, prepare_pictures
 from prunetune.cli._output import Output, number, percent
-from prunetune.cli._progress import progress
+from prunetune.cli.progress import progress
 from prunetune.errors import ConfigError
 
 if TYPE_CHECKING:

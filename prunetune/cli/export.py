@@ -12,7 +12,7 @@ from prunetune.cli._app import AsJson, SkipBad, Threads, at_least, verb
 from prunetune.cli._flags import share_of
 from prunetune.cli._loading import Loading
 from prunetune.cli._output import Output, number, percent
-from prunetune.cli._progress import progress
+from prunetune.cli.progress import progress
 from prunetune.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from prunetune.cli._app import (
 from prunetune.cli._flags import budget_of, optional_names, promise_of, space_of, template_of
 from prunetune.cli._loading import Loading
 from prunetune.cli._output import Output, note
-from prunetune.cli._progress import progress
+from prunetune.cli.progress import progress
 from prunetune.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -27,8 +27,8 @@ from prunetune.cli._loading import (
     wanted_config,
 )
 from prunetune.cli._output import Output, number, percent
-from prunetune.cli._progress import progress
 from prunetune.cli._vllm import ENGINES, check_runs, verify_there
+from prunetune.cli.progress import progress
 
 if TYPE_CHECKING:
     from prunetune.deploy import Figure, SelfTest, SplitScores, Verification

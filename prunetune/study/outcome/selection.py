@@ -28,7 +28,7 @@ from prunetune.study.outcome.noise import settle
 from prunetune.study.outcome.record import write_record
 from prunetune.study.outcome.summary import SearchResult
 from prunetune.study.outcome.table import fitting
-from prunetune.study.outcome.verdict import not_compared, verdict
+from prunetune.study.outcome.verdict import hurried, verdict
 from prunetune.study.trials.best import FINISHED, best_complete, metric_of, on_plateau
 from prunetune.study.trials.trials import (
     EVALUATIONS,
@@ -188,8 +188,9 @@ def conclude(
         kv_ratio=cast(float, provenance.kv_ratio),
         unpruned_accuracy=accuracy(held_out.unpruned_correct),
         baselines=baselines,
-        verdict=not_compared(baselines, clock)
-        or verdict(scores, baselines, len(set(image_ids(held_out.samples)))),
+        verdict=hurried(
+            baselines, clock, verdict(scores, baselines, len(set(image_ids(held_out.samples))))
+        ),
         config=str(path),
         best=config,
         stopped=why_stopped(study, spec),
@@ -214,7 +215,12 @@ def count_trials(trials: Sequence[FrozenTrial]) -> dict[str, int]:
         "pruned": TrialState.PRUNED,
         "failed": TrialState.FAIL,
     }
-    return {name: sum(t.state is state for t in trials) for name, state in names.items()}
+    # What was left unfinished, to make room or by Ctrl-C, and is queued again has not failed.
+    again = {t.system_attrs.get("failed_trial") for t in trials}
+    return {
+        name: sum(t.state is state and t.number not in again for t in trials)
+        for name, state in names.items()
+    }
 
 
 def count_evaluations(trials: Sequence[FrozenTrial]) -> int:

@@ -24,6 +24,7 @@ LOOK = 0.2
 """Share of the samples that every rival is measured on before the best go on first."""
 ANSWERED = 1.5
 """What a sample of the table costs beside one of a trial: answers are looked at."""
+TIME_UP = "the time was up"
 _LEAST_PICTURES = 12
 _FEWEST = 16
 
@@ -131,8 +132,10 @@ class Table:
         rows = [Row(preset) for preset in presets if preset.config is not None]
         try:
             # Smaller pictures last: nothing is known of them before all have been run unpruned.
-            for row in sorted(rows, key=lambda row: shrinks(row.config.pixels)):
-                self._run(row, max(1, int(LOOK * self._total)))
+            rows.sort(key=lambda row: shrinks(row.config.pixels))
+            for until in (1, int(LOOK * self._total)):
+                for row in rows:
+                    self._run(row, until)
             # The best go first: the others are then left soonest.
             for row in sorted(rows, key=lambda row: row.gap / max(1, len(row.results))):
                 self._run(row, self._total)
@@ -148,7 +151,7 @@ class Table:
         """Measure a rival on samples up to a number, or until nothing more is to be known."""
         while len(row.results) < until and not row.note:
             if self._clock.up:
-                row.note = "the time was up"
+                row.note = TIME_UP
             elif self._hopeless(row):
                 row.note = "it can no longer be the best, nor better than the tuned config"
             else:
@@ -164,7 +167,7 @@ class Table:
                 row.batches = self._held_out.evaluate(row.config)
             batch = next(row.batches)
         except OutOfTime:
-            row.note = "the time was up"
+            row.note = TIME_UP
             return
         except (StudyError, StopIteration) as error:
             row.note = f"not measured: {error}"
