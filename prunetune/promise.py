@@ -72,7 +72,9 @@ def promised(
     assert value is not None
     inside = 0.0 < value <= end if said[0] == "--min-agreement" else 0.0 <= value < end
     if not (math.isfinite(value) and inside):
-        raise ValueError(f"{said[0]}: received {value:g}, allowed {allowed}")
+        percent = said[0] == "--min-agreement" and 1 < value <= 100
+        hint = f"; for {value:g}% write {value / 100:.6g}" if percent else ""
+        raise ValueError(f"{said[0]}: received {value:g}, allowed {allowed}{hint}")
     loss, most = {
         "--max-drop": ("accuracy", value / 100.0),
         "--max-gap": ("gap", value),

@@ -35,7 +35,7 @@ OWN_TOKENS = 8
 """Most tokens of the unpruned model's own answer that ``kl-answer`` follows."""
 
 
-_SINCE = ("processor", "promise", "match", "template_args", "allow_remote")
+_SINCE = ["processor", "promise", "match", "template_args", "allow_remote", "held_out_samples"]
 _KEEP, _KEEPS, _PROMISED = 0.25, (0.05, 0.5), (0.03, 0.75)
 
 
@@ -49,6 +49,7 @@ class StudySpec(BaseModel):
         data: Calibration source; None for the one shipped for the model.
         held_out: Held-out source; None for the one shipped, or a split of ``data`` by image.
         samples: Calibration samples used at most; None for all.
+        held_out_samples: Held-out samples used at most, drawn by picture; None for all.
         match: How answers are compared: as ``vqa`` does, ``exact`` token by token, or ``contains``.
         template_args: Options of the model's chat template.
         allow_remote: Fetch pictures that rows name by ``http:`` URLs.
@@ -60,7 +61,7 @@ class StudySpec(BaseModel):
         objective: ``metric`` minimises it on the budget, ``pareto`` the metric and the cost.
         promise: What may be lost: the cheapest config of the front that keeps it is exported.
         trials: Finished trials (complete or pruned) the study ends with, earlier runs included.
-        timeout: Seconds after which this run starts no further trial.
+        timeout: Seconds that a run may take in all, from loading to the table.
         patience: Finished trials without a better one that end the study; 0: that does not.
         seed: Of the sampler and of the order of the samples.
         sampler: ``tpe`` (multivariate), ``tpe-uni``, ``gp``, ``cmaes``, ``nsga2``, ``qmc`` or
@@ -84,6 +85,7 @@ class StudySpec(BaseModel):
     data: str | None = None
     held_out: str | None = None
     samples: int | None = Field(default=None, ge=1)
+    held_out_samples: int | None = Field(default=None, ge=1)
     match: Match = "vqa"
     template_args: dict[str, bool | int | float | str] | None = None
     allow_remote: bool = False
@@ -153,8 +155,9 @@ class StudySpec(BaseModel):
         if self.kind == "keep":
             check_keep(value, self.space.floor)
         elif not (value > 0 and math.isfinite(value)) or (self.kind == "flops" and value >= 1):
-            below = " and below 1" if self.kind == "flops" else ""
-            raise ValueError(f"{self.kind}: received {value:g}, allowed above 0{below}")
+            share = " and below 1" if self.kind == "flops" else ""
+            hint = f"; for {value:g}% write {value / 100:.6g}" if share and 1 < value <= 100 else ""
+            raise ValueError(f"{self.kind}: received {value:g}, allowed above 0{share}{hint}")
 
     def _check_objective(self) -> None:
         if self.objective == "metric":

@@ -125,12 +125,16 @@ class Budget:
             raise ConfigError(self._refusal(least))
         return self
 
+    def _per_cent(self) -> str:
+        given = self.kind != "kv_mib" and _is_number(self.share) and 1 < self.share <= 100
+        return f"; for {self.share:g}% write {self.share / 100:.6g}" if given else ""
+
     def _refusal(self, least: float) -> str:
         low, high = short(least * self.unit), f"{math.floor(self.unit * 1e4 + 1e-9) / 1e4:g}"
         value = f"{self.value:.6g}" if self.kind != "keep" else f"{self.share}"
         return (
             f"{self.kind}: received {value}, allowed {low} to {high}: {_MEANING[self.kind]}; "
-            f"the smallest that can be attained is {low}"
+            f"the smallest that can be attained is {low}{self._per_cent()}"
         )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from prunetune.calibration.dataset import CalibrationSet, TemplateArgs, build
+from prunetune.calibration.drawing import draw
 from prunetune.calibration.looks import Gallery
 from prunetune.calibration.reading import Reading
 from prunetune.calibration.records import Record
@@ -112,7 +113,7 @@ def load_sides(
         if held_out is None:
             return _load(source, how, held_out=HELD_OUT, **bounds)
         calibration, _ = _load(source, how, held_out=0.0, **bounds)
-        other, _ = _load(held_out, how, held_out=0.0, samples=held_out_samples)
+        other, _ = _load(held_out, how, held_out=0.0, drawn=held_out_samples)
         return calibration, _unseen(calibration, other, how)
 
     found = load(as_before)
@@ -144,14 +145,19 @@ def _load(
     held_out: float,
     samples: int | None = None,
     held_out_samples: int | None = None,
+    drawn: int | None = None,
 ) -> tuple[CalibrationSet, CalibrationSet]:
     reading = Reading(how.remote, how.as_before)
     records, problems = _usable(read_source(spec, reading), how)
+    records = draw(records, drawn, how.seed)
+    records, held_out = _drawn(records, how, held_out, samples, held_out_samples)
     named = any(record.split for record in records)
     if how.as_before:
         sides = split_as_before(records, seed=how.seed, held_out=held_out)
     else:
         sides = _split(records, how, held_out, look=bool(held_out) and not named)
+    # Of a picture's samples all are held out or none: they share what it says of a config.
+    sides = replace(sides, held_out=draw(sides.held_out, held_out_samples, how.seed))
     calibration, held = (
         build(
             rows, seed=how.seed, limit=limit, skip_bad=how.skip_bad, gallery=how.gallery,
@@ -174,6 +180,35 @@ def _load(
     if named and not how.as_before:
         held = _unseen(calibration, held, how)
     return calibration, held
+
+
+_SPARE = 1.25
+"""Rows that are looked at for each that is asked for: groups of rows are not cut to measure."""
+
+
+def _drawn(
+    records: list[Record],
+    how: _How,
+    held_out: float,
+    samples: int | None,
+    held_out_samples: int | None,
+) -> tuple[list[Record], float]:
+    """Return the rows to look at, and the share to hold out.
+
+    To split by picture every picture is decoded. Where both sides are bounded, so is what is
+    decoded: the split is then made of rows that are drawn first.
+    """
+    if samples is None or held_out_samples is None or how.as_before or not held_out:
+        return records, held_out
+    wanted = int(_SPARE * (samples + held_out_samples)) + 1
+    if any(record.split for record in records) or len(records) <= max(wanted, _FEW):
+        return records, held_out
+    drawn = draw(records, wanted, how.seed)
+    return drawn, min(0.9, held_out_samples / (samples + held_out_samples))
+
+
+_FEW = 2000
+"""Up to so many rows all pictures are looked at: a split is then the same for every bound."""
 
 
 def _usable(rows: Iterable[Record], how: _How) -> tuple[list[Record], list[str]]:

@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from importlib import import_module
 from typing import Annotated, Any, TypeVar
@@ -15,7 +15,7 @@ import typer
 from typer.main import get_command
 
 from prunetune.cli._loading import FLAGS, gather, spread
-from prunetune.cli._output import note
+from prunetune.cli._output import Output, as_json, note, told
 from prunetune.errors import ConfigError, PrunetuneError
 
 VERBS = (
@@ -58,6 +58,9 @@ EXTRA = frozenset(
 )
 """Modules that ``prunetune[search]`` installs and a deployment does without."""
 
+_COMPLETE = "_PRUNETUNE_COMPLETE"
+
+T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
 AsJson = Annotated[
@@ -82,13 +85,17 @@ TemplateArg = Annotated[
     list[str] | None,
     typer.Option(metavar="KEY=VALUE", help="Option of the model's chat template; repeatable."),
 ]
+OneName = Annotated[
+    str | None, typer.Argument(metavar="[NAME]", help="Show this one only.  [default: all]")
+]
 AllowRemote = Annotated[
     bool, typer.Option("--allow-remote", help="Fetch pictures that rows name by http URLs.")
 ]
 
 app = typer.Typer(
     name="prunetune",
-    add_completion=False,
+    # bash, zsh and fish: prunetune --install-completion, or --show-completion.
+    add_completion=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
@@ -191,6 +198,16 @@ def one_of(flag: str, value: str | None, allowed: Sequence[str]) -> None:
         raise ConfigError(f"{flag}: received {value!r}, allowed {', '.join(allowed)}{hint}")
 
 
+def named(what: str, name: str | None, rows: Mapping[str, T]) -> list[T]:
+    """Return the row of a name; without one all rows.
+
+    Raises:
+        ConfigError: There is no such name; the message suggests a near one.
+    """
+    one_of(f"{what}: NAME", name, list(rows))
+    return list(rows.values()) if name is None else [rows[name]]
+
+
 def run(args: Sequence[str]) -> int:
     """Parse and run; every failure ends as one line on stderr and an exit status."""
     argv = list(args) or ["--help"]
@@ -198,13 +215,19 @@ def run(args: Sequence[str]) -> int:
         for module in VERBS:
             import_module(f"prunetune.cli.{module}")
         command = get_command(app)
+        if _COMPLETE in os.environ:
+            # Asked by a shell on every Tab.
+            command.main(args=argv, prog_name="prunetune", complete_var=_COMPLETE)
         with command.make_context("prunetune", argv) as context:
             command.invoke(context)
         sys.stdout.flush()
     except typer.Exit as done:
         return done.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        note(_resume_line(argv))
+        text = _resume_line(argv)
+        note(text)
+        if as_json(argv):
+            Output(True).finish(told(text, 130))
         return 130
     except BrokenPipeError:
         # Whoever read stdout has gone; a flush at exit must not complain again.
@@ -214,7 +237,10 @@ def run(args: Sequence[str]) -> int:
         if "--debug" in argv:
             traceback.print_exc()
         status, text = explain(error, argv)
-        note(f"error: {' '.join(text.split())}")
+        text = " ".join(text.split())
+        note(f"error: {text}")
+        if as_json(argv):
+            Output(True).finish(told(text, status))
         return status
     return 0
 

@@ -1,6 +1,7 @@
 """Flags of ``search`` that are more than one value."""
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,6 +36,34 @@ def space_of(
     return space
 
 
+def share_of(flag: str, text: str | None) -> float | None:
+    """Return a share that people give; None where the flag was not given.
+
+    Raises:
+        ConfigError: It is no number, or a percentage; the message says which share that is.
+    """
+    if text is None:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if math.isfinite(value) and value <= 1:
+        return value
+    raise ConfigError(f"{flag}: received {text}, allowed a share from 0 to 1{hint(text)}")
+
+
+def hint(text: str) -> str:
+    """Return ``; for 25% write 0.25`` where a text is a percentage, else nothing."""
+    try:
+        value = float(text.strip().removesuffix("%"))
+    except ValueError:
+        return ""
+    if not (1 < value <= 100 or (text.strip().endswith("%") and 0 < value <= 100)):
+        return ""
+    return f"; for {value:g}% write {value / 100:.6g}"
+
+
 def budget_of(flags: "dict[str, str | None]") -> dict[str, float]:
     """Parse the budget; with a colon between two numbers it is a range."""
     given = {name: text for name, text in flags.items() if text is not None}
@@ -44,11 +73,14 @@ def budget_of(flags: "dict[str, str | None]") -> dict[str, float]:
     found: dict[str, float] = {}
     for name, text in given.items():
         low, colon, high = text.partition(":")
+        flag = f"--{name.replace('_', '-')}"
+        if name != "kv_mib" and (said := hint(low) or hint(high)):
+            raise ConfigError(f"{flag}: received {text}, allowed a share from 0 to 1{said}")
         try:
             found = {name: float(low)} | ({"up_to": float(high)} if colon else {})
         except ValueError:
             raise ConfigError(
-                f"--{name.replace('_', '-')}: received {text!r}, allowed a number, or for "
+                f"{flag}: received {text!r}, allowed a number, or for "
                 "--objective pareto two with a colon between, e.g. 0.05:0.5"
             ) from None
     return found
@@ -127,6 +159,8 @@ def _names(flag: str, text: str) -> list[str]:
 
 
 def _number(flag: str, text: str) -> float:
+    if said := hint(text):
+        raise ConfigError(f"{flag}: received {text}, allowed numbers from 0 to 1{said}")
     try:
         return float(text)
     except ValueError:

@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prunetune.cli._flags import json_or_text
+from prunetune.cli._flags import json_or_text, share_of
 from prunetune.cli._output import note
 from prunetune.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from prunetune.config import ModelRef
+    from prunetune.config import ModelRef, PruningConfig
 
 Device = Annotated[
     str | None, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1.  [default: cuda if any]")
@@ -38,6 +38,10 @@ Processor = Annotated[
     list[str] | None,
     typer.Option(metavar="KEY=VALUE", help="An option of the model's processor; repeatable."),
 ]
+Preset = Annotated[
+    str | None, typer.Option(metavar="NAME", help="A preset in place of CONFIG; needs --model.")
+]
+Keep = Annotated[str | None, typer.Option(metavar="B", help="Move it onto this mean retention.")]
 Loading = dict[str, Any]
 """What ``load_model`` takes beside a name; a verb with a parameter ``loading`` has its flags."""
 
@@ -67,11 +71,13 @@ def gather(arguments: dict[str, Any]) -> dict[str, Any]:
     """Return a verb's arguments with its flags gathered into ``loading``."""
     loading = {name: arguments.pop(name) for name in FLAGS}
     bounds = {name: loading.pop(name) for name in ("min_pixels", "max_pixels")}
-    loading["processor"] = _options(bounds, loading["processor"] or [])
+    loading["processor"] = processor_options(bounds, loading["processor"])
     return {**arguments, "loading": loading}
 
 
-def _options(bounds: dict[str, int | None], given: list[str]) -> dict[str, Any] | None:
+def processor_options(
+    bounds: dict[str, int | None], given: list[str] | None
+) -> dict[str, Any] | None:
     """Return the processor's options by name; None where there are none.
 
     Raises:
@@ -79,7 +85,7 @@ def _options(bounds: dict[str, int | None], given: list[str]) -> dict[str, Any] 
     """
     found: dict[str, Any] = {}
     named = [(key, str(value)) for key, value in bounds.items() if value is not None]
-    for text in given:
+    for text in given or ():
         key, equals, value = text.partition("=")
         if not (key.strip() and equals):
             raise ConfigError(
@@ -125,3 +131,43 @@ def prepare_pictures(own: "Mapping[str, Any] | None", loading: Loading) -> None:
     loading["processor"], line = differing(own, loading["processor"])
     if line:
         note(f"note: {line}")
+
+
+def wanted_config(
+    config: str | None, preset: str | None, keep: str | None, model: str | None, loading: Loading
+) -> "PruningConfig":
+    """Return a file's config, or a preset for a model; moved onto a budget where one is given.
+
+    Args:
+        config: A config file.
+        preset: Name of a preset, in place of it.
+        keep: What ``--keep`` says.
+        model: What ``--model`` says; of it only the config is read.
+        loading: Flags of loading it.
+
+    Raises:
+        ConfigError: Not exactly one of the two is given, or it does not fit the model.
+    """
+    from prunetune.config import Provenance
+    from prunetune.deploy.subject import Wanted
+
+    wanted = Wanted(config, preset, share_of("--keep", keep))
+    if wanted.config is not None and wanted.keep is None:
+        return wanted.config
+    own = wanted.config.model if wanted.config is not None else None
+    if own is not None and model is None:
+        made, said = wanted.config_for(own.model_type, own.num_layers, f"{config}'s own model")
+    else:
+        if model is None:
+            raise ConfigError(f"--preset {preset}: no model is named; say which with --model")
+        from transformers import AutoConfig
+
+        from prunetune.models.load import find_model
+
+        folder, kind = find_model(model, loading["revision"])
+        depth = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
+        made, said = wanted.config_for(kind, int(depth.num_hidden_layers), f"--model {model}")
+    if said:
+        note(f"note: {said}")
+    # Of another budget nothing is promised.
+    return made.model_copy(update={"provenance": Provenance()})

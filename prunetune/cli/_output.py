@@ -2,11 +2,16 @@
 
 import json
 import math
+import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import textwrap
+from collections.abc import Sequence
 from typing import Any
+
+WIDTH = 100
+"""Columns of a table where no terminal says how many there are."""
+_NARROW = 12
 
 
 class Output:
@@ -34,19 +39,19 @@ class Output:
     def table(
         self, columns: Sequence[str], rows: Sequence[Sequence[str]], wrap: str | None = None
     ) -> None:
-        """Print a table for people: through rich on a terminal, else plain and unwrapped.
+        """Print a table for people: through rich on a terminal, else plain, 100 columns wide.
 
         Args:
             columns: Titles; those that start with ``>`` are aligned to the right.
             rows: Cells.
-            wrap: Title of the column that may be wrapped on a terminal.
+            wrap: Title of the column that is wrapped first.
         """
         if self.as_json:
             return
         if sys.stdout.isatty():
             _rich_table(columns, rows, wrap)
         else:
-            print("\n".join(plain_table(columns, rows)))
+            print("\n".join(plain_table(columns, rows, wrap)))
 
     def finish(self, payload: dict[str, Any]) -> None:
         """Print the JSON object as the last line of stdout, where it was asked for."""
@@ -56,23 +61,87 @@ class Output:
             print(text, flush=True)
 
 
+def as_json(argv: Sequence[str]) -> bool:
+    """Tell whether a command line asks for JSON."""
+    words = list(argv)
+    return "--json" in (words[: words.index("--")] if "--" in words else words)
+
+
+_TOLD = re.compile(
+    r"(?P<what>.*?)(?:: |, | )?\breceived (?P<received>.*?)[,;] allowed:? (?P<allowed>[^;]*)"
+    r"(?:; (?P<do>.*))?"
+)
+
+
+def told(text: str, status: int) -> dict[str, Any]:
+    """Return the parts of an error's line, as far as it has them, for programs."""
+    found = _TOLD.fullmatch(text)
+    if found is None:
+        what, _, rest = text.partition("; ")
+        parts: dict[str, str | None] = {"what": what, "received": None, "allowed": None}
+        parts["do"] = rest or None
+    else:
+        parts = found.groupdict()
+    return {"error": text, **parts, "status": status}
+
+
 def note(text: str) -> None:
     """Print a line on stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
-def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return the lines of a table in plain text."""
+def plain_table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    wrap: str | None = None,
+    width: int = WIDTH,
+) -> list[str]:
+    """Return the lines of a table in plain text, no longer than ``width`` where cells can wrap.
+
+    Args:
+        columns: Titles; those that start with ``>`` are aligned to the right and never wrapped.
+        rows: Cells.
+        wrap: Title of the column that is wrapped first.
+        width: Columns there are.
+    """
     right = [title.startswith(">") for title in columns]
     lines = [[title.removeprefix(">") for title in columns], *[list(row) for row in rows]]
-    widths = [max(len(line[k]) for line in lines) for k in range(len(columns))]
-    return [
-        "  ".join(
-            cell.rjust(width) if to_right else cell.ljust(width)
-            for cell, width, to_right in zip(line, widths, right, strict=True)
-        ).rstrip()
-        for line in lines
-    ]
+    widths = fitted(columns, rows, wrap, width)
+    out = []
+    for line in lines:
+        cells = [_wrapped(cell, size) for cell, size in zip(line, widths, strict=True)]
+        for k in range(max(len(parts) for parts in cells)):
+            shown = [parts[k] if k < len(parts) else "" for parts in cells]
+            out.append(
+                "  ".join(
+                    cell.rjust(size) if to_right else cell.ljust(size)
+                    for cell, size, to_right in zip(shown, widths, right, strict=True)
+                ).rstrip()
+            )
+    return out
+
+
+def fitted(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], wrap: str | None, width: int
+) -> list[int]:
+    """Return the widths of a table's columns: as wide as cells, or narrower where wrapped."""
+    titles = [title.removeprefix(">") for title in columns]
+    widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
+    over = sum(widths) + 2 * (len(widths) - 1) - width
+    texts = [k for k, title in enumerate(columns) if not title.startswith(">")]
+    for names in ([k for k in texts if titles[k] == wrap], texts):
+        while over > 0:
+            wide = max(names, key=lambda k: widths[k], default=None)
+            if wide is None or widths[wide] <= max(_NARROW, len(titles[wide])):
+                break
+            widths[wide] -= 1
+            over -= 1
+    return widths
+
+
+def _wrapped(cell: str, width: int) -> list[str]:
+    # Names of presets and models stay whole where they can.
+    return textwrap.wrap(cell, max(1, width), break_on_hyphens=False) or [""]
 
 
 def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]], wrap: str | None) -> None:
@@ -81,54 +150,14 @@ def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]], wrap: str
     from rich.table import Table
     from rich.text import Text
 
+    width = max(80, shutil.get_terminal_size().columns)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for title in columns:
+    for title, size in zip(columns, fitted(columns, rows, wrap, width - len(columns)), strict=True):
         name = title.removeprefix(">")
-        table.add_column(name, justify="right" if title != name else "left", no_wrap=name != wrap)
+        table.add_column(name, justify="right" if title != name else "left", width=size)
     for row in rows:
         table.add_row(*[Text(cell) for cell in row])
-    Console(width=max(80, shutil.get_terminal_size().columns)).print(table)
-
-
-@contextmanager
-def progress() -> Iterator[Callable[..., None]]:
-    """Show progress bars on stderr while the block runs; none when it is not a terminal.
-
-    Yields:
-        A function of (name, done, total=None, detail=""); each new name begins a new bar.
-    """
-    if not sys.stderr.isatty():
-        yield lambda name, done, total=None, detail="": None
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[count]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[detail]}"),
-        console=Console(stderr=True),
-        transient=True,
-    )
-    tasks: dict[str, Any] = {}
-
-    def show(name: str, done: int, total: int | None = None, detail: str = "") -> None:
-        if name not in tasks:
-            tasks[name] = bar.add_task(name, total=total, count="", detail="")
-        count = str(done) if total is None else f"{done}/{total}"
-        bar.update(tasks[name], completed=done, total=total, count=count, detail=detail)
-
-    with bar:
-        yield show
+    Console(width=width).print(table)
 
 
 def jsonable(value: Any) -> Any:

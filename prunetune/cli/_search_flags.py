@@ -51,11 +51,16 @@ HeldOut = Annotated[
     typer.Option(metavar="SOURCE", help="Held-out data.  [default: a part of --data]"),
 ]
 Samples = Annotated[int | None, typer.Option(metavar="N", help="At most N calibration samples.")]
+HeldOutSamples = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="At most N held-out samples, drawn by picture."),
+]
 Trials = Annotated[
     int | None, typer.Option(metavar="N", help="Trials the study ends with.  [default: 100]")
 ]
 Timeout = Annotated[
-    float | None, typer.Option(metavar="S", help="Start no further trial after S seconds.")
+    float | None,
+    typer.Option(metavar="S", help="End the whole run after S seconds, table included."),
 ]
 Patience = Annotated[
     int | None,

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from prunetune.cli._loading import Loading
-from prunetune.cli._output import Output, number, progress
+from prunetune.cli._output import Output, number
+from prunetune.cli.progress import progress
 from prunetune.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -15,10 +15,12 @@ from prunetune.cli._app import (
     one_of,
     verb,
 )
-from prunetune.cli._loading import Loading, model_named
-from prunetune.cli._output import Output, note, progress
+from prunetune.cli._flags import share_of
+from prunetune.cli._loading import Keep, Loading, model_named
+from prunetune.cli._output import Output, note
 from prunetune.cli._vllm import ENGINES, bench_there, check_runs
 from prunetune.cli.printed.bench import print_bench
+from prunetune.cli.progress import progress
 from prunetune.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -41,9 +43,7 @@ def bench(
     preset: Annotated[
         str | None, typer.Option(metavar="NAME", help="A preset in place of CONFIG.")
     ] = None,
-    keep: Annotated[
-        float | None, typer.Option(metavar="B", help="Move it onto this mean retention.")
-    ] = None,
+    keep: Keep = None,
     shape: Annotated[
         str | None,
         typer.Option(
@@ -117,7 +117,7 @@ def bench(
 
     set_threads(threads)
     asked = Asked(batch_size, images, prompt_tokens, new_tokens, _size(image_size))
-    wanted = Wanted(config, preset, keep)
+    wanted = Wanted(config, preset, share_of("--keep", keep))
     with _memory_told(batch_size, images):
         if shape:
             how = {name: loading[name] for name in ("dtype", "device", "attn")}

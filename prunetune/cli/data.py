@@ -7,6 +7,7 @@ import typer
 
 from prunetune.cli._app import AllowRemote, AsJson, ModelName, SkipBad, TemplateArg, at_least, verb
 from prunetune.cli._flags import template_of
+from prunetune.cli._loading import MaxPixels, MinPixels, Processor, Revision, processor_options
 from prunetune.cli._output import Output
 from prunetune.errors import ConfigError
 
@@ -20,6 +21,7 @@ _SHOWN, _RATIO = 12, 200
     "data",
     "prunetune data check pictures/",
     "prunetune data check requests.jsonl --model qwen2.5-vl-3b",
+    "prunetune data check pictures/ --model qwen2.5-vl-3b --processor max_pixels=602112",
     "prunetune data show tiny --samples 5 --json",
 )
 def data(
@@ -28,6 +30,10 @@ def data(
         str, typer.Argument(metavar="SOURCE", help="tiny, a folder, a .jsonl file or hf:ID.")
     ],
     model: ModelName = None,
+    revision: Revision = None,
+    min_pixels: MinPixels = None,
+    max_pixels: MaxPixels = None,
+    processor: Processor = None,
     held_out: Annotated[
         str | None, typer.Option(metavar="SOURCE", help="Held-out data, if not a part of SOURCE.")
     ] = None,
@@ -47,11 +53,15 @@ def data(
     With --model its processor makes every prompt: what it refuses is named.
     """
     from prunetune.calibration import load_sides
+    from prunetune.models.load import processor_of
 
     if action not in ("check", "show"):
         raise ConfigError(f"data: received {action!r}, allowed check or show")
     at_least("--samples", samples, 1)
     at_least("--seed", seed, 0)
+    options = processor_options({"min_pixels": min_pixels, "max_pixels": max_pixels}, processor)
+    if model is None and (options or revision):
+        raise ConfigError("--processor and --revision go with --model, whose they are; add it")
     sides = load_sides(
         source,
         held_out,
@@ -63,7 +73,7 @@ def data(
     )
     notes = list(sides[0].notes)
     if model is not None:
-        sides = _processed(model, sides, skip_bad)
+        sides = _processed(processor_of(model, revision=revision, options=options), sides, skip_bad)
     else:
         notes += _stretched(sides)
     named = dict(zip(("calibration", "held_out"), sides, strict=True))
@@ -128,13 +138,11 @@ def _stretched(sides: "tuple[CalibrationSet, CalibrationSet]") -> list[str]:
 
 
 def _processed(
-    model: str, sides: "tuple[CalibrationSet, CalibrationSet]", skip_bad: bool
+    processor: Any, sides: "tuple[CalibrationSet, CalibrationSet]", skip_bad: bool
 ) -> "tuple[CalibrationSet, CalibrationSet]":
     """Make every prompt with a model's processor; its weights are not read."""
     from prunetune.calibration import encode, without_refused
-    from prunetune.models.load import processor_of
 
-    processor = processor_of(model)
     if skip_bad:
         one, two = (without_refused(processor, side) for side in sides)
         return one, two

@@ -4,9 +4,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prunetune.cli._app import AsJson, ModelName, SkipBad, Threads, at_least, verb
+from prunetune.cli._app import AsJson, Match, ModelName, SkipBad, Threads, at_least, one_of, verb
 from prunetune.cli._loading import Loading, prepare_pictures
-from prunetune.cli._output import Output, number, percent, progress
+from prunetune.cli._output import Output, number, percent
+from prunetune.cli.progress import progress
 from prunetune.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def diff(
         str | None,
         typer.Option(metavar="SOURCE", help="Calibration data.  [default: the study's, or tiny]"),
     ] = None,
+    match: Match = None,
     batch_size: Annotated[int, typer.Option(metavar="N", help="Samples a batch.")] = 16,
     model: ModelName = None,
     skip_bad: SkipBad = False,
@@ -63,8 +65,11 @@ def diff(
     """
     at_least("--measure", measure, 1)
     at_least("--batch-size", batch_size, 1)
+    one_of("--match", match, ("vqa", "exact", "contains"))
     if measure is None and (
-        given := _needless(data=data, model=model, skip_bad=skip_bad or None, **loading)
+        given := _needless(
+            data=data, match=match, model=model, skip_bad=skip_bad or None, **loading
+        )
     ):
         raise ConfigError(f"{given}: only of use with --measure N; add it")
     from prunetune.review.compare.diff import changes
@@ -73,21 +78,23 @@ def diff(
     found = changes(one.config, two.config)
     out = Output(as_json)
     _print_changes(out, one, two, [change.words for change in found])
-    measured = None
+    measured, judged = None, None
     if measure is not None:
         from prunetune.cli._environment import set_threads
 
         set_threads(threads)
         options = {"model": model, **loading}
-        measured = _measure(one, two, data, measure, batch_size, skip_bad, options)
-        _print_measured(out, measured)
+        spec = one.spec or two.spec
+        judged = match or (spec.match if spec else "vqa")
+        measured = _measure(one, two, data, measure, batch_size, skip_bad, judged, options)
+        _print_measured(out, measured, judged)
     out.finish(
         {
             "a": _described(one),
             "b": _described(two),
             "equal": not found,
             "changes": [vars(change) for change in found],
-            "measured": measured and _measured_json(measured),
+            "measured": measured and {"match": judged, **_measured_json(measured)},
         }
     )
 
@@ -161,6 +168,7 @@ def _measure(
     count: int,
     batch_size: int,
     skip_bad: bool,
+    match: str,
     options: dict[str, Any],
 ) -> "Measured":
     from prunetune.calibration import load_calibration, without_refused
@@ -196,14 +204,16 @@ def _measure(
             samples,
             batch_size=batch_size,
             seed=seed,
+            match=match,
             progress=lambda done, total: show("samples", done, total),
         )
 
 
-def _print_measured(out: Output, measured: "Measured") -> None:
+def _print_measured(out: Output, measured: "Measured", match: str) -> None:
     first, second = measured.scores
     out.line()
-    out.line(f"measured on {first.samples} samples")
+    judged = "" if first.accuracy is None else f"; answers are judged by --match {match}"
+    out.line(f"measured on {first.samples} samples{judged}")
     rows: list[tuple[str, ...]] = []
     for key, (shown, form) in {"gap": _SHOWN["gap"], "kl": ("KL, nats", number), **_SHOWN}.items():
         difference = measured.differences.get(key)

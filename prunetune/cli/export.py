@@ -2,14 +2,18 @@
 
 import json
 import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from prunetune.cli._app import AsJson, SkipBad, Threads, at_least, verb
+from prunetune.cli._flags import share_of
 from prunetune.cli._loading import Loading
-from prunetune.cli._output import Output, number, percent, progress
+from prunetune.cli._output import Output, number, percent
+from prunetune.cli.progress import progress
+from prunetune.errors import ConfigError
 
 if TYPE_CHECKING:
     from prunetune.config import PruningConfig
@@ -32,11 +36,11 @@ def export(
         int | None, typer.Option(metavar="N", help="Number of the trial.  [default: the best]")
     ] = None,
     keep: Annotated[
-        float | None,
+        str | None,
         typer.Option(metavar="B", help="Of a front, the best trial up to this mean retention."),
     ] = None,
     flops: Annotated[
-        float | None, typer.Option(metavar="X", help="Or up to this FLOPs share.")
+        str | None, typer.Option(metavar="X", help="Or up to this FLOPs share.")
     ] = None,
     kv_mib: Annotated[
         float | None, typer.Option(metavar="Y", help="Or up to this visual KV cache (MiB).")
@@ -50,6 +54,9 @@ def export(
             "--show-native",
             help="Print the processor's and engines' own settings nearest to the config's pixels.",
         ),
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a file that is no config of prunetune.")
     ] = False,
     skip_bad: SkipBad = False,
     threads: Threads = None,
@@ -65,13 +72,20 @@ def export(
     yet, is measured on both splits first.
     """
     from prunetune.cli._environment import quieten_optuna, set_threads
+    from prunetune.study.database.place import locate
     from prunetune.study.find import chosen_trial, find_study, measured_config, stored_config
     from prunetune.vllm.fits import engines
 
     at_least("--trial", trial, 0)
+    locate(study)
+    check_replaceable(Path(output), force)
     quieten_optuna()
     found = find_study(study, name)
-    costs = {"keep": keep, "flops": flops, "kv_mib": kv_mib}
+    costs = {
+        "keep": share_of("--keep", keep),
+        "flops": share_of("--flops", flops),
+        "kv_mib": kv_mib,
+    }
     trial = chosen_trial(found, trial, {k: v for k, v in costs.items() if v is not None})
     config = stored_config(found, trial)
     if config is None:
@@ -122,6 +136,34 @@ def export(
             "not_in": {name: reason for name, reason in runs.items() if reason is not None},
         }
     )
+
+
+def check_replaceable(path: Path, force: bool) -> None:
+    """Refuse to replace a file that is no config of prunetune; on a terminal, ask.
+
+    Raises:
+        ConfigError: It is somebody's, and nobody said that it may go.
+    """
+    if force or not path.is_file() or not path.stat().st_size or _is_config(path):
+        return
+    if sys.stdin.isatty() and sys.stderr.isatty():
+        if typer.confirm(f"{path} is no config of prunetune; replace it?", err=True):
+            return
+        raise ConfigError(f"--output: {path} stays as it is; choose another place")
+    raise ConfigError(
+        f"--output: received {str(path)!r}, which is there and is no config of prunetune; allowed "
+        "a new file or a config; choose another place, or replace it with --force"
+    )
+
+
+def _is_config(path: Path) -> bool:
+    from prunetune.config import FORMAT
+
+    try:
+        data = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(data, dict) and data.get("format") == FORMAT
 
 
 def _verify(config: Path, spec: "StudySpec") -> str:

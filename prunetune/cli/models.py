@@ -2,15 +2,15 @@
 
 from typing import TYPE_CHECKING
 
-from prunetune.cli._app import AsJson, verb
+from prunetune.cli._app import AsJson, OneName, named, verb
 from prunetune.cli._output import Output
 
 if TYPE_CHECKING:
     from prunetune.models import Alias
 
 
-@verb("models", "prunetune models")
-def models(as_json: AsJson = False) -> None:
+@verb("models", "prunetune models", "prunetune models qwen2.5-vl-3b")
+def models(name: OneName = None, as_json: AsJson = False) -> None:
     """List models by short name: family, support and its proof, memory, weights here or not.
 
     Memory is what a device needs in bfloat16. Any hub id or folder of a supported family works too.
@@ -31,7 +31,7 @@ def models(as_json: AsJson = False) -> None:
             "study_spec": alias.study,
             "here": _here(alias),
         }
-        for alias in ALIASES
+        for alias in named("models", name, {alias.alias: alias for alias in ALIASES})
     ]
     out = Output(as_json)
     out.table(

@@ -4,7 +4,8 @@ from typing import Annotated, Any
 
 import typer
 
-from prunetune.cli._app import AsJson, at_least, one_of, verb
+from prunetune.cli._app import AsJson, OneName, at_least, named, one_of, verb
+from prunetune.cli._flags import share_of
 from prunetune.cli._output import Output, percent
 from prunetune.errors import ConfigError
 
@@ -12,11 +13,13 @@ from prunetune.errors import ConfigError
 @verb(
     "presets",
     "prunetune presets",
+    "prunetune presets topv --keep 0.1",
     "prunetune presets --keep 0.1 --model-type llava_next --num-layers 32",
 )
 def presets(
+    name: OneName = None,
     keep: Annotated[
-        float | None, typer.Option(metavar="B", help="Move them onto this mean retention.")
+        str | None, typer.Option(metavar="B", help="Move them onto this mean retention.")
     ] = None,
     model_type: Annotated[
         str, typer.Option(metavar="TYPE", help="The transformers model_type they are for.")
@@ -30,14 +33,15 @@ def presets(
 
     one_of("--model-type", model_type, sorted(FAMILIES))
     at_least("--num-layers", num_layers, 1)
-    if keep is not None:
+    share = share_of("--keep", keep)
+    if share is not None:
         from prunetune.budget import check_keep
 
-        check_keep(keep)
+        check_keep(share)
     rows = []
-    for name in preset_names():
-        row = {"name": name, "source": read_preset(name).get("source", "")}
-        rows.append(row | _placed(name, model_type, num_layers, keep))
+    for one in named("presets", name, {k: k for k in preset_names()}):
+        row = {"name": one, "source": read_preset(one).get("source", "")}
+        rows.append(row | _placed(one, model_type, num_layers, share))
     out = Output(as_json)
     out.table(
         ("preset", ">mean retention", "stages", "note"),
@@ -50,7 +54,7 @@ def presets(
         {
             "model_type": model_type,
             "num_layers": num_layers,
-            "keep": keep,
+            "keep": share,
             "presets": [{k: v for k, v in row.items() if k != "shown"} for row in rows],
         }
     )

@@ -7,7 +7,8 @@ import typer
 
 from prunetune.cli._app import AsJson, SkipBad, Threads, verb
 from prunetune.cli._loading import Loading
-from prunetune.cli._output import Output, progress
+from prunetune.cli._output import Output
+from prunetune.cli.progress import progress
 from prunetune.errors import ConfigError
 
 

@@ -2,17 +2,19 @@
 
 from typing import Any
 
-from prunetune.cli._app import AsJson, verb
+from prunetune.cli._app import AsJson, OneName, named, verb
 from prunetune.cli._hyperparameters import part_of, print_parts
 from prunetune.cli._output import Output
 
 
-@verb("scorers", "prunetune scorers")
-def scorers(as_json: AsJson = False) -> None:
+@verb("scorers", "prunetune scorers", "prunetune scorers topv")
+def scorers(name: OneName = None, as_json: AsJson = False) -> None:
     """List scorers: what they measure, need, come from, and their hyperparameters' ranges."""
     from prunetune.scorers import SCORERS
 
-    rows = [_described(name, SCORERS.get(name)) for name in SCORERS]
+    rows = [
+        _described(one, SCORERS.get(one)) for one in named("scorers", name, {k: k for k in SCORERS})
+    ]
     out = Output(as_json)
     out.table(
         ("scorer", "what it is", "needs", "layer 0"),

@@ -25,11 +25,13 @@ from prunetune.cli._app import (
 )
 from prunetune.cli._flags import budget_of, optional_names, promise_of, space_of, template_of
 from prunetune.cli._loading import Loading
-from prunetune.cli._output import Output, note, progress
+from prunetune.cli._output import Output, note
+from prunetune.cli.progress import progress
 from prunetune.errors import ConfigError
 
 if TYPE_CHECKING:
     from prunetune.spec import StudySpec
+    from prunetune.study.clock import Clock
     from prunetune.study.outcome.front_summary import FrontResult
     from prunetune.study.outcome.summary import SearchResult
     from prunetune.study.prepare import Prepared
@@ -62,6 +64,7 @@ def search(
     data: flags.Data = None,
     held_out: flags.HeldOut = None,
     samples: flags.Samples = None,
+    held_out_samples: flags.HeldOutSamples = None,
     match: Match = None,
     template_arg: TemplateArg = None,
     allow_remote: AllowRemote = False,
@@ -102,8 +105,10 @@ def search(
     command resumes a study that was interrupted or is given more trials; on other machines, with
     one --storage postgresql://..., it joins the study.
     """
+    from prunetune.study.clock import Clock
     from prunetune.study.workers.crew import Cache, Workers
 
+    clock = Clock()
     at_least("--batch-size", batch_size, 1)
     at_least("--workers", workers, 1)
     at_least("--cache-limit", cache_limit, 0)
@@ -119,6 +124,7 @@ def search(
         "data": data,
         "held_out": held_out,
         "samples": samples,
+        "held_out_samples": held_out_samples,
         "match": match,
         "template_args": template_of(template_arg),
         "allow_remote": allow_remote or None,
@@ -144,7 +150,8 @@ def search(
     names = {"storage": storage, "study_name": study}
     options = {"skip_bad": skip_bad, **loading}
     with _resumable(storage):
-        result, prepared = _run(wanted, out, names, options, how, not no_report)
+        clock.seconds = wanted.timeout
+        result, prepared = _run(wanted, out, names, options, how, not no_report, clock)
     from prunetune.cli.printed.search import report
 
     report(Output(as_json), result, prepared)
@@ -200,6 +207,7 @@ def _run(
     options: dict[str, Any],
     how: dict[str, Any],
     report: bool,
+    clock: "Clock",
 ) -> "tuple[SearchResult | FrontResult, Prepared]":
     from prunetune.cli._environment import quieten_optuna, set_threads
     from prunetune.study.prepare import prepare
@@ -208,24 +216,30 @@ def _run(
     quieten_optuna()
     how["workers"] = share_threads(how["workers"])
     set_threads(how["workers"].threads)
-    prepared = prepare(spec, out=out, **names, **options)
-    if prepared.skipped:
-        note(f"skipped {len(prepared.skipped)} bad: {'; '.join(prepared.skipped[:3])}")
-    logger.info(
-        "searching %s at %s on %d samples, %d trials; in %s",
-        *(prepared.spec.model, prepared.spec.label, len(prepared.calibration)),
-        *(prepared.spec.trials, prepared.out),
-    )
-    with progress() as show:
+    with progress(phases=True) as show:
+        show("loading", 0)
+        prepared = prepare(spec, out=out, **names, **options)
+        if prepared.skipped:
+            note(f"skipped {len(prepared.skipped)} bad: {'; '.join(prepared.skipped[:3])}")
+        logger.info(
+            "searching %s at %s on %d samples, %d trials; in %s",
+            *(prepared.spec.model, prepared.spec.label, len(prepared.calibration)),
+            *(prepared.spec.trials, prepared.out),
+        )
         result = run(
             prepared,
             **names,
             **how,
             options=options,
             progress=lambda step: show(step.name, step.done, step.total, step.detail),
+            clock=clock,
+            told=note,
         )
-        if report:
+        if report and not clock.over:
+            show("report", 0)
             result = replace(result, report=_write_page(prepared, names, show))
+        elif report:
+            note(f"no time for the report; write it with: prunetune report {prepared.out}")
     return result, prepared
 
 

@@ -2,17 +2,20 @@
 
 from typing import Any
 
-from prunetune.cli._app import AsJson, verb
+from prunetune.cli._app import AsJson, OneName, named, verb
 from prunetune.cli._hyperparameters import part_of, print_parts
 from prunetune.cli._output import Output
 
 
-@verb("selectors", "prunetune selectors")
-def selectors(as_json: AsJson = False) -> None:
+@verb("selectors", "prunetune selectors", "prunetune selectors cover")
+def selectors(name: OneName = None, as_json: AsJson = False) -> None:
     """List selectors: how they choose, come from, and their hyperparameters' ranges."""
     from prunetune.selectors import SELECTORS
 
-    rows = [_described(name, SELECTORS.get(name)) for name in SELECTORS]
+    rows = [
+        _described(one, SELECTORS.get(one))
+        for one in named("selectors", name, {k: k for k in SELECTORS})
+    ]
     out = Output(as_json)
     out.table(
         ("selector", "what it is", "compares patches", "by scores"),

@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from prunetune.cli._app import AsJson, ModelName, Threads, verb
-from prunetune.cli._loading import Loading, model_named, prepare_pictures
+from prunetune.cli._loading import (
+    Keep,
+    Loading,
+    Preset,
+    model_named,
+    prepare_pictures,
+    wanted_config,
+)
 from prunetune.cli._output import Output
 from prunetune.errors import ConfigError, DataError
 from prunetune.hub.uris import is_uri
@@ -27,13 +34,18 @@ _TARGET = "A config file, STUDY:N (a trial), or a study (its best trial)."
     "prunetune show tiny.prune.json photo.jpg -o kept.png",
     "prunetune show tiny.prune.json photo.jpg --question 'what color is the square ?'",
     "prunetune show tiny.prune.json a.jpg b.jpg --scores",
+    "prunetune show --preset topv --keep 0.25 --model tiny photo.jpg",
     "prunetune show new.prune.json photo.jpg --against old.prune.json --terminal",
 )
 def show(
-    config: Annotated[str, typer.Argument(metavar="CONFIG", help=_TARGET)],
-    images: Annotated[
-        list[str], typer.Argument(metavar="IMAGE...", help=f"Pictures, {_MOST} at most.")
+    config: Annotated[
+        str, typer.Argument(metavar="[CONFIG]", help=f"{_TARGET} Left out with --preset.")
     ],
+    images: Annotated[
+        list[str] | None, typer.Argument(metavar="IMAGE...", help=f"Pictures, {_MOST} at most.")
+    ] = None,
+    preset: Preset = None,
+    keep: Keep = None,
     question: Annotated[
         str | None,
         typer.Option(metavar="TEXT", help=f"Asked of every picture.  [default: {_QUESTION}]"),
@@ -63,10 +75,15 @@ def show(
     --against, a last column shows which tokens only one config keeps. With a question, the
     answers with and without pruning are printed too.
     """
-    if len(images) > _MOST:
+    images = list(images or ())
+    if preset is not None:
+        # There is no CONFIG: what stands in its place is a picture.
+        images, config = [config, *images], preset
+    if not 1 <= len(images) <= _MOST:
         raise ConfigError(f"IMAGE: received {len(images)}, allowed 1 to {_MOST} on one sheet")
     names = [config, *([against] if against is not None else [])]
-    sides = [_side(name) for name in names]
+    own = _preset(preset, keep, model, loading) if preset is not None else _side(config, keep)
+    sides = [own, *(_side(name) for name in names[1:])]
     configs = [side.config for side in sides]
     pictures = [_read(image) for image in images]
     target = None if terminal and output is None else _target(output, images[0])
@@ -110,7 +127,15 @@ def show(
     out.finish({"picture": target and str(target), "configs": shown, "images": described})
 
 
-def _side(name: str) -> "Side":
+def _preset(preset: str, keep: str | None, model: str | None, loading: Loading) -> "Side":
+    from prunetune.review.compare.sides import Side
+
+    return Side(preset, wanted_config(None, preset, keep, model, loading), {})
+
+
+def _side(name: str, keep: str | None = None) -> "Side":
+    if keep is not None:
+        raise ConfigError(f"--keep: received {keep} with {name}, allowed with --preset only")
     from prunetune.cli._environment import quieten_optuna
     from prunetune.review.compare.sides import is_study, read_side
 

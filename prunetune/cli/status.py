@@ -27,6 +27,9 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """Show a study's trials by state, its best trial, and how to resume it."""
+    from prunetune.study.database.place import locate
+
+    locate(study)
     from prunetune.cli._environment import quieten_optuna
     from prunetune.study.database.foreign import FAILURE, REASON
     from prunetune.study.find import find_study

@@ -18,9 +18,17 @@ from prunetune.cli._app import (
     verb,
 )
 from prunetune.cli._flags import template_of
-from prunetune.cli._loading import Loading, model_named, prepare_pictures
-from prunetune.cli._output import Output, number, percent, progress
+from prunetune.cli._loading import (
+    Keep,
+    Loading,
+    Preset,
+    model_named,
+    prepare_pictures,
+    wanted_config,
+)
+from prunetune.cli._output import Output, number, percent
 from prunetune.cli._vllm import ENGINES, check_runs, verify_there
+from prunetune.cli.progress import progress
 
 if TYPE_CHECKING:
     from prunetune.deploy import Figure, SelfTest, SplitScores, Verification
@@ -30,10 +38,15 @@ if TYPE_CHECKING:
     "verify",
     "prunetune verify tiny.prune.json",
     "prunetune verify tiny.prune.json --max-gap 0.05 --json",
+    "prunetune verify --preset topv --keep 0.25 --model tiny --samples 16",
     "prunetune verify tiny.prune.json --engine vllm --samples 40",
 )
 def verify(
-    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A config file.")],
+    config: Annotated[
+        str | None, typer.Argument(metavar="[CONFIG]", help="A config file, or --preset.")
+    ] = None,
+    preset: Preset = None,
+    keep: Keep = None,
     model: ModelName = None,
     data: Annotated[
         str | None,
@@ -70,10 +83,11 @@ def verify(
     --max-gap bounds is the mean over the calibration split. A self-test compares decoding with the
     cache and without, a batch and each prompt alone, pruned and masked: exit 1 where they part.
     """
-    from prunetune.config import PruningConfig
     from prunetune.errors import ConfigError
 
-    pruning = PruningConfig.load(config)
+    if engine == "vllm" and config is None:
+        raise ConfigError("--engine vllm: received --preset, allowed a config file; give CONFIG")
+    pruning = wanted_config(config, preset, keep, model, loading)
     at_least("--max-gap", max_gap, 0)
     at_least("--batch-size", batch_size, 1)
     at_least("--samples", samples, 1)
@@ -83,9 +97,10 @@ def verify(
     one_of("--match", match, ("vqa", "exact", "contains"))
     template = template_of(template_arg)
     one_of("--engine", engine, ENGINES)
+    shown = config or f"preset {preset}"
     if engine == "vllm":
-        check_runs(config, pruning)
-    name = model_named(config, pruning.model, model, loading)
+        check_runs(shown, pruning)
+    name = model_named(shown, pruning.model, model, loading)
     prepare_pictures(pruning.provenance.processor, loading)
     from prunetune.cli._environment import set_threads
     from prunetune.deploy import load_splits
@@ -109,11 +124,11 @@ def verify(
     )
     if engine == "vllm":
         return verify_there(
-            Output(as_json), config, pruning, name, list(splits.calibration), loading
+            Output(as_json), shown, pruning, name, list(splits.calibration), loading
         )
     if max_gap is not None and data is None and samples is None and not splits.same:
         raise ConfigError(
-            f"--max-gap: {config} was not calibrated on the shipped set {shipped_data(name)!r}, "
+            f"--max-gap: {shown} was not calibrated on the shipped set {shipped_data(name)!r}, "
             "so its gap there says nothing; name the data with --data"
         )
     loaded = first or load_model(name, **loading)
@@ -145,6 +160,7 @@ def verify(
     out.finish(
         {
             "config": config,
+            "preset": preset,
             "model": loaded.name,
             "gap": result.calibration.gap,
             "max_gap": max_gap,

@@ -58,6 +58,13 @@ class Shape:
         merge = int(self.vision.get("spatial_merge_size", 0))
         return merge * int(self.vision["patch_size"])
 
+    def patches(self, views: int, tokens: int) -> int:
+        """Return how many patches the tower sees of a picture of so many views and tokens."""
+        if self.unit:
+            return tokens * int(self.vision["spatial_merge_size"]) ** 2
+        side = int(self.vision["image_size"]) // int(self.vision["patch_size"])
+        return views * (side * side + 1)
+
     def config(self) -> Any:
         """Return the transformers config."""
         from transformers import AutoConfig

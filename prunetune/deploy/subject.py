@@ -153,14 +153,22 @@ def random_subject(
     where = device_named(device)
     number = dtype_named(shape.dtype if dtype in (None, "auto") else dtype)
     attn = attn_named(attn) or "sdpa"
-    _, count, _ = tokens_of(shape, asked.size)
+    views, count, _ = tokens_of(shape, asked.size)
     prompt = asked.prompt_tokens or PROMPT_TOKENS
     hf_config = shape.config()
     parameters = count_parameters(hf_config)
     tokens = asked.images * count + prompt + asked.new_tokens
     size = torch.empty(0, dtype=number, device="cpu").element_size()
+    pictures = asked.batch * asked.images
     parts = needed(
-        hf_config, parameters, size=size, batch=asked.batch, tokens=tokens, eager=attn == "eager"
+        hf_config,
+        parameters,
+        size=size,
+        batch=asked.batch,
+        tokens=tokens,
+        eager=attn == "eager",
+        patches=pictures * shape.patches(views, count),
+        views=pictures * views,
     )
     longest = int(hf_config.get_text_config().max_position_embeddings)
     if tokens > longest:

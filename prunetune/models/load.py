@@ -106,22 +106,27 @@ def load_model(
     return LoadedModel(model.eval(), prepares, shown, commit, fingerprint(model.config))
 
 
-def processor_of(name: str, *, revision: str | None = None) -> Any:
+def processor_of(
+    name: str, *, revision: str | None = None, options: Mapping[str, Any] | None = None
+) -> Any:
     """Load a model's processor without its weights.
 
     Args:
         name: ``tiny``, an alias, a hub id or a folder.
         revision: Branch, tag or commit of a hub id.
+        options: Of the processor, e.g. ``{"max_pixels": 602112}``, in place of its own.
 
     Raises:
         ConfigError: The name is unknown, or the processor cannot be loaded.
         UnsupportedModelError: This release has no family for the model.
     """
+    check_options(options or {})
     folder, shown, _ = _locate(name, revision, False)
     _refuse_unsupported(folder, shown)
     try:
         with _quiet():
             processor = load_processor(folder, local_files_only=True)
+            processor = with_options(processor, options or {})
     except PrunetuneError:
         raise
     except Exception as error:  # as above

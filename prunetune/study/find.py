@@ -1,6 +1,5 @@
 """Finds a study again: by its folder, its database file or a storage URL."""
 
-import sqlite3
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -10,11 +9,10 @@ import optuna
 
 from prunetune.config import PruningConfig
 from prunetune.errors import StudyError
-from prunetune.files import is_database, looked_at
-from prunetune.hub.uris import is_uri
 from prunetune.spec import StudySpec
 from prunetune.study.database.connect import open_storage
-from prunetune.study.database.urls import DATABASE, file_url, redact, storage_url
+from prunetune.study.database.place import locate
+from prunetune.study.database.urls import redact
 from prunetune.study.outcome.pareto import FOLDER, choose_point, front_file
 from prunetune.study.outcome.record import FRONT, read_record
 from prunetune.study.study import CONFIG_FILE, SPEC_FILE
@@ -67,68 +65,6 @@ def find_study(target: str, name: str | None = None) -> Found:
         raise StudyError(f"study {chosen!r} was not made by prunetune; choose another with --study")
     spec = StudySpec.parse(study.user_attrs["spec"], origin=f"study {chosen!r}")
     return Found(study, spec, url, folder)
-
-
-def locate(target: str) -> tuple[str, Path | None]:
-    """Return the URL of a study's database, and the run's folder; None for a storage URL.
-
-    Args:
-        target: A run's folder, its ``study.db``, or a storage URL.
-
-    Raises:
-        StudyError: There is no such file.
-    """
-    folder = None
-    if is_uri(target):
-        raise StudyError(
-            f"no study at {target!r}: on the hub are configs, not studies; give a folder that "
-            "`prunetune search` wrote, its study.db, or a storage URL"
-        )
-    if "://" in target:
-        url = storage_url(Path(), target)
-        file = url.removeprefix("sqlite:///")
-        if file != url and not Path(file).is_file():
-            raise StudyError(f"no study at {target!r}: {file} does not exist; give its study.db")
-    else:
-        path = Path(target)
-        path = path / DATABASE if path.is_dir() else path
-        _check_database(path, target)
-        url, folder = file_url(path), path.parent
-    return url, folder
-
-
-def _check_database(path: Path, target: str) -> None:
-    """Refuse what is no database file of a study, in words about what was asked for.
-
-    Raises:
-        StudyError: It is not.
-    """
-    wanted = "give a folder that `prunetune search` wrote, its study.db, or a storage URL"
-    if not path.is_file():
-        study, colon, trial = target.rpartition(":")
-        if colon and trial.isdecimal() and Path(study).exists():
-            wanted = (
-                f"give {study!r}; a trial is named by --trial {trial} in export, and by STUDY:N in "
-                "show and diff only"
-            )
-        raise StudyError(f"no study at {target!r}: {path} does not exist; {wanted}")
-    # An empty file is what SQLite leaves where a search was killed before its first write.
-    if not is_database(path):
-        raise StudyError(f"no study at {target!r}: {path} is not a database; {wanted}")
-    if _is_foreign(path):
-        # Optuna would make its tables in it.
-        raise StudyError(f"no study at {target!r}: {path} is another program's database; {wanted}")
-
-
-def _is_foreign(path: Path) -> bool:
-    """Tell whether an SQLite database surely holds tables, but none of studies."""
-    query = "SELECT name FROM sqlite_master WHERE type = 'table'"
-    try:
-        with looked_at(path) as database:
-            tables = {name for (name,) in database.execute(query)}
-    except sqlite3.Error:
-        return False
-    return bool(tables) and "studies" not in tables
 
 
 def _name(names: list[str], wanted: str | None, folder: Path | None, shown: str) -> str:

@@ -32,6 +32,7 @@ class Prepared:
         held_out: Held-out split.
         deepest: Last layer at which a first stage can be.
         levels: Of pixels, that the search may choose.
+        made: Folders that were made for the run, innermost first.
     """
 
     spec: StudySpec
@@ -41,6 +42,7 @@ class Prepared:
     held_out: "CalibrationSet"
     deepest: int
     levels: "tuple[Level, ...]" = ()
+    made: tuple[Path, ...] = ()
 
     @property
     def skipped(self) -> tuple[str, ...]:
@@ -57,33 +59,50 @@ def prepare(
     skip_bad: bool = False,
     **loading: "Unpack[Loading]",
 ) -> Prepared:
-    """Load and check everything that can be wrong, before anything is computed."""
-    from prunetune.models import load_model
-    from prunetune.study.database.connect import check_folder, open_storage
-    from prunetune.study.database.urls import storage_url
+    """Load and check everything that can be wrong, before anything is computed.
+
+    Where something is, no folder is left behind that was not there before.
+    """
+    from prunetune.study.places import leaving_nothing
 
     if study_name == "":
         raise ConfigError("--study: received '', allowed a name; leave it out for the spec's own")
-    given, spec = spec.data, with_data(spec)
-    folder = check_folder(Path(out) if out is not None else default_folder(spec))
+    folder = Path(out) if out is not None else default_folder(spec)
+    with leaving_nothing(folder):
+        return _prepare(spec, folder, storage, study_name, skip_bad, **loading)
+
+
+def _prepare(
+    spec: StudySpec,
+    folder: Path,
+    storage: str | None,
+    study_name: str | None,
+    skip_bad: bool,
+    **loading: "Unpack[Loading]",
+) -> Prepared:
+    from prunetune.models import load_model
+    from prunetune.study.database.connect import check_folder
+    from prunetune.study.places import located
+
+    made = tuple(path for path in (folder, *folder.parents) if not path.exists())
+    given, spec = spec, with_data(spec)
+    check_folder(folder)
+    spec, stored = _gone_on_with(spec, located(spec), folder, storage, study_name)
     if storage is None and study_name is None:
         _refuse_other_spec(folder, spec)
-    opened = open_storage(storage_url(folder, storage))
-    stored = _stored(opened, study_name or spec.study_name)
-    spec = _as_stored(spec, stored)
     sides = load_data(spec, skip_bad=skip_bad, wanted=stored.get("digest"))
     loaded = load_model(
         spec.model, revision=spec.revision, processor=spec.processor or None, **loading
     )
     calibration, held_out = usable(sides, loaded, skip_bad)
     deepest, levels = first_stages(spec, loaded, calibration)
-    if given is None and not is_embedded(spec.model):
+    if given.data is None and not is_embedded(spec.model):
         logger.warning(
             "no --data is given: calibrating %s on the shipped set 'tiny' of generated pictures; "
             "give pictures and questions like yours for a config that fits them",
             spec.model,
         )
-    return Prepared(spec, folder, loaded, calibration, held_out, deepest, levels)
+    return Prepared(spec, folder, loaded, calibration, held_out, deepest, levels, made)
 
 
 def with_data(spec: StudySpec) -> StudySpec:
@@ -110,6 +129,7 @@ def load_data(
         spec.held_out,
         seed=spec.seed,
         samples=spec.samples,
+        held_out_samples=spec.held_out_samples,
         skip_bad=skip_bad,
         template=spec.template_args,
         allow_remote=spec.allow_remote,
@@ -177,6 +197,45 @@ def first_stages(
     return deepest, facts.levels
 
 
+def _gone_on_with(
+    given: StudySpec, spec: StudySpec, folder: Path, storage: str | None, name: str | None
+) -> tuple[StudySpec, dict[str, Any]]:
+    """Return the spec as the study that it goes on with has it, and that study's attributes.
+
+    Args:
+        given: The spec as it was given: studies of before are named after it.
+        spec: The same with absolute paths.
+        folder: The run's.
+        storage: Database URL; None for SQLite in the folder.
+        name: Of the study, if one was given.
+    """
+    from prunetune.study.database.connect import open_storage
+    from prunetune.study.database.urls import DATABASE, storage_url
+
+    url = storage_url(folder, storage)
+    file = url.removeprefix("sqlite:///")
+    there = (folder / DATABASE).exists() if storage is None else file == url or Path(file).exists()
+    if not there:
+        # Opened, it would be made.
+        return spec, {}
+    opened = open_storage(url)
+    for one in (spec, given):
+        stored = _stored(opened, name or one.study_name)
+        if "spec" in stored:
+            return _as_stored(spec, stored), stored
+    return spec, {}
+
+
+def _as_stored(spec: StudySpec, stored: Mapping[str, Any]) -> StudySpec:
+    """Return the spec as a study of an older release has it, by that study's attributes."""
+    from prunetune.study.places import as_located
+
+    if "spec" not in stored:
+        return spec
+    before = StudySpec.parse(stored["spec"])
+    return as_stored(as_located(spec, before), before)
+
+
 def _stored(storage: "BatchedStorage", name: str) -> dict[str, Any]:
     """Return the attributes of the study of a name; none where there is none."""
     from prunetune.study.database.storage import quiet
@@ -188,20 +247,16 @@ def _stored(storage: "BatchedStorage", name: str) -> dict[str, Any]:
             return {}
 
 
-def _as_stored(spec: StudySpec, stored: Mapping[str, Any]) -> StudySpec:
-    """Return the spec as a study of an older release has it, by that study's attributes."""
-    return as_stored(spec, StudySpec.parse(stored["spec"])) if "spec" in stored else spec
-
-
 def _refuse_other_spec(folder: Path, spec: StudySpec) -> None:
     """Refuse before minutes are spent what resuming would refuse, or would overwrite."""
     from prunetune.study.database.urls import DATABASE
+    from prunetune.study.places import as_located
     from prunetune.study.study import SPEC_FILE
 
     if not ((folder / DATABASE).exists() and (folder / SPEC_FILE).exists()):
         return
     stored = StudySpec.load(folder / SPEC_FILE)
-    fields = difference(stored, as_stored(spec, stored))
+    fields = difference(stored, as_stored(as_located(spec, stored), stored))
     if fields:
         raise StudyError(
             f"{folder} holds a study with another spec: {', '.join(fields)}; give the stored "

@@ -4,12 +4,15 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from prunetune.errors import ConfigError
 from prunetune.interrupts import check, heeded
 from prunetune.spec import StudySpec
+from prunetune.study.clock import Clock, OutOfTime
+from prunetune.study.places import remove_empty
 from prunetune.study.prepare import Prepared, prepare
 from prunetune.study.workers.crew import Cache, Workers, crew
 
@@ -82,6 +85,7 @@ def search(
         PrunetuneError: Bad input; the message is one line that says what to do.
         KeyboardInterrupt: Interrupted; the same call resumes.
     """
+    clock = Clock(spec.timeout)
     prepared = prepare(
         spec, out=out, storage=storage, study_name=study_name, skip_bad=skip_bad, **loading
     )
@@ -94,11 +98,24 @@ def search(
         workers=workers,
         options={"skip_bad": skip_bad, **loading},
         progress=progress,
+        clock=clock,
     )
 
 
+def run(prepared: Prepared, **how: Any) -> "SearchResult | FrontResult":
+    """Run or resume the study of what was prepared; see ``run_prepared``.
+
+    Where it fails before the study exists, no folder is left that was made for it.
+    """
+    try:
+        return run_prepared(prepared, **how)
+    except BaseException:
+        remove_empty(prepared.made)
+        raise
+
+
 @heeded(signal.SIGINT)
-def run(
+def run_prepared(
     prepared: Prepared,
     *,
     storage: str | None = None,
@@ -108,44 +125,60 @@ def run(
     workers: Workers = _ALONE,
     options: Mapping[str, Any] | None = None,
     progress: Callable[[Step], None] | None = None,
+    clock: Clock | None = None,
+    told: Callable[[str], None] = lambda line: None,
 ) -> "SearchResult | FrontResult":
     """Run or resume the study of what was prepared; see ``search``.
 
     Args:
         options: What else ``prepare`` was given, for further workers.
+        clock: Of the run, which has begun with loading; None: ``spec.timeout`` from now on.
+        told: Is told what will be done, and how long it takes.
     """
+    from prunetune.study.forecast import PAGE_SECONDS, first_pictures, forecast
     from prunetune.study.study import Progress, run_search
 
-    begun = time.monotonic()
+    clock = clock or Clock(prepared.spec.timeout)
+    begun = clock.begun
 
     def report(step: Step) -> None:
         check()
         if progress is not None:
             progress(step)
 
-    evaluator, held_out = evaluators(prepared, batch_size=batch_size, cache=cache, progress=report)
+    report(Step("timing a sample", 0))
+    clock.page = min(PAGE_SECONDS, 0.05 * (clock.seconds or 0.0))
+    plan = forecast(prepared, clock)
+    told(plan.words())
+    prepared = replace(prepared, held_out=first_pictures(prepared.held_out, plan.held_out))
+    evaluator, held_out = evaluators(
+        prepared, batch_size=batch_size, cache=cache, progress=report, clock=clock
+    )
+    clock.keep_back(plan.table)
     others = None
     if workers.count > 1:
         names = {"storage": storage, "study_name": study_name}
-        others = crew(prepared, {**(options or {}), **names}, batch_size, cache, workers)
+        others = crew(
+            prepared, {**(options or {}), **names}, batch_size, cache, workers, clock=clock
+        )
 
     def after(trial: Progress) -> None:
+        # As it really is: the sample may have been a large one, or other processes come and go.
+        clock.keep_back(plan.at(clock.pace).table)
         best = "" if trial.best is None else f"best {prepared.spec.metric} {trial.best:.4f}"
         report(Step("trials", trial.finished, trial.total, best))
 
     report(Step("trials", 0, prepared.spec.trials))
-    # The tuned config and every preset, at every point of a front.
-    points = prepared.spec.rescored if prepared.spec.pareto else 1
-    total = len(prepared.held_out) * (1 + _preset_count()) * points
     result = run_search(
         prepared.spec,
         evaluator,
-        Watched(held_out, "held-out table", total, report),
+        Watched(held_out, "held-out table", None, report, clock),
         out=prepared.out,
         storage=storage,
         study_name=study_name,
         on_progress=after,
         others=others,
+        clock=clock,
     )
     return replace(result, seconds=time.monotonic() - begun)
 
@@ -156,8 +189,13 @@ def evaluators(
     batch_size: int = BATCH_SIZE,
     cache: Cache = _CACHE,
     progress: Callable[[Step], None] = lambda step: None,
+    clock: Clock | None = None,
 ) -> "tuple[Evaluator, Evaluator]":
-    """Compute the unpruned references of both splits, or read them from the cache."""
+    """Compute the unpruned references of both splits, or read them from the cache.
+
+    Raises:
+        OutOfTime: A run's time is up before they are there.
+    """
     from prunetune.measure.evaluator import Evaluator
 
     if batch_size < 1:
@@ -167,6 +205,7 @@ def evaluators(
     total = sum(len(split) for split in splits)
     built: list[Evaluator] = []
     for split, deepest in zip(splits, depths, strict=True):
+        begun = time.monotonic()
         before = len(built) and len(splits[0])
         built.append(
             Evaluator(
@@ -180,22 +219,46 @@ def evaluators(
                 own=prepared.spec.own_tokens,
                 match=prepared.spec.match,
                 levels=prepared.levels,
-                progress=lambda done, before=before: progress(  # type: ignore[misc]
-                    Step("unpruned reference", before + done, total)
-                ),
+                progress=partial(_noted, progress, clock, before, total),
             )
         )
+        if clock is not None:
+            clock.unpruned = time.monotonic() - begun
     return built[0], built[1]
 
 
+def _noted(
+    progress: Callable[[Step], None], clock: Clock | None, before: int, total: int, done: int
+) -> None:
+    if clock is not None and clock.up:
+        raise OutOfTime(
+            f"the timeout of {clock.seconds:g} s has come before the first trial: {before + done} "
+            f"of {total} samples were run unpruned; give more time, or fewer --samples"
+        )
+    progress(Step("unpruned reference", before + done, total))
+
+
 class Watched:
-    """An evaluator that reports the samples it has measured; otherwise the one it wraps."""
+    """An evaluator that reports the samples it has measured; otherwise the one it wraps.
+
+    Args:
+        inner: The evaluator.
+        name: What is shown.
+        total: Samples that will be measured, where that is known.
+        report: Is told how far it is.
+        clock: Ends what takes longer than a run may.
+    """
 
     def __init__(
-        self, inner: "Evaluator", name: str, total: int | None, report: Callable[[Step], None]
+        self,
+        inner: "Evaluator",
+        name: str,
+        total: int | None,
+        report: Callable[[Step], None],
+        clock: Clock | None = None,
     ) -> None:
         self._inner, self._name, self._total, self._report = inner, name, total, report
-        self._done = 0
+        self._done, self._clock = 0, clock or Clock()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
@@ -204,12 +267,6 @@ class Watched:
         """Yield what the wrapped evaluator yields."""
         for batch in self._inner.evaluate(config, answers=answers):
             self._done += len(batch)
+            self._clock.check()
             self._report(Step(self._name, self._done, self._total))
             yield batch
-
-
-def _preset_count() -> int:
-    from prunetune.presets import preset_names
-
-    # And smaller pictures, which are no preset.
-    return len(preset_names()) + 1

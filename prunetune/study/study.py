@@ -15,6 +15,7 @@ from prunetune.errors import StudyError
 from prunetune.measure.scores import Measures
 from prunetune.space.space import Space
 from prunetune.spec import StudySpec
+from prunetune.study.clock import Clock
 from prunetune.study.database.connect import check_folder, open_storage
 from prunetune.study.database.urls import redact, storage_url
 from prunetune.study.opening import Seat, open_study
@@ -64,6 +65,7 @@ def run_search(
     resume: bool = True,
     worker: int = 0,
     others: AbstractContextManager[object] | None = None,
+    clock: Clock | None = None,
 ) -> SearchResult | FrontResult:
     """Run or resume a study, choose the best config, and write it with the study's files.
 
@@ -78,6 +80,7 @@ def run_search(
         resume: Continue a study of that name; without, its existence is an error.
         worker: Number of this worker among those that a command starts; each draws other points.
         others: Entered once the study exists, left when it has enough trials: other workers.
+        clock: Of the run, which may have begun before; None: ``spec.timeout`` from now on.
 
     Raises:
         StudyError: The study cannot be used or resumed, its trials keep failing, none finished, or
@@ -86,6 +89,7 @@ def run_search(
         KeyboardInterrupt: Interrupted; the study can be resumed by the same call.
     """
     begun = time.monotonic()
+    clock = clock or Clock(spec.timeout)
     if spec.promise is not None:
         check_promise(spec.promise, held_out)
     study = run_trials(
@@ -98,10 +102,12 @@ def run_search(
         resume=resume,
         worker=worker,
         others=others,
+        clock=clock,
     )
     if spec.pareto:
-        return conclude_front(study, spec, evaluator, held_out, out, begun, out / CONFIG_FILE)
-    return selection.conclude(study, spec, evaluator, held_out, out / CONFIG_FILE, begun)
+        file = out / CONFIG_FILE
+        return conclude_front(study, spec, evaluator, held_out, out, begun, file, clock)
+    return selection.conclude(study, spec, evaluator, held_out, out / CONFIG_FILE, begun, clock)
 
 
 def run_trials(
@@ -117,13 +123,16 @@ def run_trials(
     others: AbstractContextManager[object] | None = None,
     records: bool = True,
     stopped: Callable[[], bool] = lambda: False,
+    clock: Clock | None = None,
 ) -> Study:
     """Create or resume a study and run trials until it has enough; see ``run_search``.
 
     Args:
         records: Write ``spec.toml`` and ``log.jsonl``; of a command's workers only one does.
         stopped: Tells that no further trial is to be started.
+        clock: When trials end; None: ``spec.timeout`` from now on.
     """
+    clock = clock or Clock(spec.timeout)
     space = Space.of(spec, evaluator.facts())
     check_folder(out)
     url = storage_url(out, storage)
@@ -136,7 +145,7 @@ def run_trials(
             spec.save(out / SPEC_FILE)
         log = TrialLog(out / LOG_FILE) if records else _no_log
         log(study)
-        objective = Objective(space, evaluator, spec.metric, study)
+        objective = Objective(space, evaluator, spec.metric, study, clock)
 
         def after(trial: FrozenTrial) -> None:
             log(study)
@@ -149,7 +158,7 @@ def run_trials(
                 opened,
                 objective,
                 total=spec.trials,
-                timeout=spec.timeout,
+                clock=clock,
                 after=after,
                 stopped=lambda: stopped() or on_plateau(study, spec.patience),
             ).run()

@@ -282,6 +282,41 @@ def test_needed_memory_is_weights_and_cache():
     assert 0 < work < cache * 2
 
 
+def test_needed_memory_is_that_of_the_peak():
+    config = SHAPES["llava-next-7b"].config()
+
+    def needed(**more):
+        return memory.needed(config, 1, **{"size": 2, "batch": 1, "tokens": 3000} | more)
+
+    plain, seen = needed()[2], needed(patches=5 * 577, views=5)[2]
+    # Many pictures and a short prompt: it is the tower that fills the memory.
+    many = needed(tokens=64, patches=64 * 5 * 577, views=64 * 5)[2]
+    assert plain < seen < 2 * plain
+    assert many > 20 * needed(tokens=64)[2]
+    assert needed(eager=True)[2] > plain + 2 * 32 * 3000 * 3000 * 4
+
+
+def test_a_control_group_bounds_what_is_free(tmp_path):
+    def group(folder, names, most, taken):
+        folder.mkdir(parents=True)
+        for name, value in zip(names, (most, taken)):
+            (folder / name).write_text(f"{value}\n")
+        (folder / "memory.stat").write_text("inactive_file 100\ntotal_inactive_file 100\n")
+
+    group(
+        tmp_path / "memory" / "job" / "one",
+        ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+        2000,
+        500,
+    )
+    assert memory._group_rooms("4:memory:/job/one\n8:pids:/\n", tmp_path) == [1600]
+    new = ("memory.max", "memory.current")
+    group(tmp_path / "slice", new, "max", 500)
+    assert memory._group_rooms("0::/slice/none\n", tmp_path) == []
+    group(tmp_path / "slice" / "pod", new, 900, 500)
+    assert memory._group_rooms("0::/slice/pod\n", tmp_path) == [500]
+
+
 def test_peak_memory_sees_what_comes_and_goes():
     peak = memory.Peak(torch.device("cpu"))
     peak.reset()

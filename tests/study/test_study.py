@@ -187,13 +187,6 @@ search(Path({str(tmp_path)!r}), Fake(fail=die), trials=8)
     assert [t.value for t in trials_of(tmp_path)[:4]] == [t.value for t in before[:4]]
 
 
-def test_the_timeout_ends_the_run(tmp_path):
-    result = search(tmp_path, timeout=0.5, trials=10_000)
-    assert 1 <= result.trials["complete"] < 10_000
-    with pytest.raises(StudyError, match="no finished trial"):
-        search(tmp_path / "none", timeout=1e-9)
-
-
 def test_no_finished_trial_is_nothing_to_export(tmp_path):
     study = optuna.create_study()
     from prunetune.study.outcome.selection import choose

@@ -7,7 +7,7 @@ from fakes import Fake, Picture, search, spec
 
 from prunetune.measure.scores import Scores, accuracy, measure
 from prunetune.space.space import Space
-from prunetune.study.outcome.baselines import compare_preset
+from prunetune.study.outcome.baselines import compare_presets
 from prunetune.study.outcome.intervals import bootstrap_ci
 from prunetune.study.outcome.summary import Baseline, table_rows
 from prunetune.study.outcome.verdict import verdict
@@ -37,7 +37,7 @@ def test_a_question_asked_four_times_is_no_new_evidence():
         # Two of eight pictures lose.
         signs = [1 if i // times < 2 else -1 for i in range(8 * times)]
         ours = [replace(r, gap=r.gap * (1 + 0.1 * s)) for r, s in zip(theirs, signs, strict=True)]
-        return compare_preset(preset, {"tuned": ours}, held_out, held_out.facts(), 0).p_value
+        return compare_presets([preset], {"tuned": ours}, held_out, held_out.facts(), 0)[0].p_value
 
     once = p_value(1, images=True)
     assert 0.005 < once < 0.2

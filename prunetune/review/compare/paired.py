@@ -67,6 +67,7 @@ def measure_both(
     *,
     batch_size: int = 16,
     seed: int = 0,
+    match: str = "vqa",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Measured:
     """Measure two configs on the same samples of a model.
@@ -77,6 +78,7 @@ def measure_both(
         samples: At least one.
         batch_size: Samples a batch.
         seed: Of the bootstrap's draws.
+        match: How answers are compared, see ``calibration.matching``.
         progress: Called with the samples measured so far, and how many there will be.
 
     Raises:
@@ -95,6 +97,7 @@ def measure_both(
         samples,
         deepest=max((config.stages[0].layer for config in configs if config.stages), default=0),
         batch_size=batch_size,
+        match=match,
         progress=lambda done: progress(done, total),
     )
     results: list[list[Any]] = []

@@ -3,8 +3,6 @@
 import re
 from pathlib import Path
 
-from sqlalchemy.engine import URL
-
 DATABASE = "study.db"
 _SECRET = re.compile(r"(://[^:/@\s]*:)\S*(?=@)|((?:password|passwd|token)=)[^&\s]+", re.I)
 
@@ -24,5 +22,8 @@ def storage_url(out: Path, storage: str | None) -> str:
 
 def file_url(path: Path) -> str:
     """Return the URL of an SQLite file, whatever characters its path holds."""
+    # Not at the top: what only asks whether a study is there shall answer at once.
+    from sqlalchemy.engine import URL
+
     url = URL.create("sqlite", database=str(path.resolve()))
     return url.render_as_string(hide_password=False)

@@ -1,45 +1,84 @@
 """Presets on held-out data, beside the tuned config."""
 
+from collections.abc import Sequence
+from typing import cast
+
 from prunetune.budget import Budget, ModelFacts, flops_ratio, largest_fitting, mean_retention
 from prunetune.config import PruningConfig
-from prunetune.errors import StudyError
-from prunetune.measure.scores import Measures, SampleScore, Scores, image_ids, measure
+from prunetune.measure.scores import Measures, SampleScore, Scores, image_ids
 from prunetune.pixels import Share
 from prunetune.space.space import Space
+from prunetune.study.clock import Clock
 from prunetune.study.outcome.intervals import bootstrap_ci, lower_p_value
 from prunetune.study.outcome.summary import RESIZE, Baseline
+from prunetune.study.outcome.table import Row, Table
 from prunetune.study.trials.trials import Preset
 
 NO_LEVELS = "every picture has as many tokens, whatever its size"
 
 
-def compare_preset(
-    preset: Preset,
+def compare_presets(
+    presets: Sequence[Preset],
     measured: dict[str, list[SampleScore]],
     held_out: Measures,
     facts: ModelFacts,
     seed: int,
     tuned: PruningConfig | None = None,
+    clock: Clock | None = None,
+) -> tuple[Baseline, ...]:
+    """Measure presets and compare each with the tuned config, on the samples that both ran on.
+
+    Args:
+        presets: On the tuned config's budget.
+        measured: The tuned config's results under ``"tuned"``; those of presets that ran on all
+            samples are added.
+        held_out: The split.
+        facts: The model.
+        seed: Of the intervals.
+        tuned: The tuned config.
+        clock: Of the run.
+    """
+    rows = Table(held_out, measured["tuned"], clock or Clock()).measure(presets)
+    total = len(held_out.samples)
+    found = []
+    for preset in presets:
+        row = rows.get(preset.name)
+        if row is None or not row.results:
+            note = preset.note if row is None else row.note
+            found.append(Baseline(preset.name, None, note=note))
+            continue
+        if len(row.results) == total:
+            measured[preset.name] = row.results
+        found.append(_compared(row, measured["tuned"], held_out, facts, seed, tuned))
+    return tuple(found)
+
+
+def _compared(
+    row: Row,
+    tuned_results: Sequence[SampleScore],
+    held_out: Measures,
+    facts: ModelFacts,
+    seed: int,
+    tuned: PruningConfig | None,
 ) -> Baseline:
-    """Measure a preset and compare it with the tuned config's results; both are in ``measured``."""
-    if preset.config is None:
-        return Baseline(preset.name, None, note=preset.note)
-    is_tuned = tuned is not None and prunes_alike(preset.config, tuned)
-    try:
-        results = measured[preset.name] = measure(held_out, preset.config)
-    except StudyError as error:
-        return Baseline(preset.name, None, note=f"not measured: {error}")
-    tokens = preset.tokens
-    difference = [ours.gap - theirs.gap for ours, theirs in zip(measured["tuned"], results)]
+    preset, results = row.preset, row.results
+    config, tokens = cast(PruningConfig, preset.config), preset.tokens
+    total, count = len(held_out.samples), len(results)
+    is_tuned = tuned is not None and prunes_alike(config, tuned)
+    images = image_ids(held_out.samples)[:count]
+    difference = [ours.gap - theirs.gap for ours, theirs in zip(tuned_results, results)]
+    stopped = f"stopped after {count} of {total} samples: {row.note}" if count < total else ""
+    notes = ("the tuned config itself" if is_tuned else "", stopped, preset.note)
     return Baseline(
         name=preset.name,
         scores=Scores.of(results),
-        mean_retention=tokens * mean_retention(preset.config.stages, facts.num_layers),
-        flops_ratio=flops_ratio(preset.config.stages, facts, tokens),
-        note="; ".join(filter(None, ("the tuned config itself" if is_tuned else "", preset.note))),
-        gap_difference=bootstrap_ci(difference, image_ids(held_out.samples), seed),
-        p_value=lower_p_value(difference, image_ids(held_out.samples)),
+        mean_retention=tokens * mean_retention(config.stages, facts.num_layers),
+        flops_ratio=flops_ratio(config.stages, facts, tokens),
+        note="; ".join(filter(None, notes)),
+        gap_difference=bootstrap_ci(difference, images, seed),
+        p_value=lower_p_value(difference, images),
         is_tuned=is_tuned,
+        stopped=stopped,
     )
 
 

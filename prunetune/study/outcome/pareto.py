@@ -15,7 +15,8 @@ from prunetune.measure.scores import Measures, SampleScore, Scores, accuracy, im
 from prunetune.presets import preset_names
 from prunetune.space.space import Space
 from prunetune.spec import StudySpec
-from prunetune.study.outcome.baselines import compare_preset, resize_at
+from prunetune.study.clock import Clock
+from prunetune.study.outcome.baselines import compare_presets, resize_at
 from prunetune.study.outcome.decision import Decision, decide
 from prunetune.study.outcome.front_summary import FrontResult, Point
 from prunetune.study.outcome.intervals import bootstrap_ci
@@ -27,6 +28,7 @@ from prunetune.study.outcome.selection import (
     why_stopped,
     with_provenance,
 )
+from prunetune.study.outcome.table import fitting
 from prunetune.study.outcome.verdict import too_few
 from prunetune.study.trials.best import COST_NAMES, cost_of, front, metric_of, spread
 from prunetune.study.trials.trials import config_of, presets_at
@@ -47,6 +49,7 @@ def conclude_front(
     out: Path,
     begun: float,
     ship: Path | None = None,
+    clock: Clock | None = None,
 ) -> FrontResult:
     """Measure points of the front on both splits and write their configs.
 
@@ -60,6 +63,7 @@ def conclude_front(
         out: The run's folder; configs are written into ``front`` there.
         begun: ``time.monotonic()`` when the run began.
         ship: Where the config that keeps the spec's promise is written.
+        clock: Of the run: where its end is near, less is measured.
 
     Raises:
         StudyError: No trial has finished.
@@ -73,11 +77,14 @@ def conclude_front(
         )
     space = Space.of(spec, evaluator.facts())
     seen: dict[int, list[SampleScore]] = {}
-    decision = _decision(spec, best, held_out, seen)
+    clock = clock or Clock()
+    decision = _decision(spec, best, held_out, seen, clock, len(evaluator.samples))
     chosen = spread(best, spec.rescored)
     if decision is not None:
         chosen = [trial for trial in best if trial.number == decision.trial]
-    points = _points(study, spec, space, chosen, evaluator, held_out, out / FOLDER, seen)
+    else:
+        held_out = _fitting(held_out, clock, len(chosen), len(evaluator.samples))
+    points = _points(study, spec, space, chosen, evaluator, held_out, out / FOLDER, seen, clock)
     config = None
     if decision is not None and points and ship is not None:
         config = str(points[0].config.save(ship))
@@ -104,17 +111,31 @@ def conclude_front(
     return result
 
 
+def _fitting(held_out: Measures, clock: Clock, points: int, calibration: int) -> Measures:
+    """Return as much of the split as there is time to compare every point on."""
+    first = clock.left / points - calibration * (clock.pace or 0.0)
+    return fitting(held_out, clock, 1 + len(preset_names()), first)
+
+
 def _decision(
     spec: StudySpec,
     best: Sequence[FrozenTrial],
     held_out: Measures,
     seen: dict[int, list[SampleScore]],
+    clock: Clock,
+    calibration: int,
 ) -> Decision | None:
     """Return what to ship, where something is promised; results go into ``seen``."""
     if spec.promise is None:
         return None
 
+    # The one that passes is measured on calibration data, too.
+    wanted = (1.5 * len(held_out.samples) + 1.3 * calibration) * (clock.pace or 0.0)
+
     def measured(trial: FrozenTrial) -> list[SampleScore] | None:
+        if clock.left < wanted:
+            logger.warning("trial %d and cheaper ones are not tested: the time is up", trial.number)
+            return None
         try:
             seen[trial.number] = measure(held_out, config_of(trial))
         except StudyError as error:
@@ -152,13 +173,19 @@ def _points(
     held_out: Measures,
     folder: Path,
     seen: Mapping[int, list[SampleScore]],
+    clock: Clock,
 ) -> tuple[Point, ...]:
     """Measure what can be; a config that gives no number on other data is left out, and said."""
     points: list[Point] = []
-    for trial in trials:
+    for place, trial in enumerate(trials):
+        if points and clock.up:
+            logger.warning("trial %d is left out: the time is up", trial.number)
+            continue
         try:
-            known = seen.get(trial.number)
-            points.append(_point(study, spec, space, trial, evaluator, held_out, folder, known))
+            known, part = seen.get(trial.number), clock.part(1 / (len(trials) - place))
+            points.append(
+                _point(study, spec, space, trial, evaluator, held_out, folder, known, part)
+            )
         except StudyError as error:
             logger.warning("trial %d is left out: %s", trial.number, error)
             if trial is trials[-1] and not points:
@@ -175,6 +202,7 @@ def _point(
     held_out: Measures,
     folder: Path,
     known: list[SampleScore] | None,
+    clock: Clock,
 ) -> Point:
     config = config_of(trial)
     results = measure(evaluator, config, answers=False)
@@ -186,10 +214,7 @@ def _point(
     file = config.save(front_file(folder, trial.number))
     spent = space.spent(config)
     controls = [resize_at(space, evaluator, spent), *presets_at(preset_names(), space, spent)]
-    baselines = tuple(
-        compare_preset(control, measured, held_out, space.facts, spec.seed, config)
-        for control in controls
-    )
+    baselines = compare_presets(controls, measured, held_out, space.facts, spec.seed, config, clock)
     gaps = [result.gap for result in measured["tuned"]]
     return Point(
         trial=trial.number,

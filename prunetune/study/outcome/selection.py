@@ -21,12 +21,14 @@ from prunetune.pixels import shrinks
 from prunetune.presets import preset_names
 from prunetune.space.space import Space
 from prunetune.spec import StudySpec
-from prunetune.study.outcome.baselines import compare_preset, resize_at
+from prunetune.study.clock import Clock
+from prunetune.study.outcome.baselines import compare_presets, resize_at
 from prunetune.study.outcome.intervals import bootstrap_ci
 from prunetune.study.outcome.noise import settle
 from prunetune.study.outcome.record import write_record
 from prunetune.study.outcome.summary import SearchResult
-from prunetune.study.outcome.verdict import verdict
+from prunetune.study.outcome.table import fitting
+from prunetune.study.outcome.verdict import hurried, verdict
 from prunetune.study.trials.best import FINISHED, best_complete, metric_of, on_plateau
 from prunetune.study.trials.trials import (
     EVALUATIONS,
@@ -139,6 +141,7 @@ def conclude(
     held_out: Measures,
     path: Path,
     begun: float,
+    clock: Clock | None = None,
 ) -> SearchResult:
     """Choose the winner, compare it with every preset on held-out data, write its config.
 
@@ -149,21 +152,24 @@ def conclude(
         held_out: On the held-out split.
         path: Where the config is written.
         begun: ``time.monotonic()`` when the run began.
+        clock: Of the run: where its end is near, fewer held-out samples are compared.
 
     Raises:
         StudyError: No trial has finished.
         ConfigError: The config cannot be written.
     """
+    clock = clock or Clock()
     winner = choose(study, spec, evaluator)
     space = Space.of(spec, evaluator.facts())
+    rivals = [resize_at(space, evaluator), *presets_at(preset_names(), space)]
+    held_out = fitting(held_out, clock, len(rivals))
     tuned = measure(held_out, winner.config)
     config = with_provenance(study, spec, space, winner, evaluator, tuned)
     # Before the table: whatever happens there, the config is safe.
     config.save(path)
     measured = {"tuned": tuned}
-    baselines = tuple(
-        compare_preset(preset, measured, held_out, space.facts, spec.seed, winner.config)
-        for preset in [resize_at(space, evaluator), *presets_at(preset_names(), space)]
+    baselines = compare_presets(
+        rivals, measured, held_out, space.facts, spec.seed, winner.config, clock
     )
     trials = study.get_trials(deepcopy=False)
     scores, provenance = Scores.of(tuned), config.provenance
@@ -182,7 +188,9 @@ def conclude(
         kv_ratio=cast(float, provenance.kv_ratio),
         unpruned_accuracy=accuracy(held_out.unpruned_correct),
         baselines=baselines,
-        verdict=verdict(scores, baselines, len(set(image_ids(held_out.samples)))),
+        verdict=hurried(
+            baselines, clock, verdict(scores, baselines, len(set(image_ids(held_out.samples))))
+        ),
         config=str(path),
         best=config,
         stopped=why_stopped(study, spec),
@@ -207,7 +215,12 @@ def count_trials(trials: Sequence[FrozenTrial]) -> dict[str, int]:
         "pruned": TrialState.PRUNED,
         "failed": TrialState.FAIL,
     }
-    return {name: sum(t.state is state for t in trials) for name, state in names.items()}
+    # What was left unfinished, to make room or by Ctrl-C, and is queued again has not failed.
+    again = {t.system_attrs.get("failed_trial") for t in trials}
+    return {
+        name: sum(t.state is state and t.number not in again for t in trials)
+        for name, state in names.items()
+    }
 
 
 def count_evaluations(trials: Sequence[FrozenTrial]) -> int:

@@ -25,6 +25,7 @@ class Baseline:
         gap_difference: 95% interval of the tuned config's gap minus this one's, sample by sample.
         p_value: Of a one-sided Wilcoxon test over pictures that the tuned config's gap is lower.
         is_tuned: Whether the search's best config is this preset itself.
+        stopped: After how many samples it was left, and why; empty where it ran on all.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Baseline:
     gap_difference: tuple[float, float] | None = None
     p_value: float | None = None
     is_tuned: bool = False
+    stopped: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return a row of what ``search --json`` prints."""
@@ -47,6 +49,8 @@ class Baseline:
             "flops_ratio": self.flops_ratio,
             "notes": self.note,
             "is_tuned": self.is_tuned,
+            "samples": self.scores and self.scores.samples,
+            "stopped": self.stopped or None,
         }
 
 

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 
 from prunetune.measure.scores import Scores
+from prunetune.study.clock import Clock
 from prunetune.study.outcome.summary import RESIZE, Baseline, percent
+from prunetune.study.outcome.table import TIME_UP
 
 _FEWEST_PICTURES = 5
 TOO_FEW = "too few to tell"
@@ -31,6 +33,25 @@ def verdict(tuned: Scores, baselines: Sequence[Baseline], pictures: int = _FEWES
         pictures: How many pictures these samples show; few of them tell nothing.
     """
     return _verdict(tuned, baselines, pictures) + _smaller(tuned, baselines, pictures)
+
+
+def hurried(baselines: Sequence[Baseline], clock: Clock, said: str) -> str:
+    """Return a verdict with words on what the run had no time to compare.
+
+    Args:
+        baselines: Rows of the table.
+        clock: Of the run.
+        said: The verdict on what was compared.
+    """
+    left = [row.name for row in baselines if row.scores is None and TIME_UP in row.note]
+    if not left or clock.seconds is None:
+        return said
+    if any(row.scores for row in baselines):
+        return f"{said} Not compared, since the time was up: {', '.join(left)}."
+    return (
+        f"Not compared: the timeout of {clock.seconds:g} s left no time to measure any baseline on "
+        "held-out data, so nothing is known about the gain; run the same command with a longer one."
+    )
 
 
 def _smaller(tuned: Scores, baselines: Sequence[Baseline], pictures: int) -> str:

@@ -11,6 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from prunetune.errors import StudyError
 from prunetune.interrupts import check
+from prunetune.study.clock import Clock, OutOfTime
 from prunetune.study.database.leases import StudyFull
 from prunetune.study.database.storage import BatchedStorage, quiet
 from prunetune.study.trials.best import FINISHED
@@ -71,7 +72,7 @@ class Loop:
         storage: Its database.
         objective: Measures a trial.
         total: Finished trials the study ends with.
-        timeout: Seconds after which no further trial is started.
+        clock: When trials have to end; one that runs then is queued again.
         after: Called with every trial that ended here.
         stopped: Tells that no further trial is to be started.
     """
@@ -83,12 +84,12 @@ class Loop:
         objective: Objective,
         *,
         total: int,
-        timeout: float | None = None,
+        clock: Clock | None = None,
         after: Callable[[FrozenTrial], None] = lambda trial: None,
         stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         self._study, self._storage, self._objective = study, storage, objective
-        self._total, self._timeout = total, timeout
+        self._total, self._clock = total, clock or Clock()
         self._after, self._stopped = after, stopped
 
     def run(self) -> None:
@@ -100,13 +101,12 @@ class Loop:
             KeyboardInterrupt: Interrupted; the running trial is queued again.
         """
         self._storage.room = self._total
-        deadline = None if self._timeout is None else time.monotonic() + self._timeout
         pause = _FIRST_PAUSE
         with quiet(), Heartbeat(self._storage):
             try:
                 while finished(self._study) < self._total and not self._stopped():
                     check()
-                    if deadline is not None and time.monotonic() >= deadline:
+                    if self._clock.trials_left <= 0:
                         break
                     self._storage.sweep(self._study._study_id)
                     if self._step():
@@ -115,6 +115,9 @@ class Loop:
                     # What others run may be enough; if one of them dies its trial is run here.
                     time.sleep(pause)
                     pause = min(2 * pause, _LONGEST_PAUSE)
+            except OutOfTime:
+                # What the trial was is measured by whoever goes on with the study.
+                self._give_up()
             except BaseException:
                 self._give_up()
                 raise
@@ -144,7 +147,7 @@ class Loop:
             state = TrialState.COMPLETE
         except TrialPruned:
             value, state = None, TrialState.PRUNED
-        except (UpdateFinishedTrialError, StorageInternalError):
+        except (UpdateFinishedTrialError, StorageInternalError, OutOfTime):
             raise
         except Exception:
             # The objective has logged and stored it.

@@ -18,6 +18,7 @@ from prunetune.interrupts import check
 from prunetune.measure.scores import Measures, SampleScore, Scores
 from prunetune.presets import load_preset
 from prunetune.space.space import Space
+from prunetune.study.clock import Clock, OutOfTime
 from prunetune.study.trials.best import FINISHED, best_complete, metric_of
 
 logger = logging.getLogger(__name__)
@@ -133,10 +134,19 @@ class Objective:
         metric: What is minimised.
         study: To answer configs that earlier trials measured from memory. With two directions the
             config's cost is minimised as well.
+        clock: When a trial has to end, whole or not.
     """
 
-    def __init__(self, space: Space, evaluator: Measures, metric: Metric, study: Study) -> None:
+    def __init__(
+        self,
+        space: Space,
+        evaluator: Measures,
+        metric: Metric,
+        study: Study,
+        clock: Clock | None = None,
+    ) -> None:
         self.space, self.evaluator, self.metric = space, evaluator, metric
+        self._clock = clock or Clock()
         self.reasons: list[str] = []
         self._study = study
         # Optuna takes no reports and stops no trial early where there are two objectives.
@@ -157,13 +167,14 @@ class Objective:
             TrialPruned: The config is worse than the best one, as far as it was measured.
             UpdateFinishedTrialError: Another worker took this trial over.
             StorageInternalError: The database stays away.
+            OutOfTime: The trial has to make room for what follows; it is not finished.
         """
         try:
             value = self._run(trial)
         except TrialPruned:
             self.reasons.clear()
             raise
-        except (UpdateFinishedTrialError, StorageInternalError):
+        except (UpdateFinishedTrialError, StorageInternalError, OutOfTime):
             # The trial belongs to another worker by now, or the database is gone: no fault of it.
             raise
         except Exception as error:
@@ -199,6 +210,7 @@ class Objective:
         total = len(self.evaluator.samples)
         values: list[float] = []
         results: list[SampleScore] = []
+        begun = self._clock.now()
         # Closed at once: what is left open keeps its hooks on the model.
         with closing(cast(Any, self.evaluator.evaluate(config, answers=False))) as batches:
             for batch in batches:
@@ -209,8 +221,11 @@ class Objective:
                     results.append(result)
                     if not self._two:
                         trial.report(values[-1], step=index)
-                if len(values) < total and not self._two and trial.should_prune():
-                    break
+                if len(values) < total:
+                    if not self._two and trial.should_prune():
+                        break
+                    self._clock.check_trial()
+        self._clock.note(self._spent, self._clock.now() - begun)
         _set(trial, _result_attrs(results) | {EVALUATIONS: self._spent})
         # Another worker may have come to the same config meanwhile.
         if (twin := self._measured(digest)) is not None:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prunetune.study.clock import Clock
 from prunetune.study.prepare import Prepared
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def crew(
     batch_size: int,
     cache: Cache,
     workers: Workers,
+    clock: Clock | None = None,
 ) -> "Crew":
     """Return the workers beside this process; they start when the study exists."""
     from prunetune.study.workers.workers import Crew
@@ -76,11 +78,15 @@ def crew(
         name: str(value).removeprefix("torch.") if name in ("dtype", "device") and value else value
         for name, value in options.items()
     }
-    order = {
+    order: dict[str, Any] = {
         "spec": prepared.spec.model_dump(mode="json"),
         "prepare": {**plain, "out": str(prepared.out)},
         "batch_size": batch_size,
         "cache": asdict(cache),
     }
+    clock = clock or Clock()
+    if clock.seconds is not None:
+        # Their trials end when ours do.
+        order["clock"] = {"seconds": clock.seconds, "begun": clock.begun, "kept": clock.kept}
     threads = workers.threads or max(1, (os.cpu_count() or 1) // workers.count)
-    return Crew(workers.count - 1, order, threads)
+    return Crew(workers.count - 1, order, threads, clock)

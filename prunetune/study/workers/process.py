@@ -75,6 +75,7 @@ def join(order: Mapping[str, Any], stopped: Callable[[], bool], ready: Callable[
     from prunetune.measure.evaluator import Evaluator
     from prunetune.models.embedded import is_embedded
     from prunetune.spec import StudySpec
+    from prunetune.study.clock import Clock
     from prunetune.study.prepare import prepare
     from prunetune.study.study import run_trials
     from prunetune.study.workers.crew import Cache
@@ -112,6 +113,7 @@ def join(order: Mapping[str, Any], stopped: Callable[[], bool], ready: Callable[
         worker=order["worker"],
         records=False,
         stopped=stopped,
+        clock=Clock(**order["clock"]) if "clock" in order else None,
     )
 
 

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from prunetune.study.clock import Clock
 from prunetune.study.database.urls import redact
 
 logger = logging.getLogger(__name__)
@@ -118,10 +119,14 @@ class Crew:
         count: How many.
         order: What ``prunetune.study.workers.process.join`` needs, as plain data.
         threads: CPU threads of each.
+        clock: Of the run: trials that are not ended when it needs the time are dropped.
     """
 
-    def __init__(self, count: int, order: Mapping[str, Any], threads: int) -> None:
+    def __init__(
+        self, count: int, order: Mapping[str, Any], threads: int, clock: Clock | None = None
+    ) -> None:
         self._count, self._order, self._threads = count, order, threads
+        self._clock = clock or Clock()
         self.processes: list[_Process] = []
 
     def __enter__(self) -> "Crew":
@@ -146,7 +151,9 @@ class Crew:
             process.say(FINISH)
             if not process.ready:
                 process.stop()
-        deadline = time.monotonic() + _FINISH_SECONDS
+        # A worker drops its own trial when time is up: no more than a batch is waited for.
+        seconds = max(1.0, min(_FINISH_SECONDS, self._clock.trials_left + 0.2 * self._clock.kept))
+        deadline = time.monotonic() + seconds
         for process in self.processes:
             if process.ready:
                 process.wait(deadline)

@@ -1,0 +1,197 @@
+"""The table of rivals on held-out data: no sample is run that can change nothing, none too late.
+
+A rival is left as soon as it can neither be the best one nor better than the tuned config, whatever
+the rest of the samples were: gaps are never negative, so a sum of gaps only grows, and what was
+answered wrong stays wrong. That is arithmetic, not a test: it cannot go wrong by chance.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from prunetune.config import PruningConfig
+from prunetune.errors import StudyError
+from prunetune.interrupts import check
+from prunetune.measure.scores import Measures, SampleScore, image_ids
+from prunetune.pixels import shrinks
+from prunetune.study.clock import Clock, OutOfTime
+from prunetune.study.outcome.intervals import bootstrap_ci
+from prunetune.study.trials.trials import Preset
+
+LOOK = 0.2
+"""Share of the samples that every rival is measured on before the best go on first."""
+ANSWERED = 1.5
+"""What a sample of the table costs beside one of a trial: answers are looked at."""
+TIME_UP = "the time was up"
+_LEAST_PICTURES = 12
+_FEWEST = 16
+
+
+class Few:
+    """The first samples of a split; otherwise the ``Measures`` it wraps.
+
+    Args:
+        inner: The split.
+        count: How many.
+    """
+
+    def __init__(self, inner: Measures, count: int) -> None:
+        self._inner = inner
+        self.samples = inner.samples[:count]
+        self.unpruned_correct = inner.unpruned_correct[:count]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def evaluate(self, config: Any, *, answers: bool = True) -> Iterator[Any]:
+        """Yield what the wrapped split yields of these samples."""
+        due = len(self.samples)
+        with closing(cast(Any, self._inner.evaluate(config, answers=answers))) as batches:
+            for batch in batches:
+                inside = [(index, result) for index, result in batch if index < len(self.samples)]
+                due -= len(inside)
+                if inside:
+                    yield inside
+                if due <= 0:
+                    return
+
+
+def fitting(
+    held_out: Measures, clock: Clock, rivals: int, seconds: float | None = None
+) -> Measures:
+    """Return the split, or as many of its first samples as there is time to compare configs on.
+
+    How many depends on the clock alone, never on what was measured: intervals stay what they are.
+
+    Args:
+        held_out: On the held-out split, in random order.
+        clock: Of the run; without an end, or a known pace, all samples are taken.
+        rivals: Configs that are compared with the tuned one.
+        seconds: What this comparison may take; None for all that is left.
+    """
+    left, total = clock.left if seconds is None else seconds, len(held_out.samples)
+    if clock.pace is None or math.isinf(left):
+        return held_out
+    # Most rivals are left early.
+    each = ANSWERED * clock.pace * (1 + 0.6 * rivals)
+    count = max(_FEWEST, int(0.9 * max(0.0, left) / max(each, 1e-9)))
+    return held_out if count >= total else cast(Measures, Few(held_out, count))
+
+
+@dataclass
+class Row:
+    """A rival that is being measured.
+
+    Attributes:
+        preset: The rival.
+        results: Of the first samples.
+        batches: Gives the results of the next ones.
+        note: Why there are no more; empty while there may be.
+    """
+
+    preset: Preset
+    results: list[SampleScore] = field(default_factory=list)
+    batches: Any = None
+    note: str = ""
+
+    @property
+    def config(self) -> PruningConfig:
+        """What is measured."""
+        return cast(PruningConfig, self.preset.config)
+
+    @property
+    def gap(self) -> float:
+        """Sum of gaps so far."""
+        return math.fsum(result.gap for result in self.results)
+
+    @property
+    def wrong(self) -> int:
+        """Answers that were not given so far."""
+        return sum(result.correct is False for result in self.results)
+
+
+class Table:
+    """Measures rivals beside the tuned config's results, the most promising first.
+
+    Args:
+        held_out: The split.
+        tuned: The tuned config's results on all of its samples.
+        clock: When to end.
+    """
+
+    def __init__(self, held_out: Measures, tuned: Sequence[SampleScore], clock: Clock) -> None:
+        self._held_out, self._tuned, self._clock = held_out, tuned, clock
+        self._total = len(held_out.samples)
+        self._images = image_ids(held_out.samples)
+        self._complete: list[Row] = []
+
+    def measure(self, presets: Sequence[Preset]) -> dict[str, Row]:
+        """Return a row for every rival that can be run, some of them on fewer samples."""
+        rows = [Row(preset) for preset in presets if preset.config is not None]
+        try:
+            # Smaller pictures last: nothing is known of them before all have been run unpruned.
+            rows.sort(key=lambda row: shrinks(row.config.pixels))
+            for until in (1, int(LOOK * self._total)):
+                for row in rows:
+                    self._run(row, until)
+            # The best go first: the others are then left soonest.
+            for row in sorted(rows, key=lambda row: row.gap / max(1, len(row.results))):
+                self._run(row, self._total)
+                if len(row.results) == self._total:
+                    self._complete.append(row)
+        finally:
+            for row in rows:
+                if row.batches is not None:
+                    row.batches.close()
+        return {row.preset.name: row for row in rows}
+
+    def _run(self, row: Row, until: int) -> None:
+        """Measure a rival on samples up to a number, or until nothing more is to be known."""
+        while len(row.results) < until and not row.note:
+            if self._clock.up:
+                row.note = TIME_UP
+            elif self._hopeless(row):
+                row.note = "it can no longer be the best, nor better than the tuned config"
+            else:
+                self._step(row)
+
+    def _step(self, row: Row) -> None:
+        check()
+        try:
+            if row.batches is None:
+                if shrinks(row.config.pixels) and self._clock.left < self._clock.unpruned:
+                    # Smaller pictures run unpruned first, all of them.
+                    raise OutOfTime
+                row.batches = self._held_out.evaluate(row.config)
+            batch = next(row.batches)
+        except OutOfTime:
+            row.note = TIME_UP
+            return
+        except (StudyError, StopIteration) as error:
+            row.note = f"not measured: {error}"
+            return
+        new = [result for _, result in sorted(batch, key=lambda item: item[0])]
+        if broken := sum(not math.isfinite(result.gap) for result in new):
+            row.note = (
+                f"not measured: the pruned model gave no usable state on {broken} of "
+                f"{len(row.results) + len(new)} samples"
+            )
+            row.results.clear()
+            return
+        row.results += new
+
+    def _hopeless(self, row: Row) -> bool:
+        """Tell whether nothing that is still to be measured can change what is said of a rival."""
+        count = len(row.results)
+        if not self._complete or len(set(self._images[:count])) < _LEAST_PICTURES:
+            return False
+        tuned = Row(row.preset, list(self._tuned))
+        best_gap = min(other.gap for other in self._complete)
+        fewest_wrong = min(other.wrong for other in self._complete)
+        if row.gap <= max(best_gap, tuned.gap) or row.wrong < max(fewest_wrong, tuned.wrong):
+            return False
+        apart = [ours.gap - theirs.gap for ours, theirs in zip(self._tuned, row.results)]
+        # What is left is said to be worse beyond noise.
+        return bootstrap_ci(apart, self._images[:count])[1] < 0
