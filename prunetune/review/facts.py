@@ -182,6 +182,12 @@ class StudyFacts:
         return -value if self.maximised[objective] else value
 
     @property
+    def result(self) -> Mapping[str, Any] | None:
+        """What the search ended with, as ``search --json`` prints it; None before it has."""
+        record = self.record or self.front_record
+        return None if record is None else record["result"]
+
+    @property
     def settled(self) -> bool:
         """Whether the search ended and no trial has finished since."""
         ended = sum(t.state in _STATES.values() for t in self.trials)

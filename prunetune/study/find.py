@@ -235,6 +235,7 @@ def measured_config(
     from prunetune.models.options import differing
     from prunetune.space.space import Space
     from prunetune.study.opening import warn_other_weights
+    from prunetune.study.outcome.judging import judge_alone, worth
     from prunetune.study.outcome.selection import Winner, choose, with_provenance
     from prunetune.study.prepare import Prepared, first_stages, load_data, usable
     from prunetune.study.run import Watched, evaluators
@@ -263,7 +264,9 @@ def measured_config(
         winner = Winner(trial, config, results, len(calibration))
     space = Space.of(spec, own.facts())
     warn_other_weights(found.study, space.facts.weights_digest)
-    return with_provenance(found.study, spec, space, winner, watched, measure(other, winner.config))
+    tuned = measure(other, winner.config)
+    config = with_provenance(found.study, spec, space, winner, watched, tuned)
+    return worth(config, judge_alone(config, tuned, second))
 
 
 def _trial(found: Found, number: int) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from prunetune.config import PruningConfig, Stage
 from prunetune.review.facts import StudyFacts, TrialFacts
 from prunetune.review.theme import number, percent
+from prunetune.review.words import MARKS, verdict
 
 MARK = "*Above this line prunetune writes; below it, what you write stays.*"
 _SPECIAL = re.compile(r"([\\`*_{}\[\]()<>#+\-.!|~$^:=&\"'/@])")
@@ -34,8 +35,9 @@ def study_note(facts: StudyFacts) -> str:
     """Return the note of a study: verdict, best trial, the next best, and how to read the page."""
     best, spec = facts.best, facts.spec
     lines = [f"## {markdown(facts.name)}", ""]
-    if facts.settled and facts.record is not None:
-        lines += [f"**{markdown(facts.record['result']['verdict'])}**", ""]
+    if facts.settled and facts.result is not None:
+        said, tone = verdict(facts)
+        lines += [f"{MARKS[tone]} **{markdown(said)}**", ""]
     state = f"{facts.finished} of {spec.trials} trials finished"
     running = f", {facts.running} running" if facts.running else ""
     lines.append(f"Model {markdown(spec.model)}; {state}{running}.")

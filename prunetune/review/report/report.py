@@ -15,7 +15,7 @@ from prunetune.review.report.report_charts import charts
 from prunetune.review.report.tables import front_table, held_out_table, presets_table, trials_table
 from prunetune.review.report.worst import Worst
 from prunetune.review.theme import number, percent, tenths
-from prunetune.review.words import rest_sentences, stage_words, verdict
+from prunetune.review.words import MARKS, rest_sentences, stage_words, verdict
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -76,6 +76,7 @@ def render(facts: StudyFacts, shown: str, pictures: Pictures, now: datetime | No
         facts=facts,
         verdict=said,
         tone=tone,
+        mark=MARKS[tone],
         since=_since(facts),
         cards=_cards(facts),
         config=config,

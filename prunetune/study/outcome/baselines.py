@@ -7,6 +7,7 @@ from prunetune.measure.scores import Measures, SampleScore, Scores, image_ids, m
 from prunetune.pixels import Share
 from prunetune.space.space import Space
 from prunetune.study.outcome.intervals import bootstrap_ci, lower_p_value
+from prunetune.study.outcome.judging import accuracy_difference
 from prunetune.study.outcome.summary import RESIZE, Baseline
 from prunetune.study.trials.trials import Preset
 
@@ -30,6 +31,7 @@ def compare_preset(
     except StudyError as error:
         return Baseline(preset.name, None, note=f"not measured: {error}")
     tokens = preset.tokens
+    images = image_ids(held_out.samples)
     difference = [ours.gap - theirs.gap for ours, theirs in zip(measured["tuned"], results)]
     return Baseline(
         name=preset.name,
@@ -37,8 +39,9 @@ def compare_preset(
         mean_retention=tokens * mean_retention(preset.config.stages, facts.num_layers),
         flops_ratio=flops_ratio(preset.config.stages, facts, tokens),
         note="; ".join(filter(None, ("the tuned config itself" if is_tuned else "", preset.note))),
-        gap_difference=bootstrap_ci(difference, image_ids(held_out.samples), seed),
-        p_value=lower_p_value(difference, image_ids(held_out.samples)),
+        gap_difference=bootstrap_ci(difference, images, seed),
+        accuracy_difference=accuracy_difference(measured["tuned"], results, images),
+        p_value=lower_p_value(difference, images),
         is_tuned=is_tuned,
     )
 

@@ -9,7 +9,17 @@ from optuna.trial import FrozenTrial
 from prunetune.errors import StudyError
 from prunetune.measure.scores import Measures, SampleScore, accuracy, image_ids
 from prunetune.promise import Promise
-from prunetune.study.outcome.promise import NO_ANSWERS, Tested, in_sequence, knee, losses, lost
+from prunetune.provenance import Judged, Loss
+from prunetune.study.outcome.promise import (
+    NO_ANSWERS,
+    Loses,
+    Tested,
+    in_sequence,
+    knee,
+    losses,
+    lost,
+)
+from prunetune.study.outcome.verdict import accuracy_lost, problem_words, rest, savings
 from prunetune.study.trials.best import cost_of, metric_of, spread
 
 CANDIDATES = 12
@@ -41,36 +51,48 @@ class Decision:
         """Return the test of the one to ship."""
         return next((one for one in self.tested if one.trial == self.trial), None)
 
-    def words(self, cost: str) -> str:
+    def words(self, cost: str, judged: Judged | None) -> str:
         """Return the decision in words.
 
         Args:
             cost: What the second objective is called.
+            judged: What the one to ship is worth; None where there is none.
         """
         shown, ship = self.promise.shown, self.shipped()
-        of = ""
-        if self.promise.loss == "accuracy" and self.unpruned_accuracy is not None:
-            of = f" of {100 * self.unpruned_accuracy:.1f}%"
-        if ship is None:
-            return self._nothing(cost, of)
-        loses = ship.loses
-        said = (
-            f"Ship trial {ship.trial}: against unpruned it loses {shown(loses.mean)}{of} "
-            f"({shown(loses.low)} to {shown(loses.high)}), at most {shown(loses.bound)} with 95% "
-            f"confidence; {cost} {ship.cost:.4g}"
-        )
+        if ship is None or judged is None:
+            return self._nothing(cost)
+        said = [
+            *problem_words(judged),
+            f"Ship trial {ship.trial} ({cost} {ship.cost:.4g}). Against unpruned it "
+            f"{self._loses(ship.loses)}, and {savings(judged)}.",
+        ]
         last = self.tested[-1]
-        if last.passed:
-            cheapest = len(self.tested) == self.candidates
-            more = "; it is the cheapest of the front" if cheapest else ""
-            return f"{said}{more}."
-        return (
-            f"{said}. The next cheaper one, trial {last.trial} ({cost} {last.cost:.4g}), may lose "
-            f"{shown(last.loses.bound)}."
-        )
+        if not last.passed:
+            said.append(
+                f"The next cheaper one, trial {last.trial} ({cost} {last.cost:.4g}), may lose "
+                f"{shown(last.loses.bound)}."
+            )
+        elif len(self.tested) == self.candidates:
+            said.append("It is the cheapest of the front.")
+        return " ".join([*said, *rest(judged)])
 
-    def _nothing(self, cost: str, of: str) -> str:
+    def _loses(self, loses: Loses) -> str:
+        """Return what is lost, and the bound that the promise is held against."""
+        most = f"at most {self.promise.shown(loses.bound)} with 95% confidence"
+        if self.promise.loss == "accuracy":
+            apart = loses.low > 0 or loses.high < 0
+            loss = Loss(
+                mean=loses.mean,
+                interval=(loses.low, loses.high),
+                of=self.unpruned_accuracy,
+                beyond_noise=apart,
+            )
+            return f"{accuracy_lost(loss)}, {most}"
         shown = self.promise.shown
+        what = "has a gap of" if self.promise.loss == "gap" else "gives another next token on"
+        return f"{what} {shown(loses.mean)} ({shown(loses.low)} to {shown(loses.high)}), {most}"
+
+    def _nothing(self, cost: str) -> str:
         if not self.tested:
             return "Nothing to ship: no config of the front could be measured on held-out data."
         safest = self.tested[0]
@@ -82,9 +104,8 @@ class Decision:
         )
         return (
             f"Nothing to ship: no config of the front {self.promise.words} with 95% confidence. "
-            f"The safest, trial {safest.trial} ({cost} {safest.cost:.4g}), loses "
-            f"{shown(loses.mean)}{of} ({shown(loses.low)} to {shown(loses.high)}), at most "
-            f"{shown(loses.bound)}; {enough}."
+            f"Against unpruned the safest, trial {safest.trial} ({cost} {safest.cost:.4g}), "
+            f"{self._loses(loses)}; {enough}."
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -2,9 +2,11 @@
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import cast
 
 from optuna import Study
 from optuna.trial import FrozenTrial
@@ -19,6 +21,8 @@ from prunetune.study.outcome.baselines import compare_preset, resize_at
 from prunetune.study.outcome.decision import Decision, decide
 from prunetune.study.outcome.front_summary import FrontResult, Point
 from prunetune.study.outcome.intervals import bootstrap_ci
+from prunetune.study.outcome.judging import judge, worth
+from prunetune.study.outcome.promise import knee
 from prunetune.study.outcome.record import write_front
 from prunetune.study.outcome.selection import (
     Winner,
@@ -27,12 +31,9 @@ from prunetune.study.outcome.selection import (
     why_stopped,
     with_provenance,
 )
-from prunetune.study.outcome.verdict import too_few
+from prunetune.study.outcome.verdict import verdict
 from prunetune.study.trials.best import COST_NAMES, cost_of, front, metric_of, spread
 from prunetune.study.trials.trials import config_of, presets_at
-
-if TYPE_CHECKING:
-    pass
 
 logger = logging.getLogger(__name__)
 
@@ -74,14 +75,17 @@ def conclude_front(
     space = Space.of(spec, evaluator.facts())
     seen: dict[int, list[SampleScore]] = {}
     decision = _decision(spec, best, held_out, seen)
-    chosen = spread(best, spec.rescored)
+    bend = best[knee([(cost_of(t), metric_of(t)) for t in best])]
+    chosen = with_knee(spread(best, spec.rescored), bend)
     if decision is not None:
         chosen = [trial for trial in best if trial.number == decision.trial]
-    points = _points(study, spec, space, chosen, evaluator, held_out, out / FOLDER, seen)
+    kept = None if decision is None else decision.trial is not None
+    measuring = _Measuring(study, spec, space, evaluator, held_out, out / FOLDER, seen, kept)
+    points = measuring.points(chosen)
     config = None
     if decision is not None and points and ship is not None:
         config = str(points[0].config.save(ship))
-    trials = study.get_trials(deepcopy=False)
+    trials, cost = study.get_trials(deepcopy=False), COST_NAMES[spec.kind].replace("_", " ")
     result = FrontResult(
         study=study.study_name,
         budget=spec.budget,
@@ -93,9 +97,10 @@ def conclude_front(
         front=tuple((t.number, metric_of(t), cost_of(t)) for t in best),
         points=points,
         unpruned_accuracy=accuracy(held_out.unpruned_correct),
-        verdict=_verdict(points, len(set(image_ids(held_out.samples))))
+        knee=bend.number,
+        verdict=_verdict(points, bend.number, cost)
         if decision is None
-        else decision.words(COST_NAMES[spec.kind].replace("_", " ")),
+        else decision.words(cost, points[0].judged if points else None),
         stopped=why_stopped(study, spec),
         decision=decision,
         config=config,
@@ -125,82 +130,99 @@ def _decision(
     return decide(spec.promise, best, held_out, measured)
 
 
-def _verdict(points: Sequence[Point], pictures: int) -> str:
-    """Return one sentence: at how many points does the tuned config beat every baseline?"""
-    wins = sum(point.wins for point in points)
-    same = sum(any(row.is_tuned for row in point.baselines) for point in points)
-    unsure = sum(point.wins and point.in_doubt for point in points)
-    said = [
-        f"At {wins} of {len(points)} points of the front the tuned config beats every "
-        "baseline of the same cost on held-out data"
-    ]
-    if same:
-        said.append(f"at {same} it is a preset itself")
-    if unsure:
-        said.append(f"at {unsure} of these the difference of a gap is within noise")
-    if few := too_few(pictures):
-        said.append(few)
-    return f"{'; '.join(said)}."
+def _verdict(points: Sequence[Point], bend: int, cost: str) -> str:
+    """Return what the knee is worth, and what the other points are against the baselines."""
+    found = []
+    for point in points:
+        if point.trial == bend:
+            where = f"The front's knee is trial {bend} ({cost} {point.cost:.4g}):"
+            found.append(f"{where} {verdict(point.judged)}")
+    counts = Counter(point.judged.outcome for point in points)
+    ways = {"better": "better than", "tie": "level with", "worse": "worse than"}
+    said = [f"{counts[way]} {ways[way]}" for way in ways if counts[way]]  # type: ignore[index]
+    if said:
+        measured = f"Of {len(points)} measured points of the front"
+        found.append(f"{measured}: {', '.join(said)} the best baseline of their cost.")
+    return " ".join(found)
 
 
-def _points(
-    study: Study,
-    spec: StudySpec,
-    space: Space,
-    trials: Sequence[FrozenTrial],
-    evaluator: Measures,
-    held_out: Measures,
-    folder: Path,
-    seen: Mapping[int, list[SampleScore]],
-) -> tuple[Point, ...]:
-    """Measure what can be; a config that gives no number on other data is left out, and said."""
-    points: list[Point] = []
-    for trial in trials:
-        try:
-            known = seen.get(trial.number)
-            points.append(_point(study, spec, space, trial, evaluator, held_out, folder, known))
-        except StudyError as error:
-            logger.warning("trial %d is left out: %s", trial.number, error)
-            if trial is trials[-1] and not points:
-                raise
-    return tuple(points)
+def with_knee(chosen: Sequence[FrozenTrial], bend: FrozenTrial) -> list[FrozenTrial]:
+    """Return points of a front with its knee among them, in place of the one that is nearest."""
+    found = list(chosen)
+    if len(found) < 3 or any(trial.number == bend.number for trial in found):
+        return found
+    inner = range(1, len(found) - 1)
+    found[min(inner, key=lambda k: abs(cost_of(found[k]) - cost_of(bend)))] = bend
+    return found
 
 
-def _point(
-    study: Study,
-    spec: StudySpec,
-    space: Space,
-    trial: FrozenTrial,
-    evaluator: Measures,
-    held_out: Measures,
-    folder: Path,
-    known: list[SampleScore] | None,
-) -> Point:
-    config = config_of(trial)
-    results = measure(evaluator, config, answers=False)
-    winner = Winner(trial.number, config, results, len(evaluator.samples))
-    measured: dict[str, list[SampleScore]] = {
-        "tuned": known if known is not None else measure(held_out, config)
-    }
-    config = with_provenance(study, spec, space, winner, evaluator, measured["tuned"])
-    file = config.save(front_file(folder, trial.number))
-    spent = space.spent(config)
-    controls = [resize_at(space, evaluator, spent), *presets_at(preset_names(), space, spent)]
-    baselines = tuple(
-        compare_preset(control, measured, held_out, space.facts, spec.seed, config)
-        for control in controls
-    )
-    gaps = [result.gap for result in measured["tuned"]]
-    return Point(
-        trial=trial.number,
-        cost=cost_of(trial),
-        calibration=Scores.of(winner.results),
-        held_out=Scores.of(measured["tuned"]),
-        held_out_ci=bootstrap_ci(gaps, image_ids(held_out.samples), spec.seed),
-        baselines=baselines,
-        file=str(file),
-        config=config,
-    )
+@dataclass(frozen=True)
+class _Measuring:
+    """Measures points of a front whole: on both splits, beside every baseline of their cost."""
+
+    study: Study
+    spec: StudySpec
+    space: Space
+    evaluator: Measures
+    held_out: Measures
+    folder: Path
+    seen: Mapping[int, list[SampleScore]]
+    kept: bool | None
+
+    def points(self, trials: Sequence[FrozenTrial]) -> tuple[Point, ...]:
+        """Measure what can be; a config that gives no number on other data is left out, and said.
+
+        Raises:
+            StudyError: None could be measured.
+        """
+        points: list[Point] = []
+        for trial in trials:
+            try:
+                points.append(self._point(trial))
+            except StudyError as error:
+                logger.warning("trial %d is left out: %s", trial.number, error)
+                if trial is trials[-1] and not points:
+                    raise
+        return tuple(points)
+
+    def _point(self, trial: FrozenTrial) -> Point:
+        config, spec, space, held_out = config_of(trial), self.spec, self.space, self.held_out
+        results = measure(self.evaluator, config, answers=False)
+        winner = Winner(trial.number, config, results, len(self.evaluator.samples))
+        known = self.seen.get(trial.number)
+        tuned = known if known is not None else measure(held_out, config)
+        config = with_provenance(self.study, spec, space, winner, self.evaluator, tuned)
+        spent = space.spent(config)
+        controls = [resize_at(space, self.evaluator, spent)]
+        controls += presets_at(preset_names(), space, spent)
+        measured: dict[str, list[SampleScore]] = {"tuned": tuned}
+        baselines = tuple(
+            compare_preset(control, measured, held_out, space.facts, spec.seed, config)
+            for control in controls
+        )
+        images, made = image_ids(held_out.samples), config.provenance
+        judged = judge(
+            tuned,
+            held_out.unpruned_correct,
+            images,
+            baselines,
+            costs=(cast(float, made.kv_ratio), cast(float, made.flops_ratio)),
+            promise_kept=self.kept,
+            seed=spec.seed,
+        )
+        config = worth(config, judged)
+        file = config.save(front_file(self.folder, trial.number))
+        return Point(
+            trial=trial.number,
+            cost=cost_of(trial),
+            calibration=Scores.of(winner.results),
+            held_out=Scores.of(tuned),
+            held_out_ci=bootstrap_ci([r.gap for r in tuned], images, spec.seed),
+            baselines=baselines,
+            judged=judged,
+            file=str(file),
+            config=config,
+        )
 
 
 def front_file(folder: Path, trial: int) -> Path:
