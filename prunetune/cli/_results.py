@@ -21,6 +21,10 @@ def report(out: Output, result: "SearchResult | FrontResult", prepared: "Prepare
     else:
         _print(out, result)
         out.line(f"next: {_export(prepared)}")
+    if result.saving is not None:
+        from prunetune.cli._saving import print_saving
+
+        print_saving(out, result.saving)
     if result.report is not None:
         out.line(f"report: {result.report}")
     out.finish({**result.to_dict(), "skipped": len(prepared.skipped)})
@@ -100,7 +104,8 @@ def _print_decision(out: Output, result: "FrontResult", prepared: "Prepared") ->
         )
         for one in decision.tested
     ]
-    columns = (">trial", f">{result.cost}", ">loses", ">95% interval", ">at most", "promise")
+    cost = "ms" if decision.promise.cheapest == "ms" else result.cost
+    columns = (">trial", f">{cost}", ">loses", ">95% interval", ">at most", "promise")
     out.table(columns, rows)
     out.line()
     out.line(result.verdict)

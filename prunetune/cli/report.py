@@ -1,5 +1,6 @@
 """``report``: one page about a study, to read, print and send around."""
 
+import functools
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +9,7 @@ import typer
 from prunetune.cli._app import AsJson, SkipBad, Threads, verb
 from prunetune.cli._loading import Loading
 from prunetune.cli._output import Output, progress
+from prunetune.cli._saving import Bench, Price, bench_study, price_named, print_saving
 from prunetune.errors import ConfigError
 
 
@@ -37,6 +39,8 @@ def report(
     show_samples: Annotated[
         bool, typer.Option("--show-samples", help="Show conversations, which may be somebody's.")
     ] = False,
+    bench: Bench = False,
+    price: Price = None,
     skip_bad: SkipBad = False,
     threads: Threads = None,
     as_json: AsJson = False,
@@ -62,19 +66,28 @@ def report(
     from prunetune.study.find import find_study
 
     quieten_optuna()
+    hourly = price_named(price)
     found = find_study(study or storage or "", name)
-    if pictures:
+    if pictures or bench or price:
         set_threads(threads)
+    load = functools.cache(lambda: load_for(found, skip_bad=skip_bad, **loading))
+    saving = None
     with progress() as show:
+        if bench or price:
+            sides = load()
+            saving = bench_study(found, sides.model, sides.held_out.samples, hourly, show)
+            found = find_study(study or storage or "", found.study.study_name)
         written = write_report(
             found,
             target or default_path(found),
-            (lambda: load_for(found, skip_bad=skip_bad, **loading)) if pictures else None,
+            load if pictures else None,
             show,
             show_samples=show_samples,
         )
     out = Output(as_json)
     out.line(written.verdict)
+    if saving is not None:
+        print_saving(out, saving)
     if written.missing and pictures:
         out.line(f"without pictures: {written.missing}")
     out.line(f"report: {written.path} ({written.size / 2**20:.1f} MiB)")
@@ -84,6 +97,7 @@ def report(
             "bytes": written.size,
             "study": found.study.study_name,
             "verdict": written.verdict,
+            "saving": saving and saving.model_dump(mode="json"),
             "pictures": pictures and not written.missing,
             "missing": written.missing,
         }

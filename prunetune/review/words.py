@@ -151,8 +151,8 @@ def verdict(facts: StudyFacts) -> tuple[str, str]:
     found = f"{best.name} is best so far with {values} on {split}"
     if len(facts.metrics) > 1:
         found = (
-            f"{len(facts.front)} trials are on the front of {' and '.join(names)}; "
-            f"{best.name} has the best {names[0]} ({values})"
+            f"{len(facts.front)} trials are on the front of {' and '.join(names)}; its knee is "
+            f"{best.name} ({values})"
         )
     state = "was stopped" if finished < wanted else "has run its trials"
     if facts.running:

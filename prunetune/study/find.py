@@ -189,6 +189,13 @@ def _decided(found: Found) -> int:
     return int(decision["trial"])
 
 
+def files_of(found: Found, trial: int) -> list[Path]:
+    """Return where a folder may have the config of a trial."""
+    if found.folder is None:
+        return []
+    return [found.folder / CONFIG_FILE, front_file(found.folder / FOLDER, trial)]
+
+
 def stored_config(found: Found, trial: int | None) -> PruningConfig | None:
     """Return the config a finished search wrote; None if it is another trial's, or out of date."""
     if found.folder is None:

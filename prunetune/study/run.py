@@ -133,6 +133,11 @@ def run(
         best = "" if trial.best is None else f"best {prepared.spec.metric} {trial.best:.4f}"
         report(Step("trials", trial.finished, trial.total, best))
 
+    def clock(configs: "Sequence[PruningConfig]") -> list[float]:
+        from prunetune.deploy.saving import first_token_ms
+
+        return first_token_ms(prepared.loaded, configs, prepared.calibration.samples)
+
     report(Step("trials", 0, prepared.spec.trials))
     # The tuned config and every preset, at every point of a front.
     points = prepared.spec.rescored if prepared.spec.pareto else 1
@@ -146,6 +151,7 @@ def run(
         study_name=study_name,
         on_progress=after,
         others=others,
+        clock=clock,
     )
     return replace(result, seconds=time.monotonic() - begun)
 

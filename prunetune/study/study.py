@@ -21,7 +21,7 @@ from prunetune.study.opening import Seat, open_study
 from prunetune.study.outcome import selection
 from prunetune.study.outcome.decision import check_promise
 from prunetune.study.outcome.front_summary import FrontResult
-from prunetune.study.outcome.pareto import conclude_front
+from prunetune.study.outcome.pareto import Clock, conclude_front
 from prunetune.study.outcome.summary import SearchResult
 from prunetune.study.trials.best import best_complete, metric_of, on_plateau
 from prunetune.study.trials.loop import Loop, finished
@@ -64,6 +64,7 @@ def run_search(
     resume: bool = True,
     worker: int = 0,
     others: AbstractContextManager[object] | None = None,
+    clock: Clock | None = None,
 ) -> SearchResult | FrontResult:
     """Run or resume a study, choose the best config, and write it with the study's files.
 
@@ -78,6 +79,7 @@ def run_search(
         resume: Continue a study of that name; without, its existence is an error.
         worker: Number of this worker among those that a command starts; each draws other points.
         others: Entered once the study exists, left when it has enough trials: other workers.
+        clock: Measures milliseconds to the first token of configs, for a promise by them.
 
     Raises:
         StudyError: The study cannot be used or resumed, its trials keep failing, none finished, or
@@ -100,7 +102,9 @@ def run_search(
         others=others,
     )
     if spec.pareto:
-        return conclude_front(study, spec, evaluator, held_out, out, begun, out / CONFIG_FILE)
+        return conclude_front(
+            study, spec, evaluator, held_out, out, begun, out / CONFIG_FILE, clock
+        )
     return selection.conclude(study, spec, evaluator, held_out, out / CONFIG_FILE, begun)
 
 

@@ -46,9 +46,9 @@ class Card:
 
 def chosen_config(facts: StudyFacts) -> tuple[PruningConfig | None, int | None]:
     """Return the config the page is about, and its trial: the search's result, else the best."""
-    if facts.record is not None:
-        number_ = int(facts.record["trial"])
-        return PruningConfig.parse(facts.record["config"], origin="the study's result"), number_
+    if facts.detail is not None:
+        number_ = int(facts.detail["trial"])
+        return PruningConfig.parse(facts.detail["config"], origin="the study's result"), number_
     best = facts.best
     return (best.config, best.number) if best else (None, None)
 

@@ -138,7 +138,7 @@ def _sample_charts(facts: StudyFacts) -> list[Chart]:
         cells,
     )
     missing = "The held-out data has no types of questions."
-    if facts.record is None:
+    if facts.detail is None:
         missing = "Held-out data has not been measured yet."
     return [
         _chart(

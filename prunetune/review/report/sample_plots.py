@@ -40,7 +40,7 @@ class TypeRow:
 
 def best_baseline(facts: StudyFacts) -> str | None:
     """Return the name of the preset with the lowest held-out gap."""
-    configs = (facts.record or {}).get("configs", {})
+    configs = (facts.detail or {}).get("configs", {})
     names = [name for name in configs if name != "tuned"]
     return min(names, key=lambda n: float(np.mean(configs[n]["gap"])), default=None)
 
@@ -50,12 +50,12 @@ def by_type(facts: StudyFacts) -> tuple[str, list[TypeRow]]:
 
     Rows are empty where the held-out data has no types, or was not measured.
     """
-    if facts.record is None:
+    if facts.detail is None:
         return "", []
-    types = facts.record["samples"]["type"]
+    types = facts.detail["samples"]["type"]
     # Studies of before do not say: then each sample counts as a picture of its own.
-    pictures = facts.record["samples"].get("picture") or range(len(types))
-    configs = facts.record["configs"]
+    pictures = facts.detail["samples"].get("picture") or range(len(types))
+    configs = facts.detail["configs"]
     has_answers = any(c is not None for c in configs["tuned"]["correct"])
     column, name = ("correct", "accuracy") if has_answers else ("agrees", "top-1 agreement")
     other = best_baseline(facts)
@@ -63,7 +63,7 @@ def by_type(facts: StudyFacts) -> tuple[str, list[TypeRow]]:
     if other is not None:
         sources[other] = configs[other][column]
     if has_answers:
-        sources["unpruned"] = facts.record["samples"]["unpruned"]
+        sources["unpruned"] = facts.detail["samples"]["unpruned"]
     rows = []
     for kind in sorted({t for t in types if t}):
         shares, count = {}, 0
@@ -137,8 +137,8 @@ def gaps(facts: StudyFacts) -> tuple[str, dict[str, list[float]], str]:
 
     From the held-out split where it was measured, else the metric on the calibration split.
     """
-    if facts.record is not None:
-        configs = facts.record["configs"]
+    if facts.detail is not None:
+        configs = facts.detail["configs"]
         found = {"tuned": list(configs["tuned"]["gap"])}
         if (other := best_baseline(facts)) is not None:
             found[other] = list(configs[other]["gap"])

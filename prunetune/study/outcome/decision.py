@@ -113,6 +113,7 @@ class Decision:
         ship = self.shipped()
         return {
             "promise": self.promise.model_dump(mode="json"),
+            "cheapest": self.promise.cheapest,
             "kept": ship is not None,
             "trial": self.trial,
             "cost": ship and ship.cost,
@@ -158,6 +159,7 @@ def decide(
     front: Sequence[FrozenTrial],
     held_out: Measures,
     measured: Callable[[FrozenTrial], Sequence[SampleScore] | None],
+    clock: Callable[[Sequence[FrozenTrial]], Sequence[float]] | None = None,
 ) -> Decision:
     """Test points of a front, from safest to cheapest, until one may lose more than promised.
 
@@ -166,15 +168,17 @@ def decide(
         front: Of the study, by rising cost: what calibration data know.
         held_out: On the held-out split.
         measured: Measures a trial's config there; None where that gives no number.
+        clock: Milliseconds to the first token of trials' configs, for a promise by them.
     """
     images, unpruned = image_ids(held_out.samples), held_out.unpruned_correct
-    candidates = {t.number: t for t in reversed(spread(front, CANDIDATES))}
+    ordered = by_cost(spread(front, CANDIDATES), promise, clock)
+    candidates = {trial.number: trial for trial, _ in ordered}
 
     def loses(number: int) -> Any:
         results = measured(candidates[number])
         return results and lost(losses(promise, results, unpruned), images)
 
-    order = [(number, cost_of(trial)) for number, trial in candidates.items()]
+    order = [(trial.number, cost) for trial, cost in ordered]
     tested = in_sequence(promise, order, loses)
     passed = [one.trial for one in tested if one.passed]
     return Decision(
@@ -185,3 +189,28 @@ def decide(
         unpruned_accuracy=accuracy(unpruned),
         candidates=len(candidates),
     )
+
+
+def by_cost(
+    points: Sequence[FrozenTrial],
+    promise: Promise,
+    clock: Callable[[Sequence[FrozenTrial]], Sequence[float]] | None,
+) -> list[tuple[FrozenTrial, float]]:
+    """Return points of a front with what they cost, the safest and dearest first.
+
+    By milliseconds those are left out that another one beats in metric and time: what is dearer is
+    then safer, too, as far as calibration data tell.
+
+    Raises:
+        StudyError: Nothing measures the milliseconds that the promise goes by.
+    """
+    if promise.cheapest == "cost":
+        return [(trial, cost_of(trial)) for trial in reversed(points)]
+    if clock is None:
+        raise StudyError("a promise by milliseconds: nothing here measures them")
+    timed = sorted(zip(points, clock(points), strict=True), key=lambda x: (x[1], metric_of(x[0])))
+    kept: list[tuple[FrozenTrial, float]] = []
+    for trial, cost in timed:
+        if not kept or metric_of(trial) < metric_of(kept[-1][0]):
+            kept.append((trial, cost))
+    return kept[::-1]

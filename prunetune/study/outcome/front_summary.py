@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from prunetune.measure.scores import Scores
-from prunetune.provenance import Judged
+from prunetune.provenance import Judged, Saving
 from prunetune.study.outcome.decision import Decision
 from prunetune.study.outcome.summary import Baseline
 
@@ -79,6 +79,7 @@ class FrontResult:
         verdict: In words what the point to ship, or the knee, is worth, and the other points.
         stopped: What ended the search before it had all its trials; None where nothing did.
         report: Where the report was written, if one was.
+        saving: What the config saves on this device, where that was measured.
         decision: What to ship; None where nothing was promised.
         config: Where the config to ship was written; None where there is none.
     """
@@ -97,6 +98,7 @@ class FrontResult:
     verdict: str
     stopped: str | None = None
     report: str | None = None
+    saving: Saving | None = None
     decision: Decision | None = None
     config: str | None = None
 
@@ -121,6 +123,7 @@ class FrontResult:
             "judged": shown and shown.judged.model_dump(mode="json"),
             "tick": self.tick,
             "verdict": self.verdict,
+            "saving": self.saving and self.saving.model_dump(mode="json"),
             "report": self.report,
             **self._decided(),
         }

@@ -3,8 +3,8 @@
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
@@ -12,6 +12,7 @@ from optuna import Study
 from optuna.trial import FrozenTrial
 
 from prunetune.budget.bounds import short
+from prunetune.config import PruningConfig
 from prunetune.errors import StudyError
 from prunetune.measure.scores import Measures, SampleScore, Scores, accuracy, image_ids, measure
 from prunetune.presets import preset_names
@@ -38,6 +39,7 @@ from prunetune.study.trials.trials import config_of, presets_at
 logger = logging.getLogger(__name__)
 
 FOLDER = "front"
+Clock = Callable[[Sequence[PruningConfig]], Sequence[float]]
 
 
 def conclude_front(
@@ -48,6 +50,7 @@ def conclude_front(
     out: Path,
     begun: float,
     ship: Path | None = None,
+    clock: Clock | None = None,
 ) -> FrontResult:
     """Measure points of the front on both splits and write their configs.
 
@@ -61,6 +64,7 @@ def conclude_front(
         out: The run's folder; configs are written into ``front`` there.
         begun: ``time.monotonic()`` when the run began.
         ship: Where the config that keeps the spec's promise is written.
+        clock: Measures milliseconds to the first token of configs.
 
     Raises:
         StudyError: No trial has finished.
@@ -74,7 +78,7 @@ def conclude_front(
         )
     space = Space.of(spec, evaluator.facts())
     seen: dict[int, list[SampleScore]] = {}
-    decision = _decision(spec, best, held_out, seen)
+    decision = _decision(spec, best, held_out, seen, clock)
     bend = best[knee([(cost_of(t), metric_of(t)) for t in best])]
     chosen = with_knee(spread(best, spec.rescored), bend)
     if decision is not None:
@@ -100,13 +104,24 @@ def conclude_front(
         knee=bend.number,
         verdict=_verdict(points, bend.number, cost)
         if decision is None
-        else decision.words(cost, points[0].judged if points else None),
+        else decision.words(_cost_words(decision, cost), points[0].judged if points else None),
         stopped=why_stopped(study, spec),
         decision=decision,
         config=config,
     )
-    write_front(study, result.to_dict())
+    shown = result.shown
+    write_front(
+        study,
+        result.to_dict(),
+        held_out,
+        shown and (shown.config, measuring.measured[shown.trial]),
+        spec.seed,
+    )
     return result
+
+
+def _cost_words(decision: Decision, cost: str) -> str:
+    return "ms to the first token" if decision.promise.cheapest == "ms" else cost
 
 
 def _decision(
@@ -114,6 +129,7 @@ def _decision(
     best: Sequence[FrozenTrial],
     held_out: Measures,
     seen: dict[int, list[SampleScore]],
+    clock: Clock | None,
 ) -> Decision | None:
     """Return what to ship, where something is promised; results go into ``seen``."""
     if spec.promise is None:
@@ -127,7 +143,10 @@ def _decision(
             return None
         return seen[trial.number]
 
-    return decide(spec.promise, best, held_out, measured)
+    def timed(trials: Sequence[FrozenTrial]) -> Sequence[float]:
+        return clock([config_of(trial) for trial in trials]) if clock else ()
+
+    return decide(spec.promise, best, held_out, measured, timed if clock else None)
 
 
 def _verdict(points: Sequence[Point], bend: int, cost: str) -> str:
@@ -168,6 +187,7 @@ class _Measuring:
     folder: Path
     seen: Mapping[int, list[SampleScore]]
     kept: bool | None
+    measured: dict[int, dict[str, list[SampleScore]]] = field(default_factory=dict)
 
     def points(self, trials: Sequence[FrozenTrial]) -> tuple[Point, ...]:
         """Measure what can be; a config that gives no number on other data is left out, and said.
@@ -195,7 +215,7 @@ class _Measuring:
         spent = space.spent(config)
         controls = [resize_at(space, self.evaluator, spent)]
         controls += presets_at(preset_names(), space, spent)
-        measured: dict[str, list[SampleScore]] = {"tuned": tuned}
+        measured = self.measured[trial.number] = {"tuned": tuned}
         baselines = tuple(
             compare_preset(control, measured, held_out, space.facts, spec.seed, config)
             for control in controls

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from prunetune.measure.scores import Scores
-from prunetune.provenance import Judged
+from prunetune.provenance import Judged, Saving
 
 if TYPE_CHECKING:
     from prunetune.config import PruningConfig
@@ -78,6 +78,7 @@ class SearchResult:
         config: Where the best config was written.
         best: The best config.
         report: Where the report was written, if one was.
+        saving: What the config saves on this device, where that was measured.
         stopped: What ended the search before it had all its trials; None where nothing did.
     """
 
@@ -100,6 +101,7 @@ class SearchResult:
     config: str
     best: "PruningConfig" = field(repr=False)
     report: str | None = None
+    saving: Saving | None = None
     stopped: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -129,6 +131,7 @@ class SearchResult:
             "tick": self.judged.tick,
             "verdict": self.verdict,
             "config": self.config,
+            "saving": self.saving and self.saving.model_dump(mode="json"),
             "report": self.report,
         }
 
