@@ -16,12 +16,17 @@ from prunetune.errors import ConfigError
 @verb(
     "report",
     "prunetune report studies/tiny-keep0.25",
+    "prunetune report studies/tiny-keep0.25 studies/tiny-keep0.1",
     "prunetune report --storage postgresql://USER@HOST/DATABASE --study NAME -o report.html",
 )
 def report(
     study: Annotated[
         str | None,
         typer.Argument(metavar="STUDY", help="A run's folder, its study.db or a storage URL."),
+    ] = None,
+    other: Annotated[
+        str | None,
+        typer.Argument(metavar="[OTHER]", help="A second study: both are compared in one page."),
     ] = None,
     name: Annotated[
         str | None, typer.Option("--study", metavar="NAME", help="Of several studies, this one.")
@@ -50,7 +55,8 @@ def report(
     """Write one self-contained HTML file about a study: what it found and what that is worth.
 
     It holds everything it shows, loads nothing from the network, and is made from the study alone;
-    only the pictures of the worst samples need the model and the data on this machine.
+    only the pictures of the worst samples need the model and the data on this machine. Of two
+    studies it is a comparison: figures side by side, paired where held-out samples are the same.
     """
     if (study is None) == (storage is None):
         raise ConfigError(
@@ -66,6 +72,10 @@ def report(
     from prunetune.study.find import find_study
 
     quieten_optuna()
+    if other is not None:
+        if bench or price is not None or storage is not None:
+            raise ConfigError("OTHER: a comparison times nothing and takes two studies, not a flag")
+        return _compare(Output(as_json), (study or "", other), name, target)
     hourly = price_named(price)
     found = find_study(study or storage or "", name)
     if pictures or bench or price:
@@ -100,5 +110,24 @@ def report(
             "saving": saving and saving.model_dump(mode="json"),
             "pictures": pictures and not written.missing,
             "missing": written.missing,
+        }
+    )
+
+
+def _compare(out: Output, targets: tuple[str, str], name: str | None, target: Path | None) -> None:
+    """Write the page about two studies."""
+    from prunetune.review.report.versus_page import VERSUS_FILE, write_versus
+    from prunetune.study.find import find_study
+
+    one, other = (find_study(place, name) for place in targets)
+    written = write_versus((one, other), target or Path(VERSUS_FILE))
+    out.line(written.verdict)
+    out.line(f"report: {written.path} ({written.size / 2**20:.1f} MiB)")
+    out.finish(
+        {
+            "report": str(written.path),
+            "bytes": written.size,
+            "studies": [one.study.study_name, other.study.study_name],
+            "verdict": written.verdict,
         }
     )

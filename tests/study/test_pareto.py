@@ -141,9 +141,9 @@ def test_points_are_compared_at_their_own_cost_and_written(searched):
     assert result.shown is bend
     assert result.verdict.startswith(f"The front's knee is trial {bend.trial} (mean retention")
     better = sum(p.judged.outcome == "better" for p in result.points)
-    assert (f"Of 5 measured points of the front: {better} better than" in result.verdict) == (
-        better > 0
-    )
+    said = "5 points of the front were compared with the best baseline of their cost: "
+    assert said in result.verdict
+    assert (f"{said}{better} better than it" in result.verdict) == (better > 0)
     assert result.tick == (better == 5)
     data = json.loads(json.dumps(result.to_dict()))
     assert list(data) == [

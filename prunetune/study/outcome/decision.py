@@ -61,10 +61,12 @@ class Decision:
         shown, ship = self.promise.shown, self.shipped()
         if ship is None or judged is None:
             return self._nothing(cost)
+        where = f"trial {ship.trial} ({cost} {ship.cost:.4g})"
+        # Whoever promises a gap may keep it with a config that answers nothing right.
+        first = f"T{where[1:]} keeps the promise." if judged.problem else f"Ship {where}."
         said = [
             *problem_words(judged),
-            f"Ship trial {ship.trial} ({cost} {ship.cost:.4g}). Against unpruned it "
-            f"{self._loses(ship.loses)}, and {savings(judged)}.",
+            f"{first} Against unpruned it {self._loses(ship.loses)}, and {savings(judged)}.",
         ]
         last = self.tested[-1]
         if not last.passed:

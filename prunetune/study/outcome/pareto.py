@@ -114,7 +114,7 @@ def conclude_front(
         study,
         result.to_dict(),
         held_out,
-        shown and (shown.config, measuring.measured[shown.trial]),
+        (shown.config, measuring.measured[shown.trial]) if shown else None,
         spec.seed,
     )
     return result
@@ -158,10 +158,10 @@ def _verdict(points: Sequence[Point], bend: int, cost: str) -> str:
             found.append(f"{where} {verdict(point.judged)}")
     counts = Counter(point.judged.outcome for point in points)
     ways = {"better": "better than", "tie": "level with", "worse": "worse than"}
-    said = [f"{counts[way]} {ways[way]}" for way in ways if counts[way]]  # type: ignore[index]
+    said = [f"{counts[way]} {ways[way]} it" for way in ways if counts[way]]  # type: ignore[index]
     if said:
-        measured = f"Of {len(points)} measured points of the front"
-        found.append(f"{measured}: {', '.join(said)} the best baseline of their cost.")
+        compared = f"{len(points)} points of the front were compared with the best baseline"
+        found.append(f"{compared} of their cost: {', '.join(said)}.")
     return " ".join(found)
 
 
