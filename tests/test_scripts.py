@@ -27,6 +27,9 @@ SCRIPTS = {
         "--keeps 0.5 --seeds 0 --presets uniform --trials 1 --samples 4 --docs="
     ),
     "benchmarks/prefill.py": "--rounds 1 --tiny",
+    "benchmarks/promise_coverage.py": (
+        "--seeds 1 --trials 3 --pictures 10 --sets 1 --max-drop 40 --out seeds.jsonl"
+    ),
     "benchmarks/proxies.py": (
         "--keeps 0.25 --configs 2 --trials 1 --samples 4 --pictures 1 --fresh 9 --page="
     ),

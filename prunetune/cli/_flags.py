@@ -137,13 +137,17 @@ def promise_of(
         promise = promised(*most)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    if cheapest is not None and cheapest not in ("kv", "flops"):
-        raise ConfigError(f"--cheapest: received {cheapest!r}, allowed kv or flops")
+    if cheapest is not None and cheapest not in ("kv", "flops", "ms"):
+        raise ConfigError(f"--cheapest: received {cheapest!r}, allowed kv, flops or ms")
     if promise is None:
         if cheapest is not None:
             raise ConfigError("--cheapest goes with --max-drop, --max-gap or --min-agreement")
         return {}
-    return {"promise": promise} | ({"flops": 0.1, "up_to": 0.8} if cheapest == "flops" else {})
+    if cheapest == "ms":
+        promise["cheapest"] = "ms"
+    # FLOPs are nearer to milliseconds than the cache is.
+    wide = {"flops": 0.1, "up_to": 0.8} if cheapest in ("flops", "ms") else {}
+    return {"promise": promise} | wide
 
 
 def optional_names(flag: str, text: str | None) -> list[str] | None:

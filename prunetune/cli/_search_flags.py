@@ -40,7 +40,10 @@ MinAgreement = Annotated[
 ]
 Cheapest = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="What is cheap: kv (cache) or flops.  [default: kv]"),
+    typer.Option(
+        metavar="NAME",
+        help="What is cheap: kv (cache), flops or ms, timed here.  [default: kv]",
+    ),
 ]
 Data = Annotated[
     str | None,

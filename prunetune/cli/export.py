@@ -74,6 +74,7 @@ def export(
     from prunetune.cli._environment import quieten_optuna, set_threads
     from prunetune.study.database.place import locate
     from prunetune.study.find import chosen_trial, find_study, measured_config, stored_config
+    from prunetune.study.outcome.savings import saving_of, with_saving
     from prunetune.vllm.fits import engines
 
     at_least("--trial", trial, 0)
@@ -98,6 +99,7 @@ def export(
                 progress=lambda step: show(step.name, step.done, step.total),
                 **loading,
             )
+    config = with_saving(config, saving_of(found.study.user_attrs, config.provenance.trial))
     path = config.save(output)
     made, runs = config.provenance, engines(config)
     out = Output(as_json)
@@ -130,6 +132,8 @@ def export(
             "mean_retention": made.mean_retention,
             "budget": made.budget,
             "flops": made.flops,
+            "judged": made.judged and made.judged.model_dump(mode="json"),
+            "saving": made.saving and made.saving.model_dump(mode="json"),
             "digest": config.digest(),
             "native": [vars(setting) for setting in native],
             "runs_in": [name for name, reason in runs.items() if reason is None],

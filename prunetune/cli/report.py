@@ -1,5 +1,6 @@
 """``report``: one page about a study, to read, print and send around."""
 
+import functools
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +9,7 @@ import typer
 from prunetune.cli._app import AsJson, SkipBad, Threads, verb
 from prunetune.cli._loading import Loading
 from prunetune.cli._output import Output
+from prunetune.cli._saving import Bench, Price, bench_study, price_named, print_saving
 from prunetune.cli.progress import progress
 from prunetune.errors import ConfigError
 
@@ -15,12 +17,17 @@ from prunetune.errors import ConfigError
 @verb(
     "report",
     "prunetune report studies/tiny-keep0.25",
+    "prunetune report studies/tiny-keep0.25 studies/tiny-keep0.1",
     "prunetune report --storage postgresql://USER@HOST/DATABASE --study NAME -o report.html",
 )
 def report(
     study: Annotated[
         str | None,
         typer.Argument(metavar="STUDY", help="A run's folder, its study.db or a storage URL."),
+    ] = None,
+    other: Annotated[
+        str | None,
+        typer.Argument(metavar="[OTHER]", help="A second study: both are compared in one page."),
     ] = None,
     name: Annotated[
         str | None, typer.Option("--study", metavar="NAME", help="Of several studies, this one.")
@@ -38,6 +45,8 @@ def report(
     show_samples: Annotated[
         bool, typer.Option("--show-samples", help="Show conversations, which may be somebody's.")
     ] = False,
+    bench: Bench = False,
+    price: Price = None,
     skip_bad: SkipBad = False,
     threads: Threads = None,
     as_json: AsJson = False,
@@ -47,7 +56,8 @@ def report(
     """Write one self-contained HTML file about a study: what it found and what that is worth.
 
     It holds everything it shows, loads nothing from the network, and is made from the study alone;
-    only the pictures of the worst samples need the model and the data on this machine.
+    only the pictures of the worst samples need the model and the data on this machine. Of two
+    studies it is a comparison: figures side by side, paired where held-out samples are the same.
     """
     if (study is None) == (storage is None):
         raise ConfigError(
@@ -63,19 +73,32 @@ def report(
     from prunetune.study.find import find_study
 
     quieten_optuna()
+    if other is not None:
+        if bench or price is not None or storage is not None:
+            raise ConfigError("OTHER: a comparison times nothing and takes two studies, not a flag")
+        return _compare(Output(as_json), (study or "", other), name, target)
+    hourly = price_named(price)
     found = find_study(study or storage or "", name)
-    if pictures:
+    if pictures or bench or price:
         set_threads(threads)
+    load = functools.cache(lambda: load_for(found, skip_bad=skip_bad, **loading))
+    saving = None
     with progress() as show:
+        if bench or price:
+            sides = load()
+            saving = bench_study(found, sides.model, sides.held_out.samples, hourly, show)
+            found = find_study(study or storage or "", found.study.study_name)
         written = write_report(
             found,
             target or default_path(found),
-            (lambda: load_for(found, skip_bad=skip_bad, **loading)) if pictures else None,
+            load if pictures else None,
             show,
             show_samples=show_samples,
         )
     out = Output(as_json)
     out.line(written.verdict)
+    if saving is not None:
+        print_saving(out, saving)
     if written.missing and pictures:
         out.line(f"without pictures: {written.missing}")
     out.line(f"report: {written.path} ({written.size / 2**20:.1f} MiB)")
@@ -85,7 +108,27 @@ def report(
             "bytes": written.size,
             "study": found.study.study_name,
             "verdict": written.verdict,
+            "saving": saving and saving.model_dump(mode="json"),
             "pictures": pictures and not written.missing,
             "missing": written.missing,
+        }
+    )
+
+
+def _compare(out: Output, targets: tuple[str, str], name: str | None, target: Path | None) -> None:
+    """Write the page about two studies."""
+    from prunetune.review.report.versus_page import VERSUS_FILE, write_versus
+    from prunetune.study.find import find_study
+
+    one, other = (find_study(place, name) for place in targets)
+    written = write_versus((one, other), target or Path(VERSUS_FILE))
+    out.line(written.verdict)
+    out.line(f"report: {written.path} ({written.size / 2**20:.1f} MiB)")
+    out.finish(
+        {
+            "report": str(written.path),
+            "bytes": written.size,
+            "studies": [one.study.study_name, other.study.study_name],
+            "verdict": written.verdict,
         }
     )

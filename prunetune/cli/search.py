@@ -5,7 +5,7 @@ import math
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, get_args
 
 import typer
@@ -26,10 +26,12 @@ from prunetune.cli._app import (
 from prunetune.cli._flags import budget_of, optional_names, promise_of, space_of, template_of
 from prunetune.cli._loading import Loading
 from prunetune.cli._output import Output, note
+from prunetune.cli._saving import Bench, Price, bench_study, price_named
 from prunetune.cli.progress import progress
 from prunetune.errors import ConfigError
 
 if TYPE_CHECKING:
+    from prunetune.provenance import Saving
     from prunetune.spec import StudySpec
     from prunetune.study.clock import Clock
     from prunetune.study.outcome.front_summary import FrontResult
@@ -41,6 +43,21 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class After:
+    """What is done when a search has ended.
+
+    Attributes:
+        report: Write its page.
+        bench: Time its config on this device.
+        price: Of an hour of the device; None where it was not said.
+    """
+
+    report: bool
+    bench: bool
+    price: float | None
+
+
 @verb(
     "search",
     "prunetune search --model tiny --keep 0.25 --trials 20",
@@ -49,7 +66,7 @@ logger = logging.getLogger(__name__)
     "prunetune search --model tiny --flops 0.3 --patience 50",
     "prunetune search --model tiny --keep 0.2 --engine vllm",
     "prunetune search --model tiny --objective pareto --keep 0.05:0.5",
-    "prunetune search --model tiny --max-drop 2",
+    "prunetune search --model tiny --max-drop 2 --bench --price 2.5/h",
 )
 def search(
     model: ModelName = None,
@@ -93,6 +110,8 @@ def search(
     cache_limit: flags.CacheLimit = 20.0,
     no_cache: flags.NoCache = False,
     no_report: flags.NoReport = False,
+    bench: Bench = False,
+    price: Price = None,
     skip_bad: SkipBad = False,
     threads: Threads = None,
     as_json: AsJson = False,
@@ -147,11 +166,12 @@ def search(
         "cache": Cache(cache_dir, int(cache_limit * (1 << 30)), not no_cache),
         "workers": Workers(workers, threads),
     }
+    then = After(not no_report, bench or price is not None, price_named(price))
     names = {"storage": storage, "study_name": study}
     options = {"skip_bad": skip_bad, **loading}
     with _resumable(storage):
         clock.seconds = wanted.timeout
-        result, prepared = _run(wanted, out, names, options, how, not no_report, clock)
+        result, prepared = _run(wanted, out, names, options, how, then, clock)
     from prunetune.cli.printed.search import report
 
     report(Output(as_json), result, prepared)
@@ -206,7 +226,7 @@ def _run(
     names: dict[str, Any],
     options: dict[str, Any],
     how: dict[str, Any],
-    report: bool,
+    then: After,
     clock: "Clock",
 ) -> "tuple[SearchResult | FrontResult, Prepared]":
     from prunetune.cli._environment import quieten_optuna, set_threads
@@ -235,12 +255,28 @@ def _run(
             clock=clock,
             told=note,
         )
-        if report and not clock.over:
+        if then.bench and not clock.over:
+            result = replace(result, saving=_time(prepared, names, then.price, show))
+        if then.report and not clock.over:
             show("report", 0)
             result = replace(result, report=_write_page(prepared, names, show))
-        elif report:
+        elif then.report:
             note(f"no time for the report; write it with: prunetune report {prepared.out}")
     return result, prepared
+
+
+def _time(
+    prepared: "Prepared", names: dict[str, Any], price: float | None, show: Any
+) -> "Saving | None":
+    """Time what was found; whatever is wrong there, the search and its config stand."""
+    from prunetune.review.report.report_file import found_search
+
+    try:
+        found, samples = found_search(prepared, **names), prepared.held_out.samples
+        return bench_study(found, prepared.loaded, samples, price, show)
+    except Exception as error:
+        logger.warning("not timed: %s: %s", type(error).__name__, error)
+        return None
 
 
 def _write_page(prepared: "Prepared", names: dict[str, Any], show: Any) -> str | None:

@@ -51,6 +51,9 @@ def status(
         out.line(f"left out: trial {shown}: {REASON}")
     best = _best(out, found)
     points = _front(out, found) if found.spec.pareto else None
+    ended = _ended(found)
+    if ended is not None:
+        out.line(f"result: {ended['verdict']}")
     if plateau:
         out.line(f"stopped: no better trial in {found.spec.patience}")
     out.line(f"resume: {resume}")
@@ -67,6 +70,10 @@ def status(
             "wanted": found.spec.trials,
             "best": best,
             "front": points,
+            "judged": ended and ended.get("judged"),
+            "tick": ended and ended.get("tick"),
+            "verdict": ended and ended["verdict"],
+            "decision": ended and ended.get("decision"),
             "stopped": plateau,
             "resume": resume,
         }
@@ -106,6 +113,18 @@ def _front(out: Output, found: "Found") -> list[dict[str, Any]]:
     rows = [(str(p["trial"]), f"{p[cost]:.4g}", number(p[metric])) for p in points]
     out.table((">trial", f">{cost}", f">{metric}"), rows)
     return points
+
+
+def _ended(found: "Found") -> dict[str, Any] | None:
+    """Return what the study ended with, unless trials have ended since."""
+    from prunetune.study.outcome.record import FRONT, KEY, read_record
+
+    attrs = found.study.user_attrs
+    record = read_record(attrs, FRONT if found.spec.pareto else KEY)
+    trials = found.study.get_trials(deepcopy=False)
+    if record is None or record["ended"] != sum(t.state.is_finished() for t in trials):
+        return None
+    return dict(record["result"])
 
 
 def _counted(trials: "Sequence[FrozenTrial]", wanted: int) -> str:

@@ -9,12 +9,16 @@ from typing import Any
 from optuna import Study
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
+from pydantic import ValidationError
 
 from prunetune.budget import stated_retention
 from prunetune.config import PruningConfig
 from prunetune.errors import ConfigError
+from prunetune.provenance import Judged, Saving
 from prunetune.spec import StudySpec
+from prunetune.study.outcome.promise import knee
 from prunetune.study.outcome.record import FRONT, read_record
+from prunetune.study.outcome.savings import saving_of
 
 UNITS = {
     "cosine": "gap (1 - cosine)",
@@ -141,12 +145,14 @@ class StudyFacts:
     def best(self) -> TrialFacts | None:
         """The trial that was chosen, else the best complete one, else the best estimate.
 
-        With several objectives: the trial of the front that is best by the first one.
+        With two objectives: the one that ships, or the front's knee.
         """
-        if self.settled and self.record is not None:
-            chosen = next((t for t in self.trials if t.number == self.record["trial"]), None)
+        if self.settled and self.detail is not None:
+            chosen = next((t for t in self.trials if t.number == self.detail["trial"]), None)
             if chosen is not None and chosen.config is not None:
                 return chosen
+        if len(self.metrics) == 2 and self.front:
+            return self.knee
         complete = [t for t in self.ranked if t.complete]
         return next(iter([*complete, *self.ranked]), None)
 
@@ -165,6 +171,20 @@ class StudyFacts:
                 kept.append((number, cost))
         return frozenset(number for number, _ in kept)
 
+    @cached_property
+    def along(self) -> tuple[TrialFacts, ...]:
+        """The trials of the front, the cheapest first."""
+        last = len(self.metrics) - 1
+        members = [t for t in self.complete if t.number in self.front]
+        return tuple(sorted(members, key=lambda t: (self.loss(t, last), t.number)))
+
+    @cached_property
+    def knee(self) -> TrialFacts | None:
+        """The trial at the front's bend; None where there is no front of two objectives."""
+        if len(self.metrics) != 2 or not self.along:
+            return None
+        return self.along[knee([(self.loss(t, 1), self.loss(t)) for t in self.along])]
+
     def _cost(self, trial: TrialFacts) -> tuple[float, ...]:
         signs = [-1.0 if up else 1.0 for up in self.maximised]
         cost = tuple(sign * value for sign, value in zip(signs, trial.values))
@@ -180,6 +200,32 @@ class StudyFacts:
             return math.inf
         value = trial.values[objective]
         return -value if self.maximised[objective] else value
+
+    @property
+    def detail(self) -> Mapping[str, Any] | None:
+        """What is known sample by sample: of the result, or of a front's point that is shown."""
+        if self.record is not None:
+            return self.record
+        known = self.front_record
+        return known if known is not None and "configs" in known else None
+
+    @property
+    def judged(self) -> Judged | None:
+        """What the result is worth; None before the end, and where a release did not say."""
+        try:
+            return Judged.model_validate((self.result or {}).get("judged"))
+        except ValidationError:
+            return None
+
+    def saving(self, trial: int | None) -> Saving | None:
+        """What a trial's config saves on a device; None where it was not measured."""
+        return saving_of(self.attrs, trial)
+
+    @property
+    def result(self) -> Mapping[str, Any] | None:
+        """What the search ended with, as ``search --json`` prints it; None before it has."""
+        record = self.record or self.front_record
+        return None if record is None else record["result"]
 
     @property
     def settled(self) -> bool:

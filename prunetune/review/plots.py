@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from prunetune.budget import retention_by_layer
 from prunetune.review.facts import StudyFacts, TrialFacts
-from prunetune.review.fronts import front
+from prunetune.review.fronts import cost_shown, front, growth
 from prunetune.review.points import hover, log_if_wide
 from prunetune.review.theme import (
     BLUE,
@@ -26,7 +26,7 @@ from prunetune.review.theme import (
     plain,
 )
 
-__all__ = ["front", "history", "importance", "schedules", "shown_schedules"]
+__all__ = ["front", "growth", "history", "importance", "schedules", "shown_schedules"]
 
 
 def history(facts: StudyFacts, objective: int = 0) -> go.Figure | None:
@@ -140,7 +140,7 @@ def schedules(facts: StudyFacts, count: int = 5) -> go.Figure | None:
                 # A layer is a span, so that the last one has a width too.
                 x=[k - 0.5 for k in range(depth + 1)],
                 y=[*shares, shares[-1]],
-                name=_ranked_name(trial),
+                name=_ranked_name(facts, trial),
                 mode="lines",
                 line={
                     "color": SERIES[rank % len(SERIES)],
@@ -157,7 +157,9 @@ def schedules(facts: StudyFacts, count: int = 5) -> go.Figure | None:
     return found
 
 
-def _ranked_name(trial: TrialFacts) -> str:
+def _ranked_name(facts: StudyFacts, trial: TrialFacts) -> str:
+    if len(facts.metrics) == 2 and len(trial.values) == 2:
+        return f"{plain(trial.name)}: {number(trial.values[0])} at {cost_shown(facts, trial)}"
     about = "" if trial.complete else "about "
     return f"{plain(trial.name)}: {about}{number(trial.values[0] if trial.values else None)}"
 
@@ -167,7 +169,12 @@ def shown_schedules(facts: StudyFacts, count: int = 5) -> list[TrialFacts]:
     best = facts.best
     if best is None or best.config is None:
         return []
-    others = [t for t in facts.ranked if t.number != best.number and t.config is not None]
+    order = facts.ranked
+    if len(facts.metrics) == 2:
+        # Points of a front have other costs: shown from the cheapest to the dearest.
+        along, most = facts.along, max(1, min(count, len(facts.along)) - 1)
+        order = tuple(along[round(k * (len(along) - 1) / most)] for k in range(most + 1))
+    others = [t for t in order if t.number != best.number and t.config is not None]
     digest = best.attrs.get("config_digest")
     others = [t for t in others if digest is None or t.attrs.get("config_digest") != digest]
     return [best, *others][:count]
@@ -178,7 +185,8 @@ def _schedule_title(facts: StudyFacts, trials: Sequence[TrialFacts]) -> str:
         f"{percent(share)}{'' if k else ' of the image tokens'} from layer {layer}"
         for k, (layer, share) in enumerate(trials[0].schedule)
     )
-    more = f"; beside it the next best {len(trials) - 1}" if len(trials) > 1 else ""
+    beside = "other points of the front" if len(facts.metrics) == 2 else "the next best"
+    more = f"; beside it {beside}" if len(trials) > 1 else ""
     return f"{trials[0].name.capitalize()} keeps {steps}{more}"
 
 

@@ -1,6 +1,6 @@
 """Configs and studies in words, for people who have not read a config file."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,9 @@ from prunetune.restorers import Restorer
 from prunetune.review.facts import StudyFacts
 from prunetune.scorers import Scorer
 from prunetune.selectors import Selector
-from prunetune.study.outcome.verdict import TOO_FEW
+
+MARKS = {"good": "✓", "unsure": "!", "bad": "\N{MULTIPLICATION SIGN}"}
+"""What stands before a verdict, by its tone."""
 
 
 @dataclass(frozen=True)
@@ -134,17 +136,10 @@ def rest_sentences(config: PruningConfig) -> list[str]:
 
 
 def verdict(facts: StudyFacts) -> tuple[str, str]:
-    """Return one sentence on what a study is worth, and its tone: good, unsure or bad."""
+    """Return what a study is worth, in words, and its tone: good, unsure or bad."""
     finished, wanted = facts.finished, facts.spec.trials
-    if facts.record is not None:
-        result = facts.record["result"]
-        said = str(result["verdict"])
-        return said, "good" if beats_all(result) and TOO_FEW not in said else "unsure"
-    if facts.front_record is not None:
-        result = facts.front_record["result"]
-        paid = bool(result["points"]) and all(_wins(point, point) for point in result["points"])
-        said = str(result["verdict"])
-        return said, "good" if paid and TOO_FEW not in said else "unsure"
+    if result := facts.result:
+        return str(result["verdict"]), tone(result)
     if not facts.trials:
         return "No trial has been run yet, so there is nothing to look at.", "unsure"
     best = facts.best
@@ -156,8 +151,8 @@ def verdict(facts: StudyFacts) -> tuple[str, str]:
     found = f"{best.name} is best so far with {values} on {split}"
     if len(facts.metrics) > 1:
         found = (
-            f"{len(facts.front)} trials are on the front of {' and '.join(names)}; "
-            f"{best.name} has the best {names[0]} ({values})"
+            f"{len(facts.front)} trials are on the front of {' and '.join(names)}; its knee is "
+            f"{best.name} ({values})"
         )
     state = "was stopped" if finished < wanted else "has run its trials"
     if facts.running:
@@ -181,15 +176,11 @@ def _nothing(facts: StudyFacts) -> str:
     return "No trial has finished yet, so there is nothing to look at."
 
 
-def beats_all(result: Any) -> bool:
-    """Tell whether a recorded result beats every baseline, in gap and in accuracy."""
-    return _wins(result["best"], result)
-
-
-def _wins(best: Any, result: Any) -> bool:
-    rows = [row for row in result["baselines"] if row["held_out_gap"] is not None]
-    return bool(rows) and all(
-        best["held_out_gap"] < row["held_out_gap"]
-        and not (best["accuracy"] is not None and (row["accuracy"] or 0.0) > best["accuracy"])
-        for row in rows
-    )
+def tone(result: Mapping[str, Any]) -> str:
+    """Return how a recorded result is to be taken: only what is beyond noise is good."""
+    problem = (result.get("judged") or {}).get("problem")
+    wrong = problem in ("unpruned_answers_nothing", "answers_nothing")
+    if wrong or (result.get("decision") or {}).get("kept") is False:
+        return "bad"
+    # A release that did not say has no interval of what it says.
+    return "good" if result.get("tick") else "unsure"

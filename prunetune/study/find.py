@@ -131,6 +131,13 @@ def _decided(found: Found) -> int:
     return int(decision["trial"])
 
 
+def files_of(found: Found, trial: int) -> list[Path]:
+    """Return where a folder may have the config of a trial."""
+    if found.folder is None:
+        return []
+    return [found.folder / CONFIG_FILE, front_file(found.folder / FOLDER, trial)]
+
+
 def stored_config(found: Found, trial: int | None) -> PruningConfig | None:
     """Return the config a finished search wrote; None if it is another trial's, or out of date."""
     if found.folder is None:
@@ -177,6 +184,7 @@ def measured_config(
     from prunetune.models.options import differing
     from prunetune.space.space import Space
     from prunetune.study.opening import warn_other_weights
+    from prunetune.study.outcome.judging import judge_alone, worth
     from prunetune.study.outcome.selection import Winner, choose, with_provenance
     from prunetune.study.prepare import Prepared, first_stages, load_data, usable
     from prunetune.study.run import Watched, evaluators
@@ -205,7 +213,9 @@ def measured_config(
         winner = Winner(trial, config, results, len(calibration))
     space = Space.of(spec, own.facts())
     warn_other_weights(found.study, space.facts.weights_digest)
-    return with_provenance(found.study, spec, space, winner, watched, measure(other, winner.config))
+    tuned = measure(other, winner.config)
+    config = with_provenance(found.study, spec, space, winner, watched, tuned)
+    return worth(config, judge_alone(config, tuned, second))
 
 
 def _trial(found: Found, number: int) -> Any:

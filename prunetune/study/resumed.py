@@ -13,12 +13,18 @@ minimised."""
 
 def difference(stored: StudySpec, now: StudySpec) -> list[str]:
     """Return what keeps a study from being resumed, one ``field (stored -> now)`` each."""
-    before, after = _flat(stored.model_dump(mode="json")), _flat(now.model_dump(mode="json"))
     return [
-        f"{field} ({before.get(field)!r} -> {after.get(field)!r})"
-        for field in sorted({*before, *after} - FREE_FIELDS)
-        if before.get(field) != after.get(field)
+        f"{field} ({before!r} -> {after!r})"
+        for field, before, after in differing(stored, now)
+        if field not in FREE_FIELDS
     ]
+
+
+def differing(one: StudySpec, other: StudySpec) -> list[tuple[str, Any, Any]]:
+    """Return the fields in which two specs differ, with both values, by name."""
+    before, after = _flat(one.model_dump(mode="json")), _flat(other.model_dump(mode="json"))
+    pairs = ((field, before.get(field), after.get(field)) for field in sorted({*before, *after}))
+    return [pair for pair in pairs if pair[1] != pair[2]]
 
 
 def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -168,6 +168,11 @@ def run_prepared(
         best = "" if trial.best is None else f"best {prepared.spec.metric} {trial.best:.4f}"
         report(Step("trials", trial.finished, trial.total, best))
 
+    def timed(configs: "Sequence[PruningConfig]") -> list[float]:
+        from prunetune.deploy.saving import first_token_ms
+
+        return first_token_ms(prepared.loaded, configs, prepared.calibration.samples)
+
     report(Step("trials", 0, prepared.spec.trials))
     result = run_search(
         prepared.spec,
@@ -179,6 +184,7 @@ def run_prepared(
         on_progress=after,
         others=others,
         clock=clock,
+        timer=timed,
     )
     return replace(result, seconds=time.monotonic() - begun)
 

@@ -22,7 +22,7 @@ from prunetune.study.opening import Seat, open_study
 from prunetune.study.outcome import selection
 from prunetune.study.outcome.decision import check_promise
 from prunetune.study.outcome.front_summary import FrontResult
-from prunetune.study.outcome.pareto import conclude_front
+from prunetune.study.outcome.pareto import Timer, conclude_front
 from prunetune.study.outcome.summary import SearchResult
 from prunetune.study.trials.best import best_complete, metric_of, on_plateau
 from prunetune.study.trials.loop import Loop, finished
@@ -66,6 +66,7 @@ def run_search(
     worker: int = 0,
     others: AbstractContextManager[object] | None = None,
     clock: Clock | None = None,
+    timer: Timer | None = None,
 ) -> SearchResult | FrontResult:
     """Run or resume a study, choose the best config, and write it with the study's files.
 
@@ -81,6 +82,7 @@ def run_search(
         worker: Number of this worker among those that a command starts; each draws other points.
         others: Entered once the study exists, left when it has enough trials: other workers.
         clock: Of the run, which may have begun before; None: ``spec.timeout`` from now on.
+        timer: Measures milliseconds to the first token of configs, for a promise by them.
 
     Raises:
         StudyError: The study cannot be used or resumed, its trials keep failing, none finished, or
@@ -106,7 +108,7 @@ def run_search(
     )
     if spec.pareto:
         file = out / CONFIG_FILE
-        return conclude_front(study, spec, evaluator, held_out, out, begun, file, clock)
+        return conclude_front(study, spec, evaluator, held_out, out, begun, file, clock, timer)
     return selection.conclude(study, spec, evaluator, held_out, out / CONFIG_FILE, begun, clock)
 
 

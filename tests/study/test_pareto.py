@@ -136,19 +136,19 @@ def test_points_are_compared_at_their_own_cost_and_written(searched):
         assert config.provenance.trial == point.trial
         assert config.provenance.budget["keep"] == pytest.approx(point.cost)
         assert config.provenance.gap == pytest.approx(point.calibration.gap)
-    assert f"At {sum(p.wins for p in result.points)} of 5 points" in result.verdict
-    unsure = sum(p.wins and p.in_doubt for p in result.points)
-    assert (f"at {unsure} of these the difference of a gap is within noise" in result.verdict) == (
-        unsure > 0
-    )
-    for point in result.points:
-        known = [b.gap_difference for b in point.baselines if not b.is_tuned and b.gap_difference]
-        assert known
-        assert point.in_doubt == any(high >= 0 for _, high in known)
+    assert result.knee in {p.trial for p in result.points}
+    (bend,) = (p for p in result.points if p.trial == result.knee)
+    assert result.shown is bend
+    assert result.verdict.startswith(f"The front's knee is trial {bend.trial} (mean retention")
+    better = sum(p.judged.outcome == "better" for p in result.points)
+    said = "5 points of the front were compared with the best baseline of their cost: "
+    assert said in result.verdict
+    assert (f"{said}{better} better than it" in result.verdict) == (better > 0)
+    assert result.tick == (better == 5)
     data = json.loads(json.dumps(result.to_dict()))
     assert list(data) == [
         "study", "budget", "trials", "stopped", "seconds", "sample_evaluations", "objectives",
-        "front", "points", "unpruned", "verdict", "report",
+        "front", "points", "knee", "unpruned", "judged", "tick", "verdict", "report",
     ]  # fmt: skip
     assert data["objectives"] == ["cosine", "mean_retention"]
     assert set(data["front"][0]) == {"trial", "cosine", "mean_retention"}
@@ -270,10 +270,11 @@ def test_search_status_and_export_of_a_front(ran, tmp_path):
     assert found["objectives"] == ["cosine", "mean_retention"]
     shown = call("status", out, "--json").json
     assert shown["front"] == found["front"]
+    assert (shown["judged"], shown["tick"]) == (found["judged"], found["tick"])
     assert "front:" in call("status", out).out
     again = call(*words, "--trials", 4)
     assert again.status == 0, again.err
-    assert "beats every baseline" in again.out
+    assert "against the best baseline" in again.out
     bound = found["front"][-1]["mean_retention"]
     made = call("export", out, "--keep", bound, "-o", tmp_path / "a.json", "--json")
     assert made.status == 0, made.err

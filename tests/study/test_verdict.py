@@ -1,16 +1,20 @@
 """How sure a difference is, and the sentence that is made of it."""
 
+import json
 import random
 from dataclasses import replace
 
-from fakes import Fake, Picture, search, spec
+import pytest
+from fakes import Fake, Picture, Result, search, spec
 
-from prunetune.measure.scores import Scores, accuracy, measure
+from prunetune.config import PruningConfig
+from prunetune.measure.scores import Scores, accuracy, image_ids, measure
 from prunetune.space.space import Space
 from prunetune.study.outcome.baselines import compare_presets
 from prunetune.study.outcome.intervals import bootstrap_ci
+from prunetune.study.outcome.judging import accuracy_difference, judge
 from prunetune.study.outcome.summary import Baseline, table_rows
-from prunetune.study.outcome.verdict import verdict
+from prunetune.study.outcome.verdict import TOO_FEW, verdict
 from prunetune.study.trials.trials import presets_at
 
 
@@ -46,46 +50,114 @@ def test_a_question_asked_four_times_is_no_new_evidence():
     assert p_value(4, images=False) < once / 3
 
 
-def scores(gap, accuracy=None):
-    return Scores(gap=gap, kl=gap, top1_agreement=0.9, accuracy=accuracy, samples=10)
+def results(gap, right, agrees=True):
+    """Return results on as many samples as ``right`` has letters: y answers it, n does not."""
+    known = {"y": True, "n": False, "-": None}
+    return [Result(gap, gap, agrees, known[letter]) for letter in right]
 
 
-def row(name, gap, accuracy=None, interval=(-0.2, -0.1)):
-    return Baseline(name, scores(gap, accuracy), gap_difference=interval)
+def judged(tuned, others, unpruned=None, *, pictures=None, itself=(), promise_kept=None):
+    """Judge results against baselines by name, as a search does."""
+    held_out = Fake(count=len(tuned))
+    held_out.samples = [Picture(str(i % (pictures or len(tuned)))) for i in range(len(tuned))]
+    images = image_ids(held_out.samples)
+    answers = [r.correct is not None for r in tuned]
+    held_out.unpruned_correct = unpruned or [True if a else None for a in answers]
+    rows = []
+    for name, theirs in others.items():
+        difference = [a.gap - b.gap for a, b in zip(tuned, theirs, strict=True)]
+        rows.append(
+            Baseline(
+                name,
+                Scores.of(theirs),
+                gap_difference=bootstrap_ci(difference, images),
+                accuracy_difference=accuracy_difference(tuned, theirs, images),
+                is_tuned=name in itself,
+            )
+        )
+    return judge(
+        tuned,
+        held_out.unpruned_correct,
+        images,
+        rows,
+        costs=(0.1, 0.13),
+        promise_kept=promise_kept,
+    )
 
 
-def test_the_verdict_is_honest():
-    tuned = scores(0.1, 0.8)
-    good = verdict(tuned, [row("fastv", 0.2, 0.8), row("random", 0.3, 0.5)])
-    assert good.startswith("The tuned config beats every baseline")
-    assert "0.1000 against 0.2000 (fastv)" in good
-    assert "within noise" in verdict(tuned, [row("fastv", 0.2, 0.8, (-0.2, 0.01))])
-    for rows in ([row("fastv", 0.1, 0.5)], [row("fastv", 0.2, 0.81)]):
-        assert "does not beat every baseline" in verdict(tuned, rows)
-    assert "accuracy" not in verdict(scores(0.1), [row("fastv", 0.2)])
-    assert "nothing is known" in verdict(tuned, [Baseline("fastv", None)])
+MOST, HALF = "y" * 90 + "n" * 10, "y" * 50 + "n" * 50
+
+
+def test_the_verdict_speaks_about_unpruned_first():
+    found = judged(results(0.1, MOST), {"fastv": results(0.2, HALF)}, [True] * 100)
+    assert verdict(found) == (
+        "Against unpruned it loses 10.0 points of accuracy (3.4 to 16.6) of 100.0%, keeps 10% of "
+        "the visual KV cache and needs 0.13x the prefill FLOPs. It is better than the best "
+        "baseline, fastv, and than every other: +40.0 points of accuracy (+29.8 to +50.2), gap "
+        "0.1000 against 0.2000."
+    )
+    assert (found.outcome, found.tick, found.problem) == ("better", True, None)
+    lost = found.unpruned.accuracy
+    assert (lost.mean, lost.of, lost.beyond_noise) == (pytest.approx(0.1), 1.0, True)
+    assert found.best_baseline.ahead == pytest.approx(0.4)
+    # Without labels the same with the gap and the next token.
+    blank = "-" * 100
+    found = judged(results(0.1, blank), {"fastv": results(0.2, blank)})
+    assert found.unpruned.accuracy is None
+    assert found.best_baseline.measure == "gap"
+    assert found.tick
+    said = verdict(found)
+    assert said.startswith("Against unpruned it has a gap of 0.1000 (0.1000 to 0.1000) and another")
+    assert "accuracy" not in said
+
+
+def test_a_tie_is_a_tie_and_has_no_tick():
+    near = "y" * 89 + "n" * 11
+    found = judged(results(0.1, MOST), {"fastv": results(0.2, near), "topv": results(0.3, HALF)})
+    assert "It ties with the best baseline, fastv: +1.0 points of accuracy (-2.4" in verdict(found)
+    assert (found.outcome, found.tick) == ("tie", False)
+    assert found.baselines == {"tie": ("fastv",), "better": ("topv",)}
+    worse = judged(results(0.1, HALF), {"fastv": results(0.2, MOST)})
+    assert "The best baseline, fastv, is better: -40.0 points" in verdict(worse)
+    assert (worse.outcome, worse.tick) == ("worse", False)
+    # One that keeps its promise may tie, but not lose.
+    kept = [judged(results(0.1, MOST), {"fastv": results(0.2, other)}, promise_kept=True)
+            for other in (near, "y" * 100)]  # fmt: skip
+    assert [one.tick for one in kept] == [True, False]
+
+
+def test_what_says_nothing_has_no_tick():
+    none = "n" * 100
+    wrong = judged(results(0.1, none), {"fastv": results(0.2, none)}, [False] * 100)
+    assert (wrong.problem, wrong.outcome, wrong.tick) == (
+        "unpruned_answers_nothing", "unknown", False,
+    )  # fmt: skip
+    assert "the data or the form of its answers is wrong" in verdict(wrong)
+    assert "points of accuracy (" not in verdict(wrong).partition("The best baseline")[0]
+    for kept in (None, True):
+        broken = judged(results(0.1, none), {"fastv": results(0.2, none)}, promise_kept=kept)
+        assert (broken.problem, broken.tick) == ("answers_nothing", False)
+    assert verdict(broken).startswith("Do not ship it: it answers nothing right")
+    alone = judged(results(0.1, MOST), {})
+    assert (alone.problem, alone.tick) == ("no_baseline", False)
+    assert "of the gain nothing is known" in verdict(alone)
 
 
 def test_few_held_out_pictures_tell_nothing(tmp_path):
-    tuned, rows = scores(0.1, 0.8), [row("fastv", 0.2, 0.8)]
-    assert verdict(tuned, rows, pictures=1) == (
-        "1 held-out picture is too few to tell whether the tuned config beats every baseline: gap "
-        "0.1000 against 0.2000 (fastv); accuracy 80.0% against 80.0% (fastv)."
-    )
-    assert "does not beat" not in verdict(tuned, [row("fastv", 0.05)], pictures=4)
-    itself = replace(row("topv", 0.1, 0.8), is_tuned=True)
-    assert "how it compares" in verdict(tuned, [itself, *rows], pictures=4)
+    few = judged(results(0.1, MOST), {"fastv": results(0.2, HALF)}, pictures=4)
+    assert (few.problem, few.outcome, few.tick) == ("too_few_pictures", "unknown", False)
+    assert verdict(few).startswith("4 held-out pictures are too few to tell.")
+    assert "better" not in verdict(few)
     # The twin: as many as say something.
-    assert verdict(tuned, rows, pictures=5) == verdict(tuned, rows)
-    few = "are too few to tell"
+    assert judged(results(0.1, MOST), {"fastv": results(0.2, HALF)}, pictures=5).problem is None
     for folder, fields in (
         ("one", {}),
         ("front", {"objective": "pareto", "keep": 0.05, "up_to": 0.5}),
     ):
         said = search(tmp_path / folder, held_out=Fake(count=16), trials=10, **fields).verdict
-        assert f"4 held-out pictures {few}" in said
+        assert f"4 held-out pictures are {TOO_FEW}" in said
         said = search(tmp_path / folder, held_out=Fake(count=20), trials=10, **fields).verdict
-        assert few not in said
+        assert TOO_FEW not in said
 
 
 def test_a_preset_that_wins_is_not_compared_with_itself(tmp_path):
@@ -97,9 +169,10 @@ def test_a_preset_that_wins_is_not_compared_with_itself(tmp_path):
     result = search(tmp_path, LikesUniform(), LikesUniform(), trials=14)
     itself = [row.name for row in result.baselines if row.is_tuned]
     assert itself == ["uniform"]
-    assert f"is the preset {itself[0]} itself: nothing better than it was found" in result.verdict
-    assert "does not beat every baseline" not in result.verdict
-    assert f"({itself[0]}" not in result.verdict
+    assert "It is the preset uniform itself: nothing better than it was found." in result.verdict
+    assert result.judged.itself == ("uniform",)
+    assert not result.judged.tick
+    assert result.judged.best_baseline.name != "uniform"
     rows = {row["name"]: row for row in result.to_dict()["baselines"]}
     assert rows[itself[0]]["is_tuned"]
     assert rows[itself[0]]["held_out_gap"] == result.held_out.gap
@@ -111,17 +184,12 @@ def test_a_preset_that_wins_is_not_compared_with_itself(tmp_path):
     assert "itself" not in str(table_rows(found))
 
 
-def test_a_preset_that_wins_is_compared_with_the_others():
-    itself = replace(row("topv", 0.1, 0.8), is_tuned=True)
-    said = verdict(scores(0.1, 0.8), [itself, row("fastv", 0.2, 0.8), row("random", 0.3, 0.5)])
-    assert said == (
-        "The best config found is the preset topv itself: nothing better than it was found; on "
-        "held-out data it beats every other: gap 0.1000 against 0.2000 (fastv); accuracy 80.0% "
-        "against 80.0% (fastv)."
-    )
-    said = verdict(scores(0.1, 0.8), [itself, row("fastv", 0.05, 0.9)])
-    assert "does not beat every other (fastv: no higher gap; fastv: higher accuracy)" in said
-    assert verdict(scores(0.1), [itself]).endswith("nothing better than it was found.")
+def test_the_config_says_what_it_is_worth(tmp_path):
+    result = search(tmp_path, trials=14)
+    made = PruningConfig.load(tmp_path / "config.json").provenance
+    assert made.judged == result.judged
+    assert result.to_dict()["judged"] == json.loads(made.judged.model_dump_json())
+    assert made.judged.kv_ratio == pytest.approx(0.25, abs=1e-6)
 
 
 def test_accuracy_counts_answered_samples_only(tmp_path):
@@ -133,11 +201,14 @@ def test_accuracy_counts_answered_samples_only(tmp_path):
 
 
 def test_smaller_pictures_that_are_as_good_are_named():
-    tuned = scores(0.1, 0.8)
-    smaller = replace(row("resize", 0.09, 0.8), note="0.25 of the pixels")
-    said = verdict(tuned, [smaller, row("fastv", 0.2, 0.8)])
-    assert (
-        "Sending smaller pictures is as good or better: 0.25 of the pixels, nothing pruned" in said
+    said = verdict(
+        judged(
+            results(0.1, MOST),
+            {"resize": results(0.2, "y" * 89 + "n" * 11), "fastv": results(0.1, MOST)},
+        )
     )
-    worse = replace(smaller, scores=scores(0.11, 0.8))
-    assert "smaller pictures" not in verdict(tuned, [worse, row("fastv", 0.2, 0.8)])
+    assert "Sending smaller pictures, with nothing pruned, is no worse." in said
+    best = judged(results(0.1, MOST), {"resize": results(0.1, MOST)})
+    assert "ties with the best baseline, resize (smaller pictures, nothing pruned)" in verdict(best)
+    worse = judged(results(0.1, MOST), {"resize": results(0.2, HALF)})
+    assert "no worse" not in verdict(worse)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from prunetune.cli._output import Output, number, percent
 
 if TYPE_CHECKING:
-    from prunetune.study.outcome.front_summary import FrontResult
+    from prunetune.study.outcome.front_summary import FrontResult, Point
     from prunetune.study.outcome.summary import SearchResult
     from prunetune.study.prepare import Prepared
 
@@ -21,6 +21,10 @@ def report(out: Output, result: "SearchResult | FrontResult", prepared: "Prepare
     else:
         _print(out, result)
         out.line(f"next: {_export(prepared)}")
+    if result.saving is not None:
+        from prunetune.cli._saving import print_saving
+
+        print_saving(out, result.saving)
     if result.report is not None:
         out.line(f"report: {result.report}")
     out.finish({**result.to_dict(), "skipped": len(prepared.skipped)})
@@ -71,11 +75,11 @@ def _print_front(out: Output, result: "FrontResult", prepared: "Prepared") -> No
                 f"{low:.4f}-{high:.4f}",
                 percent(point.held_out.top1_agreement),
                 percent(point.held_out.accuracy),
-                "yes" if point.wins else "no",
+                _beside(point),
             )
         )
     columns = (">trial", f">{result.cost}", ">held-out gap", ">95% interval", ">top-1", ">accuracy")
-    out.table((*columns, "beats every baseline"), rows)
+    out.table((*columns, "against the best baseline"), rows)
     out.line()
     out.line(result.verdict)
     out.line()
@@ -100,26 +104,26 @@ def _print_decision(out: Output, result: "FrontResult", prepared: "Prepared") ->
         )
         for one in decision.tested
     ]
-    columns = (">trial", f">{result.cost}", ">loses", ">95% interval", ">at most", "promise")
+    cost = "ms" if decision.promise.cheapest == "ms" else result.cost
+    columns = (">trial", f">{cost}", ">loses", ">95% interval", ">at most", "promise")
     out.table(columns, rows)
     out.line()
     out.line(result.verdict)
-    for point in result.points:
-        rivals = [(b.scores, b.name) for b in point.baselines if b.scores is not None]
-        if rivals:
-            best, name = min(rivals, key=lambda rival: rival[0].gap)
-            out.line(
-                f"At that cost the best baseline is {name}: gap {number(best.gap)}, accuracy "
-                f"{percent(best.accuracy)}; here {number(point.held_out.gap)}, "
-                f"{percent(point.held_out.accuracy)}."
-            )
     out.line()
     out.line(_counts(result))
-    knee = next(cost for trial, _, cost in result.front if trial == decision.knee)
-    out.line(f"front: {len(result.front)} trials; its knee: trial {decision.knee} ({knee:.4g})")
+    knee = next(cost for trial, _, cost in result.front if trial == result.knee)
+    out.line(f"front: {len(result.front)} trials; its knee: trial {result.knee} ({knee:.4g})")
     if result.config is not None:
         out.line(f"config: {result.config}")
         out.line(f"next: {_export(prepared)}")
+
+
+def _beside(point: "Point") -> str:
+    """Return what a point is against the best baseline of its cost."""
+    best = point.judged.best_baseline
+    if best is None or point.judged.outcome == "unknown":
+        return "not known"
+    return f"{best.outcome} ({best.name})"
 
 
 def _counts(result: "SearchResult | FrontResult") -> str:

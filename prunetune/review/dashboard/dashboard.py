@@ -16,6 +16,7 @@ from optuna_dashboard import wsgi
 
 from prunetune.errors import ConfigError, PrunetuneError
 from prunetune.review.dashboard.artifacts import ArtifactFolder
+from prunetune.review.dashboard.importance import App, OneImportance
 from prunetune.review.dashboard.publish import Publisher
 from prunetune.study.database.urls import redact
 
@@ -39,8 +40,6 @@ _DROPPED = {
     True: ("access-control-allow-origin", "content-length", "etag", "last-modified"),
     False: ("access-control-allow-origin",),
 }
-
-App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
 class _Server(ThreadingMixIn, WSGIServer):
@@ -94,7 +93,8 @@ class Dashboard:
         self._stop = threading.Event()
         self._publishers: dict[str, Publisher] = {}
         self._refreshing = threading.Lock()
-        app = guarded(wsgi(storage, artifact_store=store), local=host in LOOPBACK)
+        inner = OneImportance(wsgi(storage, artifact_store=store), storage)
+        app = guarded(inner, local=host in LOOPBACK)
         try:
             self._server = make_server(
                 host, port, app, _Six if ":" in host else _Server, handler_class=_Quiet

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 
 from prunetune.config import PruningConfig, Stage
 from prunetune.review.facts import StudyFacts, TrialFacts
+from prunetune.review.saved import saved_rows, saved_words
 from prunetune.review.theme import number, percent
+from prunetune.review.words import MARKS, verdict
 
 MARK = "*Above this line prunetune writes; below it, what you write stays.*"
 _SPECIAL = re.compile(r"([\\`*_{}\[\]()<>#+\-.!|~$^:=&\"'/@])")
@@ -34,18 +36,25 @@ def study_note(facts: StudyFacts) -> str:
     """Return the note of a study: verdict, best trial, the next best, and how to read the page."""
     best, spec = facts.best, facts.spec
     lines = [f"## {markdown(facts.name)}", ""]
-    if facts.settled and facts.record is not None:
-        lines += [f"**{markdown(facts.record['result']['verdict'])}**", ""]
+    if facts.settled and facts.result is not None:
+        said, tone = verdict(facts)
+        lines += [f"{MARKS[tone]} **{markdown(said)}**", ""]
     state = f"{facts.finished} of {spec.trials} trials finished"
     running = f", {facts.running} running" if facts.running else ""
     lines.append(f"Model {markdown(spec.model)}; {state}{running}.")
     if best is None:
         return "\n".join([*lines, "", "No trial has finished yet."])
-    lines += ["", f"### Best: {markdown(best.name)}", "", figures(facts, best), ""]
+    if (saving := facts.saving(best.number)) is not None:
+        rows = [tuple(map(markdown, row)) for row in saved_rows(saving)]
+        lines += ["", "### What it saves", "", markdown(saved_words(saving)), ""]
+        lines += [table(("on that device", "unpruned", "pruned"), rows)]
+    lines += ["", f"### {_title(facts, best)}", "", figures(facts, best), ""]
     if best.config is not None:
         lines += ["### Schedule", "", schedule(best.config), ""]
+    if len(facts.metrics) == 2 and facts.along:
+        lines += ["### The front", "", _front(facts), ""]
     others = [t for t in facts.ranked if t.number != best.number][:4]
-    if others:
+    if others and len(facts.metrics) != 2:
         rows = [
             (markdown(t.name), _values(facts, t), markdown(t.attrs.get("schedule", "")))
             for t in others
@@ -57,6 +66,31 @@ def study_note(facts: StudyFacts) -> str:
         "the user attributes and in the notes of the best trials."
     )
     return "\n".join(lines)
+
+
+def _title(facts: StudyFacts, best: TrialFacts) -> str:
+    """Return what the note calls the trial that it shows."""
+    ships = ((facts.result or {}).get("decision") or {}).get("trial")
+    word = "Best"
+    if len(facts.metrics) == 2:
+        word = "Ships" if facts.settled and ships == best.number else "The front's knee"
+    return f"{word}: {markdown(best.name)}"
+
+
+def _front(facts: StudyFacts, count: int = 8) -> str:
+    """Return points of the front as a table, from the cheapest to the dearest."""
+    along, most = facts.along, max(1, min(count, len(facts.along)) - 1)
+    points = [along[round(k * (len(along) - 1) / most)] for k in range(most + 1)]
+    rows = [
+        (
+            markdown(t.name) + (" (knee)" if t is facts.knee else ""),
+            *(number(value) for value in t.values),
+            markdown(t.attrs.get("schedule", "")),
+        )
+        for t in points
+    ]
+    names = (markdown(facts.axis(k)) for k in range(2))
+    return table(("trial", *names, "layer: retention"), rows)
 
 
 def trial_note(
@@ -93,7 +127,8 @@ def figures(facts: StudyFacts, trial: TrialFacts) -> str:
     for key, shown in (("top1_agreement", "next-token agreement"), ("accuracy", "accuracy")):
         if (value := trial.number_of(key)) is not None:
             rows.append((shown, percent(value)))
-    rows.append(("mean retention", percent(trial.retention)))
+    if "mean_retention" not in facts.metrics:
+        rows.append(("mean retention", percent(trial.retention)))
     used = trial.number_of("samples_used")
     rows.append(("calibration samples", "-" if used is None else f"{used:.0f}"))
     return table(("figure", "value"), rows)

@@ -38,11 +38,20 @@ def provenance_rows(facts: StudyFacts, shown: str) -> list[tuple[str, str]]:
         ("made with", _versions(attrs.get("versions"))),
         ("reported with", _versions(versions())),
     ]
-    if facts.record is not None:
-        rows.append(("result of", str(facts.record.get("created", "-"))))
-        if flops := facts.record["result"]["best"].get("flops"):
+    if facts.detail is not None:
+        rows.append(("result of", str(facts.detail.get("created", "-"))))
+        if flops := _flops(facts.detail["result"]):
             rows.append(("FLOPs of a mean prompt", flops_told(flops)))
     return [(name, str(value)) for name, value in rows]
+
+
+def _flops(result: Any) -> Any:
+    """Return the FLOPs of the config that a result is about."""
+    if "best" in result:
+        return result["best"].get("flops")
+    judged = result.get("decision") or {}
+    wanted = judged.get("trial", result.get("knee"))
+    return next((p.get("flops") for p in result["points"] if p["trial"] == wanted), None)
 
 
 def command(facts: StudyFacts) -> str:

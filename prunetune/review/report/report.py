@@ -10,12 +10,20 @@ from plotly.offline import get_plotlyjs
 
 from prunetune.config import PruningConfig
 from prunetune.review.facts import StudyFacts
+from prunetune.review.report.cards import cards, columns
 from prunetune.review.report.provenance import command, provenance_rows
 from prunetune.review.report.report_charts import charts
-from prunetune.review.report.tables import front_table, held_out_table, presets_table, trials_table
+from prunetune.review.report.tables import (
+    front_table,
+    held_out_table,
+    presets_table,
+    saved_table,
+    tested_table,
+    trials_table,
+)
 from prunetune.review.report.worst import Worst
-from prunetune.review.theme import number, percent, tenths
-from prunetune.review.words import rest_sentences, stage_words, verdict
+from prunetune.review.saved import saved_words
+from prunetune.review.words import MARKS, rest_sentences, stage_words, verdict
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -35,64 +43,69 @@ class Pictures:
     changed: str = ""
 
 
-@dataclass(frozen=True)
-class Card:
-    """One figure that is read first."""
-
-    name: str
-    value: str
-    about: str = ""
-
-
 def chosen_config(facts: StudyFacts) -> tuple[PruningConfig | None, int | None]:
     """Return the config the page is about, and its trial: the search's result, else the best."""
-    if facts.record is not None:
-        number_ = int(facts.record["trial"])
-        return PruningConfig.parse(facts.record["config"], origin="the study's result"), number_
+    if facts.detail is not None:
+        number_ = int(facts.detail["trial"])
+        return PruningConfig.parse(facts.detail["config"], origin="the study's result"), number_
     best = facts.best
     return (best.config, best.number) if best else (None, None)
 
 
-def render(facts: StudyFacts, shown: str, pictures: Pictures, now: datetime | None = None) -> str:
+def render(facts: StudyFacts, place: str, pictures: Pictures, now: datetime | None = None) -> str:
     """Return the page.
 
     Args:
         facts: Of the study.
-        shown: Folder or storage URL of the study, without a password.
+        place: Folder or storage URL of the study, without a password.
         pictures: Its worst samples.
         now: When the page is made; by default now.
     """
-    environment = Environment(
+    config, trial = chosen_config(facts)
+    said, tone = verdict(facts)
+    shown, saving = cards(facts, trial), facts.saving(trial)
+    made = (now or datetime.now(UTC)).isoformat(timespec="seconds")
+    return (
+        templates()
+        .get_template("report.html.j2")
+        .render(
+            facts=facts,
+            verdict=said,
+            tone=tone,
+            mark=MARKS[tone],
+            since=_since(facts),
+            cards=shown,
+            columns=columns(len(shown)),
+            saved=saved_table(saving) if saving else None,
+            saving_words=saved_words(saving) if saving else "",
+            tested=tested_table(facts),
+            config=config,
+            trial=trial,
+            stages=stage_words(config) if config else [],
+            rest=rest_sentences(config) if config else [],
+            config_json=config.to_json() if config else "",
+            held_out=held_out_table(facts) or front_table(facts),
+            presets=presets_table(facts),
+            charts=charts(facts),
+            pictures=pictures,
+            trials=trials_table(facts),
+            provenance=provenance_rows(facts, place),
+            command=command(facts),
+            spec=facts.spec.to_toml(),
+            made=made,
+            plotly=plotly_script(),
+        )
+    )
+
+
+def templates() -> Environment:
+    """Return what fills in the pages; everything from data is escaped."""
+    return Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-    )
-    config, trial = chosen_config(facts)
-    said, tone = verdict(facts)
-    made = (now or datetime.now(UTC)).isoformat(timespec="seconds")
-    return environment.get_template("report.html.j2").render(
-        facts=facts,
-        verdict=said,
-        tone=tone,
-        since=_since(facts),
-        cards=_cards(facts),
-        config=config,
-        trial=trial,
-        stages=stage_words(config) if config else [],
-        rest=rest_sentences(config) if config else [],
-        config_json=config.to_json() if config else "",
-        held_out=held_out_table(facts) or front_table(facts),
-        presets=presets_table(facts),
-        charts=charts(facts),
-        pictures=pictures,
-        trials=trials_table(facts),
-        provenance=provenance_rows(facts, shown),
-        command=command(facts),
-        spec=facts.spec.to_toml(),
-        made=made,
-        plotly=plotly_script(),
     )
 
 
@@ -122,45 +135,3 @@ def _since(facts: StudyFacts) -> str:
         f"{more} more trial{'s have' if more != 1 else ' has'} ended since this result, which is "
         f"of {record['created']}.{now} The search's end measures held-out data again."
     )
-
-
-def _cards(facts: StudyFacts) -> list[Card]:
-    total = len(facts.trials)
-    failed = sum(t.state == "failed" for t in facts.trials)
-    stopped = sum(t.state == "stopped early" for t in facts.trials)
-    about = f"{len(facts.complete)} complete, {stopped} stopped early, {failed} failed"
-    if facts.running:
-        about += f", {facts.running} running"
-    trials = Card("trials", f"{total}", about)
-    if facts.record is None:
-        best = facts.best
-        cards = [
-            Card(
-                facts.axis(k),
-                number(value),
-                f"{best.name}, calibration data" + ("" if best.complete else ", an estimate"),
-            )
-            for k, value in enumerate(best.values if best else ())
-            if best
-        ]
-        if "mean_retention" not in facts.metrics:
-            kept = percent(best.retention if best else None)
-            cards.append(Card("mean retention", kept, "over all decoder layers"))
-        return [*cards, trials]
-    result = facts.record["result"]
-    best_of, (low, high) = result["best"], result["best"]["held_out_ci"]
-    unpruned = result["unpruned"]["accuracy"]
-    cards = [Card("held-out gap", number(best_of["held_out_gap"]), f"95%: {low:.4f} to {high:.4f}")]
-    if best_of["accuracy"] is not None:
-        about = f"unpruned {tenths(unpruned)}"
-        cards.append(Card("accuracy", tenths(best_of["accuracy"]), about))
-    cards += [
-        Card("top-1 agreement", tenths(best_of["top1_agreement"]), "with the unpruned model"),
-        Card("mean retention", percent(best_of["mean_retention"]), "= visual KV-cache share"),
-        Card("prefill FLOPs", percent(best_of["flops_ratio"]), "of the unpruned language model"),
-    ]
-    if flops := best_of.get("flops"):
-        share = percent(flops["sum"] / flops["unpruned_sum"])
-        tower = percent(flops["tower"] / flops["sum"])
-        cards.append(Card("FLOPs, tower included", share, f"the vision tower's are {tower} of it"))
-    return [*cards, trials]

@@ -10,17 +10,17 @@ from plotly.utils import PlotlyJSONEncoder
 from prunetune.review import plots
 from prunetune.review.decoded import LEAST_TRIALS, importances
 from prunetune.review.facts import StudyFacts
-from prunetune.review.report import sample_plots
+from prunetune.review.report import sample_plots, type_plots
 from prunetune.review.report.parallel import parallel
 from prunetune.review.report.tables import Table
-from prunetune.review.theme import percent, tenths, title_of
+from prunetune.review.theme import percent, title_of
 
 _SHORT = {
     "front": "Cost",
     "schedules": "Schedules",
     "importance": "Importance",
     "parallel": "Parameters",
-    "types": "Question types",
+    "types": "Losses",
     "gaps": "Gaps",
 }
 
@@ -57,19 +57,14 @@ def charts(facts: StudyFacts) -> list[Chart]:
     shares = importances(facts)
     nothing = "No trial has been measured yet."
     early = f"This needs {LEAST_TRIALS} measured trials whose parameters differ."
-    out = []
-    for k in range(len(facts.metrics)):
-        name = "" if len(facts.metrics) == 1 else f": {facts.short(k)}"
-        about = "Each point is a trial; lower is better."
-        if facts.maximised[k]:
-            about = "Each point is a trial; higher is better."
-        out.append(
-            _chart(f"history-{k}", f"History{name}", plots.history(facts, k), about, nothing)
-        )
     heading, about = _front_words(facts)
-    out.append(_chart("front", heading, plots.front(facts), about, nothing))
+    costs = chart_of("front", heading, plots.front(facts), about, nothing)
+    if len(facts.metrics) == 2:
+        out = [costs, _growth(facts, nothing)]
+    else:
+        out = [*_histories(facts, nothing), costs]
     out.append(
-        _chart(
+        chart_of(
             "schedules",
             "Where tokens go",
             plots.schedules(facts),
@@ -80,7 +75,7 @@ def charts(facts: StudyFacts) -> list[Chart]:
     rows = tuple((name, percent(share, 3)) for name, share in shares.items())
     table = Table("PED-ANOVA importances", ("decoded parameter", ">importance"), rows)
     out.append(
-        _chart(
+        chart_of(
             "importance",
             "What mattered",
             plots.importance(facts, shares),
@@ -92,7 +87,7 @@ def charts(facts: StudyFacts) -> list[Chart]:
         )
     )
     out.append(
-        _chart(
+        chart_of(
             "parallel",
             "Trials over their parameters",
             parallel(facts, list(shares)),
@@ -105,51 +100,61 @@ def charts(facts: StudyFacts) -> list[Chart]:
     return out
 
 
+def _histories(facts: StudyFacts, nothing: str) -> list[Chart]:
+    out = []
+    for k in range(len(facts.metrics)):
+        name = "" if len(facts.metrics) == 1 else f": {facts.short(k)}"
+        better = "higher" if facts.maximised[k] else "lower"
+        about = f"Each point is a trial; {better} is better."
+        found = plots.history(facts, k)
+        out.append(chart_of(f"history-{k}", f"History{name}", found, about, nothing))
+    return out
+
+
+def _growth(facts: StudyFacts, nothing: str) -> Chart:
+    about = (
+        "Trials have other budgets, so no one metric says how far the search is: the area of cost "
+        "and metric that the front leaves behind does."
+    )
+    return chart_of("history-0", "How the front grew", plots.growth(facts), about, nothing)
+
+
 def _front_words(facts: StudyFacts) -> tuple[str, str]:
     if len(facts.metrics) > 1:
-        return "The front", "Stars: no other trial is better in every objective."
+        return "The front", (
+            "To the left is cheaper, below is better. On the line no other trial is better in "
+            "both; its knee is farthest below the line between its ends."
+        )
     return (
-        "Cost against retention",
-        "Stars: no other trial has a lower value at as few tokens. A search meets its budget "
-        "exactly, so with one budget all trials stand above one place.",
+        "Against cost",
+        "Red: no other trial has a lower value at as few tokens. A search meets its budget "
+        "exactly, so with one budget all trials stand above one place; a front takes "
+        "--objective pareto or --max-drop.",
     )
 
 
 def _sample_charts(facts: StudyFacts) -> list[Chart]:
-    measured, rows = sample_plots.by_type(facts)
-    names = list(dict.fromkeys(name for row in rows for name in row.shares))
-    cells = tuple(
-        (
-            row.name,
-            str(row.count),
-            *(
-                f"{tenths(row.shares[n][0])} ({tenths(row.shares[n][1])} to "
-                f"{tenths(row.shares[n][2])})"
-                if n in row.shares
-                else "-"
-                for n in names
-            ),
-        )
-        for row in rows
-    )
+    measured, rows = type_plots.by_type(facts)
+    names = list(rows[0].losses) if rows else []
     table = Table(
-        f"{measured} by type, bootstrap 95% interval",
-        ("type of question", ">samples", *(f">{name}" for name in names)),
-        cells,
+        f"{measured} lost against unpruned, points, sample by sample; 95% interval over pictures",
+        ("kind of question", ">samples", ">unpruned accuracy", *(f">{n} loses" for n in names)),
+        type_plots.type_cells(rows),
     )
-    missing = "The held-out data has no types of questions."
-    if facts.record is None:
+    missing = "The held-out data names no kinds of questions."
+    if facts.detail is None:
         missing = "Held-out data has not been measured yet."
     return [
-        _chart(
+        chart_of(
             "types",
-            "Kinds of questions",
-            sample_plots.types_figure(facts),
-            "Bars are 95% intervals: few samples of a kind say little.",
+            "What is lost, by kind of question",
+            type_plots.types_figure(facts),
+            "To the right more is lost. Bars are 95% intervals: few samples of a kind say little; "
+            "the largest of many losses is partly chance.",
             missing,
             table if rows else None,
         ),
-        _chart(
+        chart_of(
             "gaps",
             "How the gap is spread over samples",
             sample_plots.gap_distribution(facts),
@@ -159,7 +164,7 @@ def _sample_charts(facts: StudyFacts) -> list[Chart]:
     ]
 
 
-def _chart(
+def chart_of(
     id_: str,
     heading: str,
     found: go.Figure | None,
@@ -167,6 +172,16 @@ def _chart(
     missing: str,
     table: Table | None = None,
 ) -> Chart:
+    """Return a figure as the page takes it.
+
+    Args:
+        id_: Of its element.
+        heading: Of its section.
+        found: The figure; None where there is nothing to draw.
+        about: How to read it.
+        missing: Why there is nothing.
+        table: The same in numbers.
+    """
     if found is None:
         return Chart(id_, _SHORT.get(id_, heading), heading, "", "", "", 0, missing)
     title = title_of(found)

@@ -125,6 +125,14 @@ def load_for(found: "Found", *, skip_bad: bool = False, **options: Any) -> Loade
     return Loaded(model, *usable(sides, model, skip_bad))
 
 
+def found_search(prepared: "Prepared", storage: str | None, study_name: str | None) -> "Found":
+    """Return the study of a search that has just ended."""
+    from prunetune.study.find import find_study
+
+    # The folder's database may hold several studies.
+    return find_study(storage or str(prepared.out), study_name or prepared.spec.study_name)
+
+
 def report_search(
     prepared: "Prepared",
     storage: str | None,
@@ -132,11 +140,7 @@ def report_search(
     progress: Progress = lambda name, done, total: None,
 ) -> Written:
     """Write the report of a search that has just ended into its folder; nothing is loaded again."""
-    from prunetune.study.find import find_study
-
-    # The folder's database may hold several studies.
-    name = study_name or prepared.spec.study_name
-    found = find_study(storage or str(prepared.out), name)
+    found = found_search(prepared, storage, study_name)
     loaded = Loaded(prepared.loaded, prepared.calibration, prepared.held_out)
     return write_report(found, prepared.out / REPORT_FILE, lambda: loaded, progress)
 

@@ -1,7 +1,6 @@
-"""Figures of single samples' results: how gaps are spread, and which questions suffer."""
+"""How gaps are spread over samples, and which baseline stands beside the tuned config."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import plotly.graph_objects as go
@@ -9,127 +8,24 @@ import plotly.graph_objects as go
 from prunetune.review.facts import StudyFacts
 from prunetune.review.theme import (
     BLUE,
-    GREY,
     VERMILLION,
     figure,
     number,
-    percent,
     plain,
 )
-from prunetune.study.outcome.intervals import bootstrap_ci
 
 _BINS = 24
-_MOST_TYPES = 14
-
-
-@dataclass(frozen=True)
-class TypeRow:
-    """Results on one kind of question.
-
-    Attributes:
-        name: Of the kind.
-        count: Samples.
-        shares: By config (``tuned``, a baseline, ``unpruned``): share of right answers or of
-            agreement, with its 95% interval.
-    """
-
-    name: str
-    count: int
-    shares: dict[str, tuple[float, float, float]]
 
 
 def best_baseline(facts: StudyFacts) -> str | None:
-    """Return the name of the preset with the lowest held-out gap."""
-    configs = (facts.record or {}).get("configs", {})
+    """Return the name of the strongest baseline, as the verdict has it."""
+    configs = (facts.detail or {}).get("configs", {})
+    judged = facts.judged
+    best = judged.best_baseline if judged is not None else None
+    if best is not None and best.name in configs:
+        return best.name
     names = [name for name in configs if name != "tuned"]
     return min(names, key=lambda n: float(np.mean(configs[n]["gap"])), default=None)
-
-
-def by_type(facts: StudyFacts) -> tuple[str, list[TypeRow]]:
-    """Return what was measured (``accuracy`` or ``top-1 agreement``) and a row a question type.
-
-    Rows are empty where the held-out data has no types, or was not measured.
-    """
-    if facts.record is None:
-        return "", []
-    types = facts.record["samples"]["type"]
-    # Studies of before do not say: then each sample counts as a picture of its own.
-    pictures = facts.record["samples"].get("picture") or range(len(types))
-    configs = facts.record["configs"]
-    has_answers = any(c is not None for c in configs["tuned"]["correct"])
-    column, name = ("correct", "accuracy") if has_answers else ("agrees", "top-1 agreement")
-    other = best_baseline(facts)
-    sources = {"tuned": configs["tuned"][column]}
-    if other is not None:
-        sources[other] = configs[other][column]
-    if has_answers:
-        sources["unpruned"] = facts.record["samples"]["unpruned"]
-    rows = []
-    for kind in sorted({t for t in types if t}):
-        shares, count = {}, 0
-        for source, values in sources.items():
-            known = [
-                (float(value), str(picture))
-                for type_, value, picture in zip(types, values, pictures)
-                if type_ == kind and value is not None
-            ]
-            if known:
-                found, groups = zip(*known)
-                shares[source] = (sum(found) / len(found), *bootstrap_ci(found, groups))
-                count = len(found)
-        if "tuned" in shares:
-            rows.append(TypeRow(kind, count, shares))
-    return name, rows
-
-
-def types_figure(facts: StudyFacts) -> go.Figure | None:
-    """Draw accuracy or agreement by type of question: tuned, best baseline, unpruned."""
-    name, rows = by_type(facts)
-    if not rows:
-        return None
-    rows = sorted(rows, key=lambda r: -r.count)[:_MOST_TYPES]
-    lowest = min(rows, key=lambda r: r.shares["tuned"][0])
-    title = (
-        f"Held-out {name} of the tuned config is lowest on “{lowest.name}” questions: "
-        f"{percent(lowest.shares['tuned'][0])}"
-    )
-    chart = figure(title, f"{name} (share of samples, 95% interval)", "type of question")
-    labels = [f"{plain(r.name, 24)} (n = {r.count})" for r in rows]
-    colours = {"tuned": VERMILLION, "unpruned": GREY}
-    shapes = {"tuned": "circle", "unpruned": "line-ns-open"}
-    sources = list(dict.fromkeys(s for r in rows for s in r.shares))
-    for k, source in enumerate(sources):
-        held = [(i, r.shares[source]) for i, r in enumerate(rows) if source in r.shares]
-        chart.add_trace(
-            go.Scatter(
-                x=[s[0] for _, s in held],
-                y=[i + 0.18 * (k - (len(sources) - 1) / 2) for i, _ in held],
-                name=plain(source if source in colours else f"{source} (best baseline)"),
-                mode="markers",
-                marker={
-                    "color": colours.get(source, BLUE),
-                    "symbol": shapes.get(source, "square"),
-                    "size": 12 if source in shapes else 9,
-                    "line": {"width": 3, "color": colours.get(source, BLUE)},
-                },
-                error_x={
-                    "type": "data",
-                    "symmetric": False,
-                    "array": [s[2] - s[0] for _, s in held],
-                    "arrayminus": [s[0] - s[1] for _, s in held],
-                    "width": 0,
-                    "thickness": 2,
-                },
-                text=[f"{labels[i]}: {percent(s[0])}" for i, s in held],
-                hovertemplate="%{text}<extra>%{fullData.name}</extra>",
-            )
-        )
-    chart.update_xaxes(tickformat=".0%", range=[-0.02, 1.02])
-    chart.update_yaxes(
-        tickvals=list(range(len(rows))), ticktext=labels, autorange="reversed", zeroline=False
-    )
-    chart.update_layout(height=190 + 44 * len(rows))
-    return chart
 
 
 def gaps(facts: StudyFacts) -> tuple[str, dict[str, list[float]], str]:
@@ -137,8 +33,8 @@ def gaps(facts: StudyFacts) -> tuple[str, dict[str, list[float]], str]:
 
     From the held-out split where it was measured, else the metric on the calibration split.
     """
-    if facts.record is not None:
-        configs = facts.record["configs"]
+    if facts.detail is not None:
+        configs = facts.detail["configs"]
         found = {"tuned": list(configs["tuned"]["gap"])}
         if (other := best_baseline(facts)) is not None:
             found[other] = list(configs[other]["gap"])

@@ -1,9 +1,13 @@
 """Tables of the report: held-out figures, presets, all trials."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from prunetune.promise import Promise
+from prunetune.provenance import Saving
 from prunetune.review.facts import UNITS, StudyFacts, TrialFacts
+from prunetune.review.saved import saved_rows, where
 from prunetune.review.theme import number, percent, tenths
 
 _MOST_TRIALS = 2000
@@ -95,7 +99,7 @@ def front_table(facts: StudyFacts) -> Table | None:
                 number(point["cost"]),
                 number(point["held_out_gap"]),
                 _interval((low, high)),
-                "-" if best is None else f"{number(best['held_out_gap'])} ({best['name']})",
+                _beside(point, best),
                 tenths(point["top1_agreement"]),
                 tenths(point["accuracy"]),
                 percent(point["mean_retention"]),
@@ -104,17 +108,67 @@ def front_table(facts: StudyFacts) -> Table | None:
     cost = UNITS.get(facts.metrics[1], facts.metrics[1])
     heads: tuple[str, ...] = ("point", f">{cost}", ">gap", ">95% interval")
     heads += (
-        ">best baseline's gap at that cost",
+        ">against the best baseline of that cost",
         ">top-1 agreement",
         ">accuracy",
         ">mean retention",
     )
     accuracy = tenths(result["unpruned"]["accuracy"])
     caption = (
-        f"Held-out data; unpruned accuracy {accuracy}. Points spread over the "
-        f"{len(result['front'])} trials of the front; baselines are moved onto each point's cost."
+        f"Held-out data; unpruned accuracy {accuracy}. Points of the front's "
+        f"{len(result['front'])} trials; baselines are moved onto each point's cost."
     )
-    return Table(caption, heads, tuple(rows))
+    decision = result.get("decision")
+    shown = decision["trial"] if decision else result.get("knee")
+    places = [k for k, point in enumerate(result["points"]) if point["trial"] == shown]
+    return Table(caption, heads, tuple(rows), strong=places[0] if places else -1)
+
+
+def tested_table(facts: StudyFacts) -> Table | None:
+    """Return the candidates that were held against a promise; None where nothing was promised."""
+    decision = (facts.result or {}).get("decision")
+    if not decision or not decision["tested"]:
+        return None
+    promise = Promise.model_validate(decision["promise"])
+    cost = "ms to the first token" if promise.cheapest == "ms" else facts.axis(1)
+    rows = tuple(
+        (
+            f"trial {one['trial']}",
+            number(one["cost"]),
+            promise.shown(one["loses"]["mean"]),
+            " to ".join(promise.shown(end) for end in one["loses"]["interval"]),
+            promise.shown(one["loses"]["bound"]),
+            "kept" if one["passed"] else "not kept",
+        )
+        for one in decision["tested"]
+    )
+    heads = "candidate", f">{cost}", ">loses", ">95% interval", ">at most (95%)", "promise"
+    ships = [k for k, one in enumerate(decision["tested"]) if one["trial"] == decision["trial"]]
+    strong = ships[0] if ships else -1
+    caption = (
+        f"The promise: a config that {promise.words}. Calibration data order the candidates from "
+        "safest to cheapest, held-out data test them in that order and stop at the first that may "
+        "lose more: the last that passed ships."
+    )
+    return Table(caption, heads, rows, strong=strong)
+
+
+def _beside(point: Mapping[str, Any], best: Mapping[str, Any] | None) -> str:
+    """Return what a point is against the best baseline of its cost."""
+    rival = (point.get("judged") or {}).get("best_baseline")
+    if rival is None:
+        return "-" if best is None else f"gap {number(best['held_out_gap'])} ({best['name']})"
+    (low, high), ahead = rival["interval"], rival["ahead"]
+    if rival["measure"] == "gap":
+        return f"{rival['outcome']} ({rival['name']}): gap {ahead:+.4f} ({low:+.4f} to {high:+.4f})"
+    span = f"({100 * low:+.1f} to {100 * high:+.1f})"
+    return f"{rival['outcome']} ({rival['name']}): {100 * ahead:+.1f} points {span}"
+
+
+def saved_table(saving: Saving) -> Table:
+    """Return what a config saves on a device."""
+    heads = "on this device", ">unpruned", ">pruned"
+    return Table(where(saving), heads, tuple(saved_rows(saving)))
 
 
 def presets_table(facts: StudyFacts) -> Table | None:

@@ -74,8 +74,8 @@ def worst_samples(facts: StudyFacts, count: int = 8) -> list[Worst]:
 
     Held-out ones where the search has measured them, else calibration samples of the best trial.
     """
-    if facts.record is not None:
-        return [_recorded(facts.record, k) for k in range(min(count, len(facts.record["worst"])))]
+    if facts.detail is not None:
+        return [_recorded(facts.detail, k) for k in range(min(count, len(facts.detail["worst"])))]
     best = facts.best
     if best is None:
         return []
@@ -106,8 +106,8 @@ def check_data(facts: StudyFacts, calibration: CalibrationSet, held_out: Calibra
     Raises:
         DataError: The samples are others by now.
     """
-    if facts.record is not None:
-        same = [s.id for s in held_out] == list(facts.record["samples"]["id"])
+    if facts.detail is not None:
+        same = [s.id for s in held_out] == list(facts.detail["samples"]["id"])
         name = "held-out"
     else:
         same = calibration.digest() == facts.attrs.get("digest")

@@ -10,6 +10,7 @@ from prunetune.pixels import Share
 from prunetune.space.space import Space
 from prunetune.study.clock import Clock
 from prunetune.study.outcome.intervals import bootstrap_ci, lower_p_value
+from prunetune.study.outcome.judging import accuracy_difference
 from prunetune.study.outcome.summary import RESIZE, Baseline
 from prunetune.study.outcome.table import Row, Table
 from prunetune.study.trials.trials import Preset
@@ -76,6 +77,7 @@ def _compared(
         flops_ratio=flops_ratio(config.stages, facts, tokens),
         note="; ".join(filter(None, notes)),
         gap_difference=bootstrap_ci(difference, images, seed),
+        accuracy_difference=accuracy_difference(tuned_results[:count], results, images),
         p_value=lower_p_value(difference, images),
         is_tuned=is_tuned,
         stopped=stopped,

@@ -9,7 +9,17 @@ from optuna.trial import FrozenTrial
 from prunetune.errors import StudyError
 from prunetune.measure.scores import Measures, SampleScore, accuracy, image_ids
 from prunetune.promise import Promise
-from prunetune.study.outcome.promise import NO_ANSWERS, Tested, in_sequence, knee, losses, lost
+from prunetune.provenance import Judged, Loss
+from prunetune.study.outcome.promise import (
+    NO_ANSWERS,
+    Loses,
+    Tested,
+    in_sequence,
+    knee,
+    losses,
+    lost,
+)
+from prunetune.study.outcome.verdict import accuracy_lost, problem_words, rest, savings
 from prunetune.study.trials.best import cost_of, metric_of, spread
 
 CANDIDATES = 12
@@ -41,36 +51,50 @@ class Decision:
         """Return the test of the one to ship."""
         return next((one for one in self.tested if one.trial == self.trial), None)
 
-    def words(self, cost: str) -> str:
+    def words(self, cost: str, judged: Judged | None) -> str:
         """Return the decision in words.
 
         Args:
             cost: What the second objective is called.
+            judged: What the one to ship is worth; None where there is none.
         """
         shown, ship = self.promise.shown, self.shipped()
-        of = ""
-        if self.promise.loss == "accuracy" and self.unpruned_accuracy is not None:
-            of = f" of {100 * self.unpruned_accuracy:.1f}%"
-        if ship is None:
-            return self._nothing(cost, of)
-        loses = ship.loses
-        said = (
-            f"Ship trial {ship.trial}: against unpruned it loses {shown(loses.mean)}{of} "
-            f"({shown(loses.low)} to {shown(loses.high)}), at most {shown(loses.bound)} with 95% "
-            f"confidence; {cost} {ship.cost:.4g}"
-        )
+        if ship is None or judged is None:
+            return self._nothing(cost)
+        where = f"trial {ship.trial} ({cost} {ship.cost:.4g})"
+        # Whoever promises a gap may keep it with a config that answers nothing right.
+        first = f"T{where[1:]} keeps the promise." if judged.problem else f"Ship {where}."
+        said = [
+            *problem_words(judged),
+            f"{first} Against unpruned it {self._loses(ship.loses)}, and {savings(judged)}.",
+        ]
         last = self.tested[-1]
-        if last.passed:
-            cheapest = len(self.tested) == self.candidates
-            more = "; it is the cheapest of the front" if cheapest else ""
-            return f"{said}{more}."
-        return (
-            f"{said}. The next cheaper one, trial {last.trial} ({cost} {last.cost:.4g}), may lose "
-            f"{shown(last.loses.bound)}."
-        )
+        if not last.passed:
+            said.append(
+                f"The next cheaper one, trial {last.trial} ({cost} {last.cost:.4g}), may lose "
+                f"{shown(last.loses.bound)}."
+            )
+        elif len(self.tested) == self.candidates:
+            said.append("It is the cheapest of the front.")
+        return " ".join([*said, *rest(judged)])
 
-    def _nothing(self, cost: str, of: str) -> str:
+    def _loses(self, loses: Loses) -> str:
+        """Return what is lost, and the bound that the promise is held against."""
+        most = f"at most {self.promise.shown(loses.bound)} with 95% confidence"
+        if self.promise.loss == "accuracy":
+            apart = loses.low > 0 or loses.high < 0
+            loss = Loss(
+                mean=loses.mean,
+                interval=(loses.low, loses.high),
+                of=self.unpruned_accuracy,
+                beyond_noise=apart,
+            )
+            return f"{accuracy_lost(loss)}, {most}"
         shown = self.promise.shown
+        what = "has a gap of" if self.promise.loss == "gap" else "gives another next token on"
+        return f"{what} {shown(loses.mean)} ({shown(loses.low)} to {shown(loses.high)}), {most}"
+
+    def _nothing(self, cost: str) -> str:
         if not self.tested:
             return "Nothing to ship: no config of the front could be measured on held-out data."
         safest = self.tested[0]
@@ -82,9 +106,8 @@ class Decision:
         )
         return (
             f"Nothing to ship: no config of the front {self.promise.words} with 95% confidence. "
-            f"The safest, trial {safest.trial} ({cost} {safest.cost:.4g}), loses "
-            f"{shown(loses.mean)}{of} ({shown(loses.low)} to {shown(loses.high)}), at most "
-            f"{shown(loses.bound)}; {enough}."
+            f"Against unpruned the safest, trial {safest.trial} ({cost} {safest.cost:.4g}), "
+            f"{self._loses(loses)}; {enough}."
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -92,6 +115,7 @@ class Decision:
         ship = self.shipped()
         return {
             "promise": self.promise.model_dump(mode="json"),
+            "cheapest": self.promise.cheapest,
             "kept": ship is not None,
             "trial": self.trial,
             "cost": ship and ship.cost,
@@ -137,6 +161,7 @@ def decide(
     front: Sequence[FrozenTrial],
     held_out: Measures,
     measured: Callable[[FrozenTrial], Sequence[SampleScore] | None],
+    timer: Callable[[Sequence[FrozenTrial]], Sequence[float]] | None = None,
 ) -> Decision:
     """Test points of a front, from safest to cheapest, until one may lose more than promised.
 
@@ -145,15 +170,17 @@ def decide(
         front: Of the study, by rising cost: what calibration data know.
         held_out: On the held-out split.
         measured: Measures a trial's config there; None where that gives no number.
+        timer: Milliseconds to the first token of trials' configs, for a promise by them.
     """
     images, unpruned = image_ids(held_out.samples), held_out.unpruned_correct
-    candidates = {t.number: t for t in reversed(spread(front, CANDIDATES))}
+    ordered = by_cost(spread(front, CANDIDATES), promise, timer)
+    candidates = {trial.number: trial for trial, _ in ordered}
 
     def loses(number: int) -> Any:
         results = measured(candidates[number])
         return results and lost(losses(promise, results, unpruned), images)
 
-    order = [(number, cost_of(trial)) for number, trial in candidates.items()]
+    order = [(trial.number, cost) for trial, cost in ordered]
     tested = in_sequence(promise, order, loses)
     passed = [one.trial for one in tested if one.passed]
     return Decision(
@@ -164,3 +191,28 @@ def decide(
         unpruned_accuracy=accuracy(unpruned),
         candidates=len(candidates),
     )
+
+
+def by_cost(
+    points: Sequence[FrozenTrial],
+    promise: Promise,
+    timer: Callable[[Sequence[FrozenTrial]], Sequence[float]] | None,
+) -> list[tuple[FrozenTrial, float]]:
+    """Return points of a front with what they cost, the safest and dearest first.
+
+    By milliseconds those are left out that another one beats in metric and time: what is dearer is
+    then safer, too, as far as calibration data tell.
+
+    Raises:
+        StudyError: Nothing measures the milliseconds that the promise goes by.
+    """
+    if promise.cheapest == "cost":
+        return [(trial, cost_of(trial)) for trial in reversed(points)]
+    if timer is None:
+        raise StudyError("a promise by milliseconds: nothing here measures them")
+    timed = sorted(zip(points, timer(points), strict=True), key=lambda x: (x[1], metric_of(x[0])))
+    kept: list[tuple[FrozenTrial, float]] = []
+    for trial, cost in timed:
+        if not kept or metric_of(trial) < metric_of(kept[-1][0]):
+            kept.append((trial, cost))
+    return kept[::-1]

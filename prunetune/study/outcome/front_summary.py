@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from prunetune.measure.scores import Scores
+from prunetune.provenance import Judged, Saving
 from prunetune.study.outcome.decision import Decision
 from prunetune.study.outcome.summary import Baseline
-from prunetune.study.outcome.verdict import unbeaten, within_noise
 
 if TYPE_CHECKING:
     from prunetune.config import PruningConfig
@@ -24,6 +24,7 @@ class Point:
         held_out: Scores on the held-out split.
         held_out_ci: Bootstrap 95% interval of the held-out gap.
         baselines: All presets at the point's own cost.
+        judged: What it is worth.
         file: Where its config was written.
         config: The config.
     """
@@ -34,18 +35,9 @@ class Point:
     held_out: Scores
     held_out_ci: tuple[float, float]
     baselines: tuple[Baseline, ...]
+    judged: Judged
     file: str
     config: "PruningConfig" = field(repr=False)
-
-    @property
-    def wins(self) -> bool:
-        """Whether it beats every baseline at its cost, in gap and in accuracy."""
-        return unbeaten(self.held_out, self.baselines) == ([], [])
-
-    @property
-    def in_doubt(self) -> bool:
-        """Whether a baseline's gap is higher by no more than chance explains."""
-        return bool(within_noise(self.baselines))
 
     def to_dict(self) -> dict[str, Any]:
         """Return a row of what ``search --json`` prints."""
@@ -63,6 +55,7 @@ class Point:
             "flops": made.flops,
             "kv_ratio": made.kv_ratio,
             "baselines": [row.to_dict() for row in self.baselines],
+            "judged": self.judged.model_dump(mode="json"),
             "config": self.file,
         }
 
@@ -81,10 +74,12 @@ class FrontResult:
         sample_evaluations: Samples that configs were run on, over all of the study.
         front: Trial, metric and cost of every trial that none beats in both, by rising cost.
         points: Some of them, measured on held-out data.
+        knee: The trial at the front's bend, for whom no budget binds.
         unpruned_accuracy: On the held-out split, without pruning.
-        verdict: One sentence that says at how many points the search paid.
+        verdict: In words what the point to ship, or the knee, is worth, and the other points.
         stopped: What ended the search before it had all its trials; None where nothing did.
         report: Where the report was written, if one was.
+        saving: What the config saves on this device, where that was measured.
         decision: What to ship; None where nothing was promised.
         config: Where the config to ship was written; None where there is none.
     """
@@ -98,15 +93,18 @@ class FrontResult:
     sample_evaluations: int
     front: tuple[tuple[int, float, float], ...]
     points: tuple[Point, ...]
+    knee: int
     unpruned_accuracy: float | None
     verdict: str
     stopped: str | None = None
     report: str | None = None
+    saving: Saving | None = None
     decision: Decision | None = None
     config: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return what ``search --json`` prints."""
+        shown = self.shown
         return {
             "study": self.study,
             "budget": dict(self.budget),
@@ -120,11 +118,28 @@ class FrontResult:
                 for trial, metric, cost in self.front
             ],
             "points": [point.to_dict() for point in self.points],
+            "knee": self.knee,
             "unpruned": {"accuracy": self.unpruned_accuracy},
+            "judged": shown and shown.judged.model_dump(mode="json"),
+            "tick": self.tick,
             "verdict": self.verdict,
+            "saving": self.saving and self.saving.model_dump(mode="json"),
             "report": self.report,
             **self._decided(),
         }
+
+    @property
+    def shown(self) -> Point | None:
+        """The point that the verdict is about: the one to ship, or the knee."""
+        wanted = self.knee if self.decision is None else self.decision.trial
+        return next((point for point in self.points if point.trial == wanted), None)
+
+    @property
+    def tick(self) -> bool:
+        """Whether the search may be called a success: what ships, or every point."""
+        if self.decision is not None:
+            return self.shown is not None and self.shown.judged.tick
+        return bool(self.points) and all(point.judged.tick for point in self.points)
 
     def _decided(self) -> dict[str, Any]:
         if self.decision is None:

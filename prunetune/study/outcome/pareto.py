@@ -2,14 +2,17 @@
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import cast
 
 from optuna import Study
 from optuna.trial import FrozenTrial
 
 from prunetune.budget.bounds import short
+from prunetune.config import PruningConfig
 from prunetune.errors import StudyError
 from prunetune.measure.scores import Measures, SampleScore, Scores, accuracy, image_ids, measure
 from prunetune.presets import preset_names
@@ -20,6 +23,8 @@ from prunetune.study.outcome.baselines import compare_presets, resize_at
 from prunetune.study.outcome.decision import Decision, decide
 from prunetune.study.outcome.front_summary import FrontResult, Point
 from prunetune.study.outcome.intervals import bootstrap_ci
+from prunetune.study.outcome.judging import judge, worth
+from prunetune.study.outcome.promise import knee
 from prunetune.study.outcome.record import write_front
 from prunetune.study.outcome.selection import (
     Winner,
@@ -29,16 +34,14 @@ from prunetune.study.outcome.selection import (
     with_provenance,
 )
 from prunetune.study.outcome.table import fitting
-from prunetune.study.outcome.verdict import too_few
+from prunetune.study.outcome.verdict import verdict
 from prunetune.study.trials.best import COST_NAMES, cost_of, front, metric_of, spread
 from prunetune.study.trials.trials import config_of, presets_at
-
-if TYPE_CHECKING:
-    pass
 
 logger = logging.getLogger(__name__)
 
 FOLDER = "front"
+Timer = Callable[[Sequence[PruningConfig]], Sequence[float]]
 
 
 def conclude_front(
@@ -50,6 +53,7 @@ def conclude_front(
     begun: float,
     ship: Path | None = None,
     clock: Clock | None = None,
+    timer: Timer | None = None,
 ) -> FrontResult:
     """Measure points of the front on both splits and write their configs.
 
@@ -64,6 +68,7 @@ def conclude_front(
         begun: ``time.monotonic()`` when the run began.
         ship: Where the config that keeps the spec's promise is written.
         clock: Of the run: where its end is near, less is measured.
+        timer: Measures milliseconds to the first token of configs.
 
     Raises:
         StudyError: No trial has finished.
@@ -78,17 +83,20 @@ def conclude_front(
     space = Space.of(spec, evaluator.facts())
     seen: dict[int, list[SampleScore]] = {}
     clock = clock or Clock()
-    decision = _decision(spec, best, held_out, seen, clock, len(evaluator.samples))
-    chosen = spread(best, spec.rescored)
+    decision = _decision(spec, best, held_out, seen, clock, timer, len(evaluator.samples))
+    bend = best[knee([(cost_of(t), metric_of(t)) for t in best])]
+    chosen = with_knee(spread(best, spec.rescored), bend)
     if decision is not None:
         chosen = [trial for trial in best if trial.number == decision.trial]
     else:
         held_out = _fitting(held_out, clock, len(chosen), len(evaluator.samples))
-    points = _points(study, spec, space, chosen, evaluator, held_out, out / FOLDER, seen, clock)
+    kept = None if decision is None else decision.trial is not None
+    measuring = _Measuring(study, spec, space, evaluator, held_out, out / FOLDER, seen, kept, clock)
+    points = measuring.points(chosen)
     config = None
     if decision is not None and points and ship is not None:
         config = str(points[0].config.save(ship))
-    trials = study.get_trials(deepcopy=False)
+    trials, cost = study.get_trials(deepcopy=False), COST_NAMES[spec.kind].replace("_", " ")
     result = FrontResult(
         study=study.study_name,
         budget=spec.budget,
@@ -100,14 +108,22 @@ def conclude_front(
         front=tuple((t.number, metric_of(t), cost_of(t)) for t in best),
         points=points,
         unpruned_accuracy=accuracy(held_out.unpruned_correct),
-        verdict=_verdict(points, len(set(image_ids(held_out.samples))))
+        knee=bend.number,
+        verdict=_verdict(points, bend.number, cost)
         if decision is None
-        else decision.words(COST_NAMES[spec.kind].replace("_", " ")),
+        else decision.words(_cost_words(decision, cost), points[0].judged if points else None),
         stopped=why_stopped(study, spec),
         decision=decision,
         config=config,
     )
-    write_front(study, result.to_dict())
+    shown = result.shown
+    write_front(
+        study,
+        result.to_dict(),
+        held_out,
+        (shown.config, measuring.measured[shown.trial]) if shown else None,
+        spec.seed,
+    )
     return result
 
 
@@ -117,12 +133,17 @@ def _fitting(held_out: Measures, clock: Clock, points: int, calibration: int) ->
     return fitting(held_out, clock, 1 + len(preset_names()), first)
 
 
+def _cost_words(decision: Decision, cost: str) -> str:
+    return "ms to the first token" if decision.promise.cheapest == "ms" else cost
+
+
 def _decision(
     spec: StudySpec,
     best: Sequence[FrozenTrial],
     held_out: Measures,
     seen: dict[int, list[SampleScore]],
     clock: Clock,
+    timer: Timer | None,
     calibration: int,
 ) -> Decision | None:
     """Return what to ship, where something is promised; results go into ``seen``."""
@@ -143,89 +164,109 @@ def _decision(
             return None
         return seen[trial.number]
 
-    return decide(spec.promise, best, held_out, measured)
+    def timed(trials: Sequence[FrozenTrial]) -> Sequence[float]:
+        return timer([config_of(trial) for trial in trials]) if timer else ()
+
+    return decide(spec.promise, best, held_out, measured, timed if timer else None)
 
 
-def _verdict(points: Sequence[Point], pictures: int) -> str:
-    """Return one sentence: at how many points does the tuned config beat every baseline?"""
-    wins = sum(point.wins for point in points)
-    same = sum(any(row.is_tuned for row in point.baselines) for point in points)
-    unsure = sum(point.wins and point.in_doubt for point in points)
-    said = [
-        f"At {wins} of {len(points)} points of the front the tuned config beats every "
-        "baseline of the same cost on held-out data"
-    ]
-    if same:
-        said.append(f"at {same} it is a preset itself")
-    if unsure:
-        said.append(f"at {unsure} of these the difference of a gap is within noise")
-    if few := too_few(pictures):
-        said.append(few)
-    return f"{'; '.join(said)}."
+def _verdict(points: Sequence[Point], bend: int, cost: str) -> str:
+    """Return what the knee is worth, and what the other points are against the baselines."""
+    found = []
+    for point in points:
+        if point.trial == bend:
+            where = f"The front's knee is trial {bend} ({cost} {point.cost:.4g}):"
+            found.append(f"{where} {verdict(point.judged)}")
+    counts = Counter(point.judged.outcome for point in points)
+    ways = {"better": "better than", "tie": "level with", "worse": "worse than"}
+    said = [f"{counts[way]} {ways[way]} it" for way in ways if counts[way]]  # type: ignore[index]
+    if said:
+        compared = f"{len(points)} points of the front were compared with the best baseline"
+        found.append(f"{compared} of their cost: {', '.join(said)}.")
+    return " ".join(found)
 
 
-def _points(
-    study: Study,
-    spec: StudySpec,
-    space: Space,
-    trials: Sequence[FrozenTrial],
-    evaluator: Measures,
-    held_out: Measures,
-    folder: Path,
-    seen: Mapping[int, list[SampleScore]],
-    clock: Clock,
-) -> tuple[Point, ...]:
-    """Measure what can be; a config that gives no number on other data is left out, and said."""
-    points: list[Point] = []
-    for place, trial in enumerate(trials):
-        if points and clock.up:
-            logger.warning("trial %d is left out: the time is up", trial.number)
-            continue
-        try:
-            known, part = seen.get(trial.number), clock.part(1 / (len(trials) - place))
-            points.append(
-                _point(study, spec, space, trial, evaluator, held_out, folder, known, part)
-            )
-        except StudyError as error:
-            logger.warning("trial %d is left out: %s", trial.number, error)
-            if trial is trials[-1] and not points:
-                raise
-    return tuple(points)
+def with_knee(chosen: Sequence[FrozenTrial], bend: FrozenTrial) -> list[FrozenTrial]:
+    """Return points of a front with its knee among them, in place of the one that is nearest."""
+    found = list(chosen)
+    if len(found) < 3 or any(trial.number == bend.number for trial in found):
+        return found
+    inner = range(1, len(found) - 1)
+    found[min(inner, key=lambda k: abs(cost_of(found[k]) - cost_of(bend)))] = bend
+    return found
 
 
-def _point(
-    study: Study,
-    spec: StudySpec,
-    space: Space,
-    trial: FrozenTrial,
-    evaluator: Measures,
-    held_out: Measures,
-    folder: Path,
-    known: list[SampleScore] | None,
-    clock: Clock,
-) -> Point:
-    config = config_of(trial)
-    results = measure(evaluator, config, answers=False)
-    winner = Winner(trial.number, config, results, len(evaluator.samples))
-    measured: dict[str, list[SampleScore]] = {
-        "tuned": known if known is not None else measure(held_out, config)
-    }
-    config = with_provenance(study, spec, space, winner, evaluator, measured["tuned"])
-    file = config.save(front_file(folder, trial.number))
-    spent = space.spent(config)
-    controls = [resize_at(space, evaluator, spent), *presets_at(preset_names(), space, spent)]
-    baselines = compare_presets(controls, measured, held_out, space.facts, spec.seed, config, clock)
-    gaps = [result.gap for result in measured["tuned"]]
-    return Point(
-        trial=trial.number,
-        cost=cost_of(trial),
-        calibration=Scores.of(winner.results),
-        held_out=Scores.of(measured["tuned"]),
-        held_out_ci=bootstrap_ci(gaps, image_ids(held_out.samples), spec.seed),
-        baselines=baselines,
-        file=str(file),
-        config=config,
-    )
+@dataclass(frozen=True)
+class _Measuring:
+    """Measures points of a front whole: on both splits, beside every baseline of their cost."""
+
+    study: Study
+    spec: StudySpec
+    space: Space
+    evaluator: Measures
+    held_out: Measures
+    folder: Path
+    seen: Mapping[int, list[SampleScore]]
+    kept: bool | None
+    clock: Clock
+    measured: dict[int, dict[str, list[SampleScore]]] = field(default_factory=dict)
+
+    def points(self, trials: Sequence[FrozenTrial]) -> tuple[Point, ...]:
+        """Measure what can be; a config that gives no number on other data is left out, and said.
+
+        Raises:
+            StudyError: None could be measured.
+        """
+        points: list[Point] = []
+        for place, trial in enumerate(trials):
+            if points and self.clock.up:
+                logger.warning("trial %d is left out: the time is up", trial.number)
+                continue
+            try:
+                points.append(self._point(trial, self.clock.part(1 / (len(trials) - place))))
+            except StudyError as error:
+                logger.warning("trial %d is left out: %s", trial.number, error)
+                if trial is trials[-1] and not points:
+                    raise
+        return tuple(points)
+
+    def _point(self, trial: FrozenTrial, clock: Clock) -> Point:
+        config, spec, space, held_out = config_of(trial), self.spec, self.space, self.held_out
+        results = measure(self.evaluator, config, answers=False)
+        winner = Winner(trial.number, config, results, len(self.evaluator.samples))
+        known = self.seen.get(trial.number)
+        tuned = known if known is not None else measure(held_out, config)
+        config = with_provenance(self.study, spec, space, winner, self.evaluator, tuned)
+        spent = space.spent(config)
+        controls = [resize_at(space, self.evaluator, spent)]
+        controls += presets_at(preset_names(), space, spent)
+        measured = self.measured[trial.number] = {"tuned": tuned}
+        baselines = compare_presets(
+            controls, measured, held_out, space.facts, spec.seed, config, clock
+        )
+        images, made = image_ids(held_out.samples), config.provenance
+        judged = judge(
+            tuned,
+            held_out.unpruned_correct,
+            images,
+            baselines,
+            costs=(cast(float, made.kv_ratio), cast(float, made.flops_ratio)),
+            promise_kept=self.kept,
+            seed=spec.seed,
+        )
+        config = worth(config, judged)
+        file = config.save(front_file(self.folder, trial.number))
+        return Point(
+            trial=trial.number,
+            cost=cost_of(trial),
+            calibration=Scores.of(winner.results),
+            held_out=Scores.of(tuned),
+            held_out_ci=bootstrap_ci([r.gap for r in tuned], images, spec.seed),
+            baselines=baselines,
+            judged=judged,
+            file=str(file),
+            config=config,
+        )
 
 
 def front_file(folder: Path, trial: int) -> Path:

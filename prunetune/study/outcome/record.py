@@ -12,6 +12,7 @@ from optuna import Study
 from optuna.exceptions import OptunaError
 
 from prunetune.calibration import Sample
+from prunetune.config import PruningConfig
 from prunetune.measure.scores import Measures, SampleScore, image_ids
 from prunetune.study.outcome.intervals import bootstrap_ci
 from prunetune.study.outcome.summary import SearchResult
@@ -41,13 +42,8 @@ def write_record(
         configs: Results on it by name: ``tuned`` and every preset that could be run.
         seed: Of the intervals.
     """
-    samples, images = held_out.samples, image_ids(held_out.samples)
-    first = {image: i for i, image in reversed(list(enumerate(images)))}
-    ended = sum(t.state.is_finished() for t in study.get_trials(deepcopy=False))
     data = {
-        "version": _VERSION,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "ended": ended,
+        **_head(study),
         "trial": trial,
         "config": result.best.model_dump(mode="json"),
         "result": {k: v for k, v in result.to_dict().items() if k not in ("config", "report")},
@@ -56,6 +52,51 @@ def write_record(
             for b in result.baselines
             if b.scores is not None
         },
+        **_by_sample(held_out, configs, seed),
+    }
+    _keep(study, KEY, data)
+
+
+def write_front(
+    study: Study,
+    result: Mapping[str, Any],
+    held_out: Measures,
+    shown: tuple[PruningConfig, Mapping[str, Sequence[SampleScore]]] | None,
+    seed: int,
+) -> None:
+    """Store what a search for a front ended with.
+
+    Args:
+        study: With all its trials.
+        result: As ``search --json`` prints it.
+        held_out: The split that was measured.
+        shown: The config that the verdict is about, and results on the split by name; None where
+            nothing was measured.
+        seed: Of the intervals.
+    """
+    data = {**_head(study), "result": {k: v for k, v in result.items() if k != "report"}}
+    if shown is not None:
+        config, configs = shown
+        data |= {"trial": config.provenance.trial, "config": config.model_dump(mode="json")}
+        data |= _by_sample(held_out, configs, seed)
+    _keep(study, FRONT, data)
+
+
+def _head(study: Study) -> dict[str, Any]:
+    return {
+        "version": _VERSION,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "ended": sum(t.state.is_finished() for t in study.get_trials(deepcopy=False)),
+    }
+
+
+def _by_sample(
+    held_out: Measures, configs: Mapping[str, Sequence[SampleScore]], seed: int
+) -> dict[str, Any]:
+    """Return what each config did to each sample, and what the samples are."""
+    samples, images = held_out.samples, image_ids(held_out.samples)
+    first = {image: i for i, image in reversed(list(enumerate(images)))}
+    return {
         "intervals": {
             name: bootstrap_ci([r.gap for r in results], images, seed)
             for name, results in configs.items()
@@ -70,15 +111,6 @@ def write_record(
         "configs": {name: _columns(results) for name, results in configs.items()},
         "worst": _worst(samples, configs["tuned"]),
     }
-    _keep(study, KEY, data)
-
-
-def write_front(study: Study, result: Mapping[str, Any]) -> None:
-    """Store what a search for a front ended with, as ``search --json`` prints it."""
-    ended = sum(t.state.is_finished() for t in study.get_trials(deepcopy=False))
-    created = datetime.now(UTC).isoformat(timespec="seconds")
-    data = {k: v for k, v in result.items() if k != "report"}
-    _keep(study, FRONT, {"version": _VERSION, "created": created, "ended": ended, "result": data})
 
 
 def _keep(study: Study, key: str, data: Mapping[str, Any]) -> None:

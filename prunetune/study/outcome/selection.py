@@ -24,6 +24,7 @@ from prunetune.spec import StudySpec
 from prunetune.study.clock import Clock
 from prunetune.study.outcome.baselines import compare_presets, resize_at
 from prunetune.study.outcome.intervals import bootstrap_ci
+from prunetune.study.outcome.judging import judge, worth
 from prunetune.study.outcome.noise import settle
 from prunetune.study.outcome.record import write_record
 from prunetune.study.outcome.summary import SearchResult
@@ -172,7 +173,17 @@ def conclude(
         rivals, measured, held_out, space.facts, spec.seed, winner.config, clock
     )
     trials = study.get_trials(deepcopy=False)
-    scores, provenance = Scores.of(tuned), config.provenance
+    provenance = config.provenance
+    judged = judge(
+        tuned,
+        held_out.unpruned_correct,
+        image_ids(held_out.samples),
+        baselines,
+        costs=(cast(float, provenance.kv_ratio), cast(float, provenance.flops_ratio)),
+        seed=spec.seed,
+    )
+    config = worth(config, judged)
+    config.save(path)
     result = SearchResult(
         study=study.study_name,
         budget=spec.budget,
@@ -181,16 +192,15 @@ def conclude(
         sample_evaluations=winner.evaluations + count_evaluations(trials),
         trial=winner.trial,
         calibration=Scores.of(winner.results),
-        held_out=scores,
+        held_out=Scores.of(tuned),
         held_out_ci=bootstrap_ci([r.gap for r in tuned], image_ids(held_out.samples), spec.seed),
         mean_retention=cast(float, provenance.mean_retention),
         flops_ratio=cast(float, provenance.flops_ratio),
         kv_ratio=cast(float, provenance.kv_ratio),
         unpruned_accuracy=accuracy(held_out.unpruned_correct),
         baselines=baselines,
-        verdict=hurried(
-            baselines, clock, verdict(scores, baselines, len(set(image_ids(held_out.samples))))
-        ),
+        judged=judged,
+        verdict=hurried(baselines, clock, verdict(judged)),
         config=str(path),
         best=config,
         stopped=why_stopped(study, spec),

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from prunetune.measure.scores import Scores
+from prunetune.provenance import Judged, Saving
 
 if TYPE_CHECKING:
     from prunetune.config import PruningConfig
@@ -23,6 +24,8 @@ class Baseline:
         flops_ratio: Prefill FLOPs of the language model, pruned over unpruned.
         note: What had to change to meet the budget.
         gap_difference: 95% interval of the tuned config's gap minus this one's, sample by sample.
+        accuracy_difference: The tuned config's accuracy minus this one's, and the interval's ends;
+            None where there are no answers.
         p_value: Of a one-sided Wilcoxon test over pictures that the tuned config's gap is lower.
         is_tuned: Whether the search's best config is this preset itself.
         stopped: After how many samples it was left, and why; empty where it ran on all.
@@ -34,6 +37,7 @@ class Baseline:
     flops_ratio: float | None = None
     note: str = ""
     gap_difference: tuple[float, float] | None = None
+    accuracy_difference: tuple[float, float, float] | None = None
     p_value: float | None = None
     is_tuned: bool = False
     stopped: str = ""
@@ -73,10 +77,12 @@ class SearchResult:
         kv_ratio: Visual KV-cache share.
         unpruned_accuracy: On the held-out split, without pruning.
         baselines: All presets at the same budget.
-        verdict: One sentence that says whether the search paid.
+        judged: What it is worth: against unpruned, then against the baselines.
+        verdict: The same in words.
         config: Where the best config was written.
         best: The best config.
         report: Where the report was written, if one was.
+        saving: What the config saves on this device, where that was measured.
         stopped: What ended the search before it had all its trials; None where nothing did.
     """
 
@@ -94,10 +100,12 @@ class SearchResult:
     kv_ratio: float
     unpruned_accuracy: float | None
     baselines: tuple[Baseline, ...]
+    judged: Judged
     verdict: str
     config: str
     best: "PruningConfig" = field(repr=False)
     report: str | None = None
+    saving: Saving | None = None
     stopped: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -123,8 +131,11 @@ class SearchResult:
             },
             "unpruned": {"accuracy": self.unpruned_accuracy},
             "baselines": [row.to_dict() for row in self.baselines],
+            "judged": self.judged.model_dump(mode="json"),
+            "tick": self.judged.tick,
             "verdict": self.verdict,
             "config": self.config,
+            "saving": self.saving and self.saving.model_dump(mode="json"),
             "report": self.report,
         }
 

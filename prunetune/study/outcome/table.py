@@ -18,6 +18,7 @@ from prunetune.measure.scores import Measures, SampleScore, image_ids
 from prunetune.pixels import shrinks
 from prunetune.study.clock import Clock, OutOfTime
 from prunetune.study.outcome.intervals import bootstrap_ci
+from prunetune.study.outcome.judging import accuracy_difference
 from prunetune.study.trials.trials import Preset
 
 LOOK = 0.2
@@ -193,5 +194,9 @@ class Table:
         if row.gap <= max(best_gap, tuned.gap) or row.wrong < max(fewest_wrong, tuned.wrong):
             return False
         apart = [ours.gap - theirs.gap for ours, theirs in zip(self._tuned, row.results)]
-        # What is left is said to be worse beyond noise.
-        return bootstrap_ci(apart, self._images[:count])[1] < 0
+        # What is left is said to be worse beyond noise, by gap and by answers.
+        images = self._images[:count]
+        if bootstrap_ci(apart, images)[1] >= 0:
+            return False
+        answers = accuracy_difference(self._tuned[:count], row.results, images)
+        return answers is None or answers[1] > 0

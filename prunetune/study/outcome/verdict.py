@@ -1,38 +1,27 @@
-"""What a search was worth, in one honest sentence."""
+"""What a search was worth, in words: against unpruned first, then against the best baseline.
+
+Numbers come from ``judging``; terminal, page and notes have their words here.
+"""
 
 from collections.abc import Sequence
 
-from prunetune.measure.scores import Scores
+from prunetune.provenance import Judged, Loss, Rival
 from prunetune.study.clock import Clock
-from prunetune.study.outcome.summary import RESIZE, Baseline, percent
+from prunetune.study.outcome.summary import RESIZE, Baseline
 from prunetune.study.outcome.table import TIME_UP
 
-_FEWEST_PICTURES = 5
 TOO_FEW = "too few to tell"
 """Part of a verdict on held-out pictures that are."""
+WRONG_DATA = (
+    "so the data or the form of its answers is wrong and accuracy tells nothing; look at them "
+    "with: prunetune data check"
+)
 
 
-def too_few(pictures: int) -> str | None:
-    """Return words on held-out pictures that tell nothing; None for enough of them.
-
-    Pictures are what is drawn independently: an interval over one has no width at all.
-    """
-    if pictures >= _FEWEST_PICTURES:
-        return None
-    return f"{pictures} held-out picture{'s are' if pictures > 1 else ' is'} {TOO_FEW}"
-
-
-def verdict(tuned: Scores, baselines: Sequence[Baseline], pictures: int = _FEWEST_PICTURES) -> str:
-    """Return one sentence: does the tuned config beat every baseline, in gap and in accuracy?
-
-    Where it is one of them itself, it says so, and compares it with the others.
-
-    Args:
-        tuned: Scores of the tuned config on held-out samples.
-        baselines: All presets on the same samples.
-        pictures: How many pictures these samples show; few of them tell nothing.
-    """
-    return _verdict(tuned, baselines, pictures) + _smaller(tuned, baselines, pictures)
+def verdict(judged: Judged) -> str:
+    """Return sentences: what is lost, what is left of the cost, whether a baseline does as well."""
+    first = f"Against unpruned it {losses(judged)}, {savings(judged)}."
+    return " ".join([*problem_words(judged), first, *rest(judged)])
 
 
 def hurried(baselines: Sequence[Baseline], clock: Clock, said: str) -> str:
@@ -54,73 +43,88 @@ def hurried(baselines: Sequence[Baseline], clock: Clock, said: str) -> str:
     )
 
 
-def _smaller(tuned: Scores, baselines: Sequence[Baseline], pictures: int) -> str:
-    """Say plainly where smaller pictures alone do as well."""
-    for row in baselines:
-        if row.name != RESIZE or row.scores is None or row.is_tuned or too_few(pictures):
-            continue
-        if row.scores.gap <= tuned.gap:
-            return f" Sending smaller pictures is as good or better: {row.note}, nothing pruned."
-    return ""
-
-
-def _verdict(tuned: Scores, baselines: Sequence[Baseline], pictures: int) -> str:
-    itself = [row.name for row in baselines if row.is_tuned]
-    baselines = [row for row in baselines if not row.is_tuned]
-    found = (
-        f"The best config found is the preset {' and '.join(itself)} itself: nothing better than "
-        "it was found"
+def losses(judged: Judged) -> str:
+    """Return what is lost against unpruned: accuracy where there are answers, else the gap."""
+    lost = judged.unpruned
+    if lost.accuracy is not None and judged.problem != "unpruned_answers_nothing":
+        return accuracy_lost(lost.accuracy)
+    low, high = lost.agreement.interval
+    gap_low, gap_high = lost.gap.interval
+    return (
+        f"has a gap of {lost.gap.mean:.4f} ({gap_low:.4f} to {gap_high:.4f}) and another next "
+        f"token on {100 * lost.agreement.mean:.1f}% of the samples "
+        f"({100 * max(0.0, low):.1f}% to {100 * min(1.0, high):.1f}%)"
     )
-    rows = [(row, row.scores) for row in baselines if row.scores is not None]
-    if not rows:
-        nothing = "No baseline could be run at this budget, so nothing is known about the gain."
-        return f"{found}." if itself else nothing
-    numbers = _compared(tuned, rows)
-    if few := too_few(pictures):
-        if itself:
-            return f"{found}; {few} how it compares with the others: {numbers}."
-        return f"{few} whether the tuned config beats every baseline: {numbers}."
-    lower, better = unbeaten(tuned, baselines)
-    reasons = [f"{', '.join(lower)}: no higher gap"] if lower else []
-    reasons += [f"{', '.join(better)}: higher accuracy"] if better else []
-    because = f" ({'; '.join(reasons)})" if reasons else ""
-    if itself:
-        others = f"does not beat every other{because}" if reasons else "beats every other"
-        return f"{found}; on held-out data it {others}: {numbers}."
-    if reasons:
-        return (
-            f"The tuned config does not beat every baseline on held-out data{because}: {numbers}."
-        )
-    unsure = within_noise(baselines)
-    doubt = f"; the gap's difference to {', '.join(unsure)} is within noise" if unsure else ""
-    return f"The tuned config beats every baseline on held-out data: {numbers}{doubt}."
 
 
-def within_noise(baselines: Sequence[Baseline]) -> list[str]:
-    """Return the baselines, but the tuned config itself, whose interval of the gap reaches 0."""
-    others = (row for row in baselines if not row.is_tuned)
-    return [row.name for row in others if row.gap_difference and row.gap_difference[1] >= 0]
+def accuracy_lost(loss: Loss) -> str:
+    """Return the accuracy that is lost, or gained, in points."""
+    mean, (low, high) = loss.mean, loss.interval
+    verb = "loses"
+    if mean < 0:
+        verb, mean, low, high = "gains", -mean, -high, -low
+    of = "" if loss.of is None else f" of {100 * loss.of:.1f}%"
+    doubt = "" if loss.beyond_noise else ", which is within noise"
+    interval = f"({100 * low:.1f} to {100 * high:.1f})"
+    return f"{verb} {100 * mean:.1f} points of accuracy {interval}{of}{doubt}"
 
 
-def _compared(tuned: Scores, rows: Sequence[tuple[Baseline, Scores]]) -> str:
-    """Return the tuned config's figures beside the best ones of the baselines."""
-    next_row, best = min(rows, key=lambda item: item[1].gap)
-    accuracies = ""
-    if tuned.accuracy is not None:
-        top, other = max(rows, key=lambda item: item[1].accuracy or 0.0)
-        accuracies = (
-            f"; accuracy {percent(tuned.accuracy)} against {percent(other.accuracy)} ({top.name})"
-        )
-    return f"gap {tuned.gap:.4f} against {best.gap:.4f} ({next_row.name}){accuracies}"
+def savings(judged: Judged) -> str:
+    """Return what is left of cache and prefill."""
+    kept = f"keeps {100 * judged.kv_ratio:.3g}% of the visual KV cache"
+    return f"{kept} and needs {judged.flops_ratio:.2g}x the prefill FLOPs"
 
 
-def unbeaten(tuned: Scores, baselines: Sequence[Baseline]) -> tuple[list[str], list[str]]:
-    """Return the baselines with no higher gap than the tuned config, and with more accuracy."""
-    rows = [(row.name, row.scores) for row in baselines if row.scores is not None]
-    lower = [name for name, scores in rows if not tuned.gap < scores.gap]
-    better = [name for name, scores in rows if _more(scores.accuracy, tuned.accuracy)]
-    return lower, better
+def problem_words(judged: Judged) -> list[str]:
+    """Return a sentence on why nothing follows from the figures; none where something does."""
+    lost = judged.unpruned.accuracy
+    if judged.problem == "unpruned_answers_nothing":
+        return [f"The unpruned model gives none of the expected answers, {WRONG_DATA}."]
+    if judged.problem == "answers_nothing" and lost is not None and lost.of is not None:
+        right = f"{100 * lost.of:.1f}%"
+        return [f"Do not ship it: it answers nothing right, where unpruned answers {right}."]
+    if judged.problem == "too_few_pictures":
+        count = judged.pictures
+        return [f"{count} held-out picture{'s are' if count > 1 else ' is'} {TOO_FEW}."]
+    return []
 
 
-def _more(one: float | None, other: float | None) -> bool:
-    return one is not None and other is not None and one > other
+def rest(judged: Judged) -> list[str]:
+    """Return the sentences about the baselines."""
+    found = []
+    if judged.itself:
+        names = " and ".join(judged.itself)
+        found.append(f"It is the preset {names} itself: nothing better than it was found.")
+    best = judged.best_baseline
+    if best is None:
+        if not judged.itself:
+            found.append("No baseline could be run at this budget: of the gain nothing is known.")
+        return found
+    found.append(f"{_against(judged, best)}: {_figures(judged, best)}.")
+    level = {*judged.baselines.get("tie", ()), *judged.baselines.get("worse", ())}
+    if RESIZE in level and best.name != RESIZE and judged.outcome != "unknown":
+        found.append("Sending smaller pictures, with nothing pruned, is no worse.")
+    return found
+
+
+def _against(judged: Judged, best: Rival) -> str:
+    name = best.name
+    if name == RESIZE:
+        name = f"{RESIZE} (smaller pictures, nothing pruned)"
+    if judged.outcome == "unknown":
+        return f"The best baseline is {name}"
+    if best.outcome == "tie":
+        return f"It ties with the best baseline, {name}"
+    if best.outcome == "worse":
+        return f"The best baseline, {name}, is better"
+    every = ", and than every other" if judged.outcome == "better" else ""
+    return f"It is better than the best baseline, {name}{every}"
+
+
+def _figures(judged: Judged, best: Rival) -> str:
+    gaps = f"gap {judged.unpruned.gap.mean:.4f} against {best.gap:.4f}"
+    low, high = best.interval
+    if best.measure == "gap":
+        return f"{gaps} (lower by {best.ahead:.4f}, {low:.4f} to {high:.4f})"
+    interval = f"({100 * low:+.1f} to {100 * high:+.1f})"
+    return f"{100 * best.ahead:+.1f} points of accuracy {interval}, {gaps}"
