@@ -107,9 +107,9 @@ def verify(
         allow_remote=allow_remote,
     )
     if engine == "vllm":
-        return verify_there(
-            Output(as_json), config, pruning, name, list(splits.calibration), loading
-        )
+        asked = list(splits.calibration)
+        out = Output(as_json)
+        return verify_there(out, config, pruning, name, asked, loading, match or "vqa")
     if max_gap is not None and data is None and samples is None and not splits.same:
         raise ConfigError(
             f"--max-gap: {config} was not calibrated on the shipped set 'tiny', so its gap there "
