@@ -119,10 +119,11 @@ def bench_in_vllm(
     ]
     with tempfile.TemporaryDirectory(prefix="prunetune-pictures-") as place:
         cases = _cases(config, load_processor(folder), folder, size, max(counts), Path(place))
-        found = {
-            case: ask([Job(str(folder), model_type, c, prompts, runs, settings, sampling)])[0]
-            for case, (c, prompts) in cases.items()
-        }
+        jobs = [
+            Job(str(folder), model_type, c, prompts, runs, settings, sampling)
+            for c, prompts in cases.values()
+        ]
+        found = dict(zip(cases, ask(jobs), strict=True))
     served = [
         _served(case, load, count, number, found)
         for number, (load, count) in enumerate(zip(concurrency, counts, strict=True))

@@ -19,11 +19,6 @@ from prunetune.vllm.trace import NOTES
 
 def main(job_file: str, result_file: str) -> None:
     """Do jobs one after another and write what came of them."""
-    import torch
-
-    # What one engine made in inference mode another one may meet outside of it.
-    if not os.environ.get("XGRAD"):
-        torch.set_grad_enabled(False)
     jobs = json.loads(Path(job_file).read_text("utf-8"))
     Path(result_file).write_text(json.dumps([_tried(job) for job in jobs]), "utf-8")
 
