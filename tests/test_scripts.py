@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from forge import ROOT, Forge
 
+from prunetune.vllm.jobs import installed
+
 pytestmark = pytest.mark.script
 
 SCRIPTS = {
@@ -53,6 +55,7 @@ SCRIPTS = {
     "benchmarks/searches.py": (
         "--keeps 0.25 --seeds 0 --trials 1 --samples 4 --parts flash --fresh 9 --no-baselines"
     ),
+    "benchmarks/vllm_throughput.py": "--tiny",
     "training/tiny/average.py": "0.5 {checkpoint} 0.5 {model} --out mean.safetensors",
     "training/tiny/evaluate.py": "{model} --kind busy --pictures 1 --others 1 --generate 1 --json",
     "training/tiny/export.py": "{checkpoint} --out model --card {card} {card} --notes {notes}",
@@ -120,6 +123,8 @@ def card(ran, tmp_path_factory):
 def test_a_script_runs(script, ran, tmp_path, request):
     if script.endswith("report_open.py") and not shutil.which("chromedriver"):
         pytest.skip("chromedriver is missing; apt-get install chromium chromium-driver")
+    if script.endswith("vllm_throughput.py") and not installed():
+        pytest.skip("needs vLLM: make test-vllm")
     given = {"model": MODEL}
     for name in ("study", "checkpoint"):
         if f"{{{name}}}" in SCRIPTS[script]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from prunetune.cli._loading import Loading
-from prunetune.cli._output import Output, number
+from prunetune.cli._output import Output, number, percent
 from prunetune.cli.progress import progress
 from prunetune.errors import ConfigError
 
@@ -44,6 +44,7 @@ def verify_there(
     name: str,
     samples: "Sequence[Sample]",
     loading: Loading,
+    match: str,
 ) -> None:
     """Compare both engines, print what came of it, and exit with 1 where they part."""
     from prunetune.deploy.vllm_verify import verify_in_vllm
@@ -61,10 +62,17 @@ def verify_there(
 
         dtype = str(loaded.model.dtype).removeprefix("torch.")
         result = verify_in_vllm(
-            config, loaded, samples, revision=revision, dtype=dtype, advance=advance
+            config,
+            loaded,
+            samples,
+            revision=revision,
+            dtype=dtype,
+            match=match,
+            advance=advance,
         )
     _print(out, result)
-    out.finish({"config": origin, "engine": "vllm", "passed": result.passed, **asdict(result)})
+    found = {"passed": result.passed, **asdict(result), "match": match}
+    out.finish({"config": origin, "engine": "vllm", **found})
     if not result.passed:
         raise typer.Exit(1)
 
@@ -88,6 +96,12 @@ def _print(out: Output, result: "InVllm") -> None:
         f"kept sets: {result.same_sets} of {result.pictures} pictures the same, overlap "
         f"{100 * result.overlap:.1f}% on the mean (near ties fall either way)"
     )
+    if result.right is not None:
+        out.line(
+            f"right answers in vLLM: {percent(result.right)} (unpruned "
+            f"{percent(result.right_unpruned)}; pruned in transformers "
+            f"{percent(result.right_in_transformers)})"
+        )
     out.line("the engines agree" if result.passed else "the engines DO NOT agree")
 
 
@@ -103,7 +117,11 @@ def bench_there(
     from prunetune.deploy.vllm_bench import bench_in_vllm
 
     result = bench_in_vllm(config, name, concurrency=concurrency, **options)
-    out.line(f"vLLM {result.versions['vllm']}, {result.requests} requests a round, fresh pictures")
+    requests = ", ".join(map(str, result.requests))
+    out.line(
+        f"vLLM {result.versions['vllm']}, {result.rounds} rounds of {requests} requests, fresh "
+        "pictures"
+    )
     out.line()
     out.table(
         (

@@ -123,9 +123,9 @@ def verify(
         allow_remote=allow_remote,
     )
     if engine == "vllm":
-        return verify_there(
-            Output(as_json), shown, pruning, name, list(splits.calibration), loading
-        )
+        asked = list(splits.calibration)
+        out = Output(as_json)
+        return verify_there(out, shown, pruning, name, asked, loading, match or "vqa")
     if max_gap is not None and data is None and samples is None and not splits.same:
         raise ConfigError(
             f"--max-gap: {shown} was not calibrated on the shipped set {shipped_data(name)!r}, "

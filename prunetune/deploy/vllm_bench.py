@@ -1,5 +1,10 @@
-"""Measures what a config pays in vLLM: unpruned, pruned, and ``uniform`` at the same count."""
+"""Measures what a config pays in vLLM: unpruned, pruned, and rivals at the same token count.
 
+Rivals are ``uniform``, and smaller pictures with as many tokens (``resized``) where a model takes
+pictures of any size.
+"""
+
+import math
 import statistics
 import tempfile
 from collections.abc import Sequence
@@ -7,17 +12,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prunetune.calibration import Sample
+from prunetune.budget import mean_retention
+from prunetune.calibration import Sample, encode
 from prunetune.config import PruningConfig
 from prunetune.deploy.bench import UNPRUNED, uniform_like
 from prunetune.deploy.engines import asked
-from prunetune.deploy.request import noise
+from prunetune.deploy.request import largest_within, noise
 from prunetune.deploy.timing import Spread, spread
 from prunetune.models.load import find_model
 from prunetune.models.processors import load_processor
-from prunetune.vllm.jobs import Job, ask
+from prunetune.vllm.jobs import Asked, Job, ask
 
 CONCURRENCY = (1, 8, 32)
+EACH = 8
+"""Requests of a round for each at once; ``requests`` at most."""
+QUESTION = "what is it ?"
 
 
 @dataclass(frozen=True)
@@ -25,7 +34,7 @@ class Served:
     """One case at one load.
 
     Attributes:
-        name: ``unpruned``, ``pruned`` or ``uniform``.
+        name: ``unpruned``, ``pruned``, ``uniform`` or ``resized``.
         concurrency: Requests at once.
         rate: Requests a second, over the rounds.
         first: Seconds to the first token, medians of the rounds.
@@ -51,13 +60,13 @@ class ServedBench:
 
     Attributes:
         cases: By load, unpruned first.
-        requests: Of a round.
+        requests: Of a round, by load.
         rounds: Of each case and load.
         versions: Of vLLM, torch and transformers.
     """
 
     cases: tuple[Served, ...]
-    requests: int
+    requests: tuple[int, ...]
     rounds: int
     versions: dict[str, str]
 
@@ -81,8 +90,8 @@ def bench_in_vllm(
         config: The config.
         name: Of the model.
         concurrency: Requests at once.
-        requests: Of a round; each has a picture of noise that no other has.
-        rounds: That count, after one that does not.
+        requests: Of a round, at most; each has a picture of noise that no other has.
+        rounds: That count, after a few requests that do not.
         new_tokens: Of an answer.
         size: Height and width of the pictures.
         revision: Of a model from the hub.
@@ -93,7 +102,6 @@ def bench_in_vllm(
         ConfigError: vLLM is not installed, cannot run the config, or failed.
     """
     folder, model_type = find_model(name, revision)
-    configs = {UNPRUNED: None, "pruned": config, "uniform": uniform_like(config)}
     settings = {
         "dtype": dtype,
         "enable_prefix_caching": False,
@@ -104,25 +112,72 @@ def bench_in_vllm(
         **(engine or {}),
     }
     sampling = {"max_tokens": new_tokens, "ignore_eos": True}
-    with tempfile.TemporaryDirectory(prefix="prunetune-pictures-") as place:
-        samples = [Sample((noise(size, seed),), "what is it ?") for seed in range(requests)]
-        prompts = asked(load_processor(folder), samples, Path(place))
-        runs = [{"name": str(c), "concurrency": c, "rounds": rounds + 1} for c in concurrency]
-        found = {
-            case: ask([Job(str(folder), model_type, c, prompts, runs, settings, sampling)])[0]
-            for case, c in configs.items()
-        }
-    cases = [
-        _served(case, load, requests, number, found)
-        for number, load in enumerate(concurrency)
-        for case in configs
+    counts = [min(requests, EACH * at_once) for at_once in concurrency]
+    runs = [
+        {"name": str(at_once), "concurrency": at_once, "rounds": rounds, "requests": count}
+        for at_once, count in zip(concurrency, counts, strict=True)
     ]
-    return ServedBench(tuple(cases), requests, rounds, found["pruned"]["versions"])
+    with tempfile.TemporaryDirectory(prefix="prunetune-pictures-") as place:
+        cases = _cases(config, load_processor(folder), folder, size, max(counts), Path(place))
+        jobs = [
+            Job(str(folder), model_type, c, prompts, runs, settings, sampling)
+            for c, prompts in cases.values()
+        ]
+        found = dict(zip(cases, ask(jobs), strict=True))
+    served = [
+        _served(case, load, count, number, found)
+        for number, (load, count) in enumerate(zip(concurrency, counts, strict=True))
+        for case in cases
+    ]
+    return ServedBench(tuple(served), tuple(counts), rounds, found["pruned"]["versions"])
+
+
+def _cases(
+    config: PruningConfig,
+    processor: Any,
+    folder: Path,
+    size: tuple[int, int],
+    requests: int,
+    place: Path,
+) -> dict[str, tuple[PruningConfig | None, list[Asked]]]:
+    """Return by case the config and what is asked."""
+
+    def prompts(pixels: tuple[int, int], name: str) -> list[Asked]:
+        (place / name).mkdir()
+        samples = [Sample((noise(pixels, seed),), QUESTION) for seed in range(requests)]
+        return asked(processor, samples, place / name)
+
+    full = prompts(size, "full")
+    made: dict[str, tuple[PruningConfig | None, list[Asked]]] = {
+        UNPRUNED: (None, full),
+        "pruned": (config, full),
+        "uniform": (uniform_like(config), full),
+    }
+    smaller = _smaller(config, processor, folder, size)
+    return made if smaller is None else {**made, "resized": (None, prompts(smaller, "small"))}
+
+
+def _smaller(
+    config: PruningConfig, processor: Any, folder: Path, size: tuple[int, int]
+) -> tuple[int, int] | None:
+    """Return the size of pictures that take as many tokens as are kept; None: they cannot."""
+    from transformers import AutoConfig
+
+    from prunetune.vllm.choosing import family_like
+
+    family = family_like(AutoConfig.from_pretrained(folder))
+
+    def count(pixels: tuple[int, int]) -> int:
+        ids = encode(processor, [Sample((noise(pixels, 0),), QUESTION)])["input_ids"]
+        return int(ids.eq(family.image_token_id).sum())
+
+    share = mean_retention(config.stages, config.model.num_layers)
+    return largest_within(count, size, math.ceil(share * count(size) - 1e-9))
 
 
 def _served(case: str, load: int, requests: int, number: int, found: dict[str, Any]) -> Served:
-    rate, first, tokens = _figures(found[case]["runs"][number]["rounds"][1:], requests)
-    before, waited, _ = _figures(found[UNPRUNED]["runs"][number]["rounds"][1:], requests)
+    rate, first, tokens = _figures(found[case]["runs"][number]["rounds"], requests)
+    before, waited, _ = _figures(found[UNPRUNED]["runs"][number]["rounds"], requests)
     return Served(
         case,
         load,

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prunetune.calibration import Sample
+from prunetune.calibration import Sample, answer_ids, end_ids, gives_answer
+from prunetune.calibration.answers import Expected
 from prunetune.config import PruningConfig
 from prunetune.deploy.engines import Answer, answers, answers_of, asked
 from prunetune.models.load import find_model
 from prunetune.vllm.jobs import Job, ask
 
 NEW_TOKENS = 16
+"""Of an answer, at least; more where the expected answers ask for it."""
 SLACK = 0.05
 """Share of prompts whose answers may differ beyond those that differ unpruned, too."""
 LEAST_OVERLAP = 0.95
@@ -34,6 +36,10 @@ class InVllm:
         overlap: Mean share of a set's tokens that the other has, too.
         prompt_tokens: Mean, pruned.
         unpruned_tokens: Mean, unpruned.
+        right: Share of expected answers that vLLM gives with the config, one prompt after another;
+            None where no sample has one.
+        right_unpruned: The same without it.
+        right_in_transformers: What transformers gives with it.
         versions: Of vLLM, torch and transformers.
     """
 
@@ -47,6 +53,9 @@ class InVllm:
     overlap: float
     prompt_tokens: float
     unpruned_tokens: float
+    right: float | None
+    right_unpruned: float | None
+    right_in_transformers: float | None
     versions: dict[str, str]
 
     @property
@@ -64,6 +73,7 @@ def verify_in_vllm(
     *,
     revision: str | None = None,
     dtype: str = "float32",
+    match: str = "vqa",
     advance: Callable[[], None] = lambda: None,
 ) -> InVllm:
     """Ask both engines the same prompts, greedily, with the config and without.
@@ -74,6 +84,7 @@ def verify_in_vllm(
         samples: Pictures and questions.
         revision: Of a model from the hub.
         dtype: Of vLLM's weights, by name.
+        match: How answers are compared with the expected ones: ``vqa``, ``exact`` or ``contains``.
         advance: Called after every prompt that transformers has answered.
 
     Raises:
@@ -81,6 +92,8 @@ def verify_in_vllm(
     """
     folder, model_type = find_model(loaded.name, revision)
     most = max(len(sample.images) for sample in samples)
+    wanted = [answer_ids(loaded.processor, sample, match) for sample in samples]
+    new = max([NEW_TOKENS, *(answer.new_tokens for answer in wanted if answer is not None)])
     engine = {
         "dtype": dtype,
         "enforce_eager": True,
@@ -91,19 +104,18 @@ def verify_in_vllm(
         prompts = asked(loaded.processor, samples, Path(place))
         runs: list[dict[str, Any]] = [{"name": "alone", "alone": True}, {"name": "at once"}]
         jobs = [
-            Job(
-                str(folder), model_type, None, prompts, runs[1:], engine, {"max_tokens": NEW_TOKENS}
-            ),
-            Job(str(folder), model_type, config, prompts, runs, engine, {"max_tokens": NEW_TOKENS}),
+            Job(str(folder), model_type, None, prompts, runs[1:], engine, {"max_tokens": new}),
+            Job(str(folder), model_type, config, prompts, runs, engine, {"max_tokens": new}),
         ]
         plain, pruned = ask(jobs)
     theirs = {
-        key: answers(loaded, c, samples, new_tokens=NEW_TOKENS, advance=advance)
+        key: answers(loaded, c, samples, new_tokens=new, advance=advance)
         for key, c in ((False, None), (True, config))
     }
     unpruned = answers_of(plain["runs"][0]["rounds"][0])
     alone, at_once = (answers_of(run["rounds"][0]) for run in pruned["runs"])
     overlaps = _overlaps(alone, theirs[True])
+    ends = end_ids(loaded.model)
     return InVllm(
         samples=len(samples),
         same_unpruned=_same(unpruned, theirs[False]),
@@ -119,6 +131,9 @@ def verify_in_vllm(
         overlap=sum(overlaps) / len(overlaps) if overlaps else 0.0,
         prompt_tokens=_mean(alone),
         unpruned_tokens=_mean(unpruned),
+        right=_right(alone, wanted, ends),
+        right_unpruned=_right(unpruned, wanted, ends),
+        right_in_transformers=_right(theirs[True], wanted, ends),
         versions=pruned["versions"],
     )
 
@@ -129,6 +144,14 @@ def _same(ours: Sequence[Answer], theirs: Sequence[Answer]) -> int:
 
 def _mean(given: Sequence[Answer]) -> float:
     return sum(answer.prompt_tokens for answer in given) / len(given)
+
+
+def _right(
+    given: Sequence[Answer], wanted: Sequence[Expected | None], ends: frozenset[int]
+) -> float | None:
+    pairs = [(a.ids, e) for a, e in zip(given, wanted, strict=True) if e is not None]
+    told = [bool(gives_answer(ids[: e.new_tokens], e, ends)) for ids, e in pairs]
+    return sum(told) / len(told) if told else None
 
 
 def _overlaps(ours: Sequence[Answer], theirs: Sequence[Answer]) -> list[float]:

@@ -19,10 +19,6 @@ from prunetune.vllm.trace import NOTES
 
 def main(job_file: str, result_file: str) -> None:
     """Do jobs one after another and write what came of them."""
-    import torch
-
-    # What one engine made in inference mode another one may meet outside of it.
-    torch.set_grad_enabled(False)
     jobs = json.loads(Path(job_file).read_text("utf-8"))
     Path(result_file).write_text(json.dumps([_tried(job) for job in jobs]), "utf-8")
 
@@ -99,6 +95,8 @@ def _run(job: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
     if "concurrency" in asked:
         from prunetune.vllm.load import measured
 
+        prompts = prompts[: asked["requests"]]
+        measured(llm, prompts[: asked["concurrency"]], job["sampling"], asked)
         rounds = [measured(llm, prompts, job["sampling"], asked) for _ in range(asked["rounds"])]
     else:
         rounds = [_round(llm, prompts, job, asked) for _ in range(asked.get("rounds", 1))]

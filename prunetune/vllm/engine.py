@@ -14,6 +14,9 @@ from prunetune.hub.uris import is_uri, parse
 from prunetune.vllm.fits import ARCHITECTURES, VERSIONS, problem
 from prunetune.vllm.switch import ENVIRONMENT
 
+COUNTED_BY = "anyres_max_9"
+"""The limit of LLaVA-OneVision's tiles that vLLM has written into its counts."""
+
 
 @cache
 def _load(path: str) -> PruningConfig:
@@ -194,7 +197,23 @@ def check_engine(vllm_config: Any, config: PruningConfig) -> None:
                 f"a pruned model cannot be served with {setting}; leave it out, or start without "
                 f"{ENVIRONMENT}"
             )
-    check_fits(family_like(vllm_config.model_config.hf_config), config, strict=False)
+    hf_config = vllm_config.model_config.hf_config
+    check_packing(config.model.model_type, hf_config)
+    check_fits(family_like(hf_config), config, strict=False)
+
+
+def check_packing(model_type: str, hf_config: Any) -> None:
+    """Raise where vLLM gives a picture another number of tokens than the model was made for.
+
+    Raises:
+        UnsupportedModelError: A LLaVA-OneVision of another limit than its usual one.
+    """
+    limit = getattr(hf_config, "vision_aspect_ratio", COUNTED_BY)
+    if model_type == "llava_onevision" and limit != COUNTED_BY:
+        raise UnsupportedModelError(
+            f"vision_aspect_ratio is {limit}, and vLLM counts the image tokens of llava_onevision "
+            f"by {COUNTED_BY}; run the model in transformers"
+        )
 
 
 def mend_cpu_runner() -> None:

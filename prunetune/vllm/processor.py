@@ -131,9 +131,10 @@ def pruned_info(base: Any, model_type: str) -> Any:
     class Info(base):  # type: ignore[misc]
         def get_supported_mm_limits(self) -> Mapping[str, int | None]:
             limits = dict(super().get_supported_mm_limits())
-            if not ARCHITECTURES[model_type].videos:
+            if "video" in limits and not ARCHITECTURES[model_type].videos:
                 # Frames stand apart in the prompt: how many tokens each keeps is known too late.
-                limits.pop("video", None)
+                # Not taken away: vLLM looks for the processor's settings for videos there.
+                limits["video"] = 0
             return limits
 
         def get_mm_max_tokens_per_item(

@@ -16,6 +16,12 @@ llava.KINDS["llava_next"] = (
     "llava_next.image_processing_pil_llava_next:LlavaNextImageProcessorPil",
     llava.CLIP | {"processor_class": "LlavaNextProcessor"},
 )
+LIMIT = {"vision_aspect_ratio": "anyres_max_9"}
+"""The only one that vLLM counts tokens by."""
+llava.KINDS["llava_onevision"] = (
+    llava.KINDS["llava_onevision"][0],
+    llava.KINDS["llava_onevision"][1] | LIMIT,
+)
 MROPE = {"qwen2_vl": [4, 6, 6], "qwen2_5_vl": [4, 6, 6], "qwen3_vl": [6, 5, 5]}
 
 
@@ -29,7 +35,10 @@ class WiderHeads:
     def model(self, **text):
         own, name = self._own, self.model_type
         if name not in MROPE:
-            return own.model(**HEADS, **text)
+            made = own.model(**HEADS, **text)
+            if name == "llava_onevision":
+                made.config.update(LIMIT)
+            return made
         before = type(own).mrope
         type(own).mrope = MROPE[name]
         try:

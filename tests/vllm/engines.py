@@ -56,3 +56,8 @@ def in_pairs(samples, count):
 def same(ours, theirs):
     """Return how many answers are the same."""
     return sum(a.ids == b.ids for a, b in zip(ours, theirs, strict=True))
+
+
+def same_texts(ours, theirs):
+    """Return how many texts are the same, spaces around them apart."""
+    return sum(a.strip() == b.strip() for a, b in zip(ours, theirs, strict=True))

@@ -1,12 +1,14 @@
 """Which configs vLLM can run, and the search that only finds such ones; needs no vLLM."""
 
 from random import Random
+from types import SimpleNamespace
 
 import pytest
 from engines import config_for
 from spaces import space
 
-from prunetune.errors import ConfigError
+from prunetune.errors import ConfigError, UnsupportedModelError
+from prunetune.vllm.engine import check_packing
 from prunetune.vllm.fits import ARCHITECTURES, applicable, narrowed, problem
 
 REFUSED = {
@@ -39,6 +41,14 @@ def test_the_rest_it_can_run():
     can = applicable()
     assert {"topv", "last_query", "text_relevance", "key_norm"} & {*can["scorers"]} == set()
     assert {"cls_attention", "context_entropy", "coverage"} <= {*can["scorers"]}
+
+
+def test_llava_onevision_as_vllm_counts_it():
+    usual, other = (SimpleNamespace(vision_aspect_ratio=f"anyres_max_{n}") for n in (9, 2))
+    check_packing("llava_onevision", usual)
+    check_packing("llava_next", other)
+    with pytest.raises(UnsupportedModelError, match="anyres_max_2"):
+        check_packing("llava_onevision", other)
 
 
 def test_a_narrowed_search_finds_nothing_else():
