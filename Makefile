@@ -119,6 +119,7 @@ format: $(DEV_STAMP)  ## Format the code and mend what can be mended
 
 schema: $(DEV_STAMP)  ## Write docs/config.schema.json again
 	@$(BIN)/python tools/export_schema.py
+	@$(BIN)/python tools/search_schema.py
 
 screenshots: $(DEV_STAMP)  ## Take the pictures of docs/ again (PRUNETUNE_REPORT=FILE: of that report)
 	@$(BIN)/python -m pytest tests/review/test_*browser.py

@@ -220,7 +220,7 @@ def growth(facts: StudyFacts) -> go.Figure | None:
     half = areas[max(0, len(areas) // 2 - 1)] / whole
     title = (
         f"The front last grew with trial {trials[last].number}; after half of its trials it had "
-        f"{percent(half, 2)} of what it has now"
+        f"{percent(half)} of what it has now"
     )
     found = figure(title, "trial (number)", "area that the front dominates (share of now)")
     found.add_trace(

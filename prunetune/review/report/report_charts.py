@@ -17,6 +17,7 @@ from prunetune.review.theme import percent, title_of
 
 _SHORT = {
     "front": "Cost",
+    "history-0": "History",
     "schedules": "Schedules",
     "importance": "Importance",
     "parallel": "Parameters",

@@ -87,7 +87,7 @@ def front_table(facts: StudyFacts) -> Table | None:
     """Return the points of a front that were measured on held-out data; None for one objective."""
     if facts.front_record is None:
         return None
-    result = facts.front_record["result"]
+    result, shares = facts.front_record["result"], facts.metrics[1] == "mean_retention"
     rows = []
     for point in result["points"]:
         known = [b for b in point["baselines"] if b["held_out_gap"] is not None]
@@ -96,22 +96,22 @@ def front_table(facts: StudyFacts) -> Table | None:
         rows.append(
             (
                 f"trial {point['trial']}",
-                number(point["cost"]),
+                percent(point["cost"]) if shares else number(point["cost"]),
                 number(point["held_out_gap"]),
                 _interval((low, high)),
                 _beside(point, best),
                 tenths(point["top1_agreement"]),
                 tenths(point["accuracy"]),
-                percent(point["mean_retention"]),
+                *([] if shares else [percent(point["mean_retention"])]),
             )
         )
-    cost = UNITS.get(facts.metrics[1], facts.metrics[1])
+    cost = "mean retention" if shares else UNITS.get(facts.metrics[1], facts.metrics[1])
     heads: tuple[str, ...] = ("point", f">{cost}", ">gap", ">95% interval")
     heads += (
         ">against the best baseline of that cost",
         ">top-1 agreement",
         ">accuracy",
-        ">mean retention",
+        *([] if shares else [">mean retention"]),
     )
     accuracy = tenths(result["unpruned"]["accuracy"])
     caption = (

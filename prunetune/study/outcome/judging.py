@@ -93,7 +93,11 @@ def _unpruned(
 
 def _loss(loses: Loses, of: float | None) -> Loss:
     apart = loses.low > 0 or loses.high < 0
-    return Loss(mean=loses.mean, interval=(loses.low, loses.high), of=of, beyond_noise=apart)
+    low, high = loses.low, loses.high
+    if of is not None:
+        # Nothing can lose more than there is, nor gain more than is missing.
+        low, high = max(low, of - 1.0), min(high, of)
+    return Loss(mean=loses.mean, interval=(low, high), of=of, beyond_noise=apart)
 
 
 def _rival(tuned: Sequence[SampleScore], row: Baseline) -> Rival | None:

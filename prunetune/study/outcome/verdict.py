@@ -53,7 +53,7 @@ def losses(judged: Judged) -> str:
     return (
         f"has a gap of {lost.gap.mean:.4f} ({gap_low:.4f} to {gap_high:.4f}) and another next "
         f"token on {100 * lost.agreement.mean:.1f}% of the samples "
-        f"({100 * max(0.0, low):.1f}% to {100 * min(1.0, high):.1f}%)"
+        f"({100 * low:.1f}% to {100 * high:.1f}%)"
     )
 
 
