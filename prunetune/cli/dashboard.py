@@ -69,8 +69,8 @@ def dashboard(
         newest_run,
     )
     from prunetune.study.database.connect import open_storage
+    from prunetune.study.database.place import locate
     from prunetune.study.database.urls import redact
-    from prunetune.study.find import locate
 
     quieten_optuna()
     target = study or str(newest_run(Path("studies")))
