@@ -61,6 +61,10 @@ def dashboard(
     says otherwise.
     """
     at_least("--port", port, 0)
+    from prunetune.study.database.place import locate
+
+    if study is not None:
+        locate(study)
     from prunetune.cli._environment import quieten_optuna
     from prunetune.review.dashboard.dashboard import (
         LOOPBACK,
@@ -70,7 +74,6 @@ def dashboard(
     )
     from prunetune.study.database.connect import open_storage
     from prunetune.study.database.urls import redact
-    from prunetune.study.database.place import locate
 
     quieten_optuna()
     target = study or str(newest_run(Path("studies")))

@@ -71,15 +71,16 @@ def export(
     What the finished search wrote is taken as it is; another trial, or a study that has no result
     yet, is measured on both splits first.
     """
-    from prunetune.cli._environment import quieten_optuna, set_threads
     from prunetune.study.database.place import locate
-    from prunetune.study.find import chosen_trial, find_study, measured_config, stored_config
-    from prunetune.study.outcome.savings import saving_of, with_saving
-    from prunetune.vllm.fits import engines
 
     at_least("--trial", trial, 0)
     locate(study)
     check_replaceable(Path(output), force)
+    from prunetune.cli._environment import quieten_optuna, set_threads
+    from prunetune.study.find import chosen_trial, find_study, measured_config, stored_config
+    from prunetune.study.outcome.savings import saving_of, with_saving
+    from prunetune.vllm.fits import engines
+
     quieten_optuna()
     found = find_study(study, name)
     costs = {

@@ -68,6 +68,9 @@ def report(
     target = Path(output) if output else None
     if target is not None and (target.is_dir() or target.suffix.lower() not in (".html", ".htm")):
         raise ConfigError(f"--output: received {output!r}, allowed a file that ends in .html")
+    from prunetune.study.database.place import locate
+
+    locate(study or storage or "")
     from prunetune.cli._environment import quieten_optuna, set_threads
     from prunetune.review.report.report_file import default_path, load_for, write_report
     from prunetune.study.find import find_study

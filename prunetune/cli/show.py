@@ -86,7 +86,7 @@ def show(
     sides = [own, *(_side(name) for name in names[1:])]
     configs = [side.config for side in sides]
     pictures = [_read(image) for image in images]
-    target = None if terminal and output is None else _target(output, images[0])
+    target = None if terminal and output is None else _target(output, images)
     name = model_named(config, configs[0].model, model, loading)
     prepare_pictures(sides[0].processor, loading)
     from prunetune.cli._environment import set_threads
@@ -160,8 +160,12 @@ def _title(configs: list[str], images: list[str], question: str | None) -> str:
     return f"{' against '.join(configs)} on {on}" + (f": {question}" if question else "")
 
 
-def _target(output: str | None, image: str) -> Path:
-    target = Path(output) if output else Path(f"{Path(image).stem}-kept.png")
+def _target(output: str | None, images: list[str]) -> Path:
+    target = Path(output) if output else Path(f"{Path(images[0]).stem}-kept.png")
+    if any(Path(image).resolve() == target.resolve() for image in images):
+        raise ConfigError(
+            f"--output: received {str(target)!r}, which is a picture to show; allowed another place"
+        )
     if _kind(target) not in ("PNG", "JPEG", "WEBP"):
         raise ConfigError(f"--output: received {str(target)!r}, allowed .png, .jpg or .webp")
     return target

@@ -57,8 +57,9 @@ def needed(
 def _tower(vision: Any, size: int, patches: int, views: int, eager: bool) -> int:
     """Return the bytes of a vision tower's activations, pictures included."""
     wide = int(vision.hidden_size)
-    depth = int(getattr(vision, "num_hidden_layers", None) or getattr(vision, "depth", 0))
-    heads = int(getattr(vision, "num_attention_heads", None) or getattr(vision, "num_heads", 1))
+    # CLIP's and Qwen-VL's names.
+    depth = int(getattr(vision, "num_hidden_layers", getattr(vision, "depth", 0)))
+    heads = int(getattr(vision, "num_attention_heads", getattr(vision, "num_heads", 1)))
     pixels = 3 * int(vision.patch_size) ** 2
     # LLaVA's towers keep the states of every layer.
     held = (depth + 1 + 8) * wide + 3 * int(vision.intermediate_size) + pixels

@@ -1,12 +1,15 @@
 """What a run will do and how long, from one timed sample; how many held-out samples fit."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from itertools import pairwise
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
 
-from prunetune.calibration import CalibrationSet
+from prunetune.calibration import CalibrationSet, Sample
 from prunetune.errors import ConfigError
+from prunetune.measure.scores import image_ids
 from prunetune.presets import preset_names
 from prunetune.study.clock import Clock
 from prunetune.study.outcome.decision import CANDIDATES
@@ -28,56 +31,76 @@ class Pace:
     """Seconds a sample.
 
     Attributes:
-        unpruned: Of the unpruned run.
+        unpruned: Of the unpruned run, the first about a picture.
+        again: Of a further one about the same picture.
         trial: Of a config.
     """
 
     unpruned: float
+    again: float
     trial: float
+
+    def of(self, samples: Iterable[Any]) -> float:
+        """Return the mean seconds of a sample's unpruned run over a split."""
+        pictures = image_ids(list(samples))
+        first = len(set(pictures)) / max(1, len(pictures))
+        return first * self.unpruned + (1 - first) * self.again
 
 
 def timed(prepared: "Prepared") -> Pace:
     """Run a sample unpruned and pruned, and say how long each took; quick ones a few at once."""
-    pictures = {sample.image_id: k for k, sample in reversed([*enumerate(prepared.calibration)])}
-    # The first one also pays for what is set up once: the second is timed, on another picture.
-    found = _timed(prepared, sorted(pictures.values())[:2])
-    some = range(min(_SOME, len(prepared.calibration)))
-    return _timed(prepared, some) if found.unpruned + found.trial < _QUICK else found
+    found = _timed(prepared, _few(prepared.calibration), warm=False)
+    if found.unpruned + found.trial >= _QUICK:
+        return found
+    return _timed(prepared, first_pictures(prepared.calibration, _SOME), warm=True)
 
 
-def _timed(prepared: "Prepared", chosen: Sequence[int]) -> Pace:
+def _few(samples: CalibrationSet) -> CalibrationSet:
+    """Return a sample, one about another picture, and a further one about that, as there are."""
+    by_picture: dict[str, list[Sample]] = {}
+    for sample in samples:
+        by_picture.setdefault(sample.image_id, []).append(sample)
+    one, *others = by_picture.values()
+    other = max(others, key=len, default=[])
+    return replace(samples, samples=(one[0], *other[:2]))
+
+
+def _timed(prepared: "Prepared", samples: CalibrationSet, *, warm: bool) -> Pace:
     from prunetune.measure.evaluator import Evaluator
     from prunetune.space.space import Space
     from prunetune.study.trials.trials import presets_at
 
-    samples = tuple(prepared.calibration[index] for index in chosen)
     marks = [time.monotonic()]
     evaluator = Evaluator(
         prepared.loaded,
-        replace(prepared.calibration, samples=samples),
+        samples,
         deepest=prepared.deepest,
-        batch_size=1 if len(samples) < _SOME else _SOME,
+        batch_size=_SOME if warm else 1,
         own=prepared.spec.own_tokens,
         levels=prepared.levels,
         progress=lambda done: marks.append(time.monotonic()),
     )
-    unpruned = _pace(marks, len(samples))
+    took = _parts(marks, warm)
+    pictures = max(1, len({sample.image_id for sample in samples}) - (not warm))
+    first, more = sorted(took, reverse=True)[:pictures], sorted(took, reverse=True)[pictures:]
+    unpruned = fmean(first)
+    again = fmean(more) if more else unpruned
     space = Space.of(prepared.spec, evaluator.facts())
     known = (p.config for p in presets_at(("uniform", *preset_names()), space))
     config = next((config for config in known if config is not None), None)
     if config is None:
-        return Pace(unpruned, unpruned)
+        return Pace(unpruned, again, unpruned)
     marks = [time.monotonic()]
     for _ in evaluator.evaluate(config, answers=False):
         marks.append(time.monotonic())
-    return Pace(unpruned, _pace(marks, len(samples)))
+    took = _parts(marks, warm)
+    return Pace(unpruned, again, sum(took) / (len(samples) if warm else len(took)))
 
 
-def _pace(marks: Sequence[float], count: int) -> float:
-    """Return seconds a sample; of few, those of the last."""
-    if count < _SOME and len(marks) > 1:
-        return marks[-1] - marks[-2]
-    return (marks[-1] - marks[0]) / count
+def _parts(marks: Sequence[float], warm: bool) -> list[float]:
+    """Return what lies between marks; the first part also pays for what is set up once."""
+    took = [after - before for before, after in pairwise(marks)]
+    return took if warm or len(took) < 2 else took[1:]
 
 
 @dataclass(frozen=True)
@@ -86,6 +109,7 @@ class Forecast:
 
     Attributes:
         pace: Seconds a sample.
+        unpruned: Seconds of the unpruned runs of both splits.
         calibration: Samples of the calibration split.
         held_out: Of the held-out split, as many as there is time for.
         there: Held-out samples that there are.
@@ -96,6 +120,7 @@ class Forecast:
     """
 
     pace: Pace
+    unpruned: float
     calibration: int
     held_out: int
     there: int
@@ -103,11 +128,6 @@ class Forecast:
     configs: float
     rescored: int
     clock: Clock
-
-    @property
-    def unpruned(self) -> float:
-        """Seconds of the unpruned runs of both splits."""
-        return self.pace.unpruned * (self.calibration + self.held_out)
 
     @property
     def trial(self) -> float:
@@ -145,35 +165,42 @@ def forecast(prepared: "Prepared", clock: Clock) -> Forecast:
         ConfigError: Not even the unpruned run of the calibration samples fits.
     """
     pace, spec = timed(prepared), prepared.spec
-    there = len(prepared.held_out)
+    there, each = len(prepared.held_out), pace.of(prepared.held_out)
+    first = pace.of(prepared.calibration) * len(prepared.calibration)
     rivals = 1 + 0.6 * (1 + len(preset_names()))
     points = 1 if spec.promise or not spec.pareto else spec.rescored
-    known = Forecast(
+    clock.pace = pace.trial
+    count = there
+    if clock.seconds is not None:
+        allowed = _UNPRUNED_SHARE * clock.left - first
+        count = min(there, int(allowed / max(each, 1e-9)))
+        if count < min(there, _LEAST_HELD_OUT):
+            raise ConfigError(_too_short(clock, len(prepared.calibration), first, each))
+    return Forecast(
         pace=pace,
+        unpruned=first + count * each,
         calibration=len(prepared.calibration),
-        held_out=there,
+        held_out=count,
         there=there,
         trials=spec.trials,
         configs=points * rivals + (CANDIDATES / 2 if spec.promise else 0),
         rescored=points if spec.pareto else spec.rescored,
         clock=clock,
     )
-    clock.pace = pace.trial
-    if clock.seconds is None:
-        return known
-    allowed = _UNPRUNED_SHARE * clock.left - pace.unpruned * known.calibration
-    count = int(allowed / max(pace.unpruned, 1e-9))
-    if count < min(there, _LEAST_HELD_OUT):
-        needed = pace.unpruned * (known.calibration + _LEAST_HELD_OUT) / _UNPRUNED_SHARE
-        spent = clock.seconds - clock.left
-        fits = int(_UNPRUNED_SHARE * clock.left / max(pace.unpruned, 1e-9)) - _LEAST_HELD_OUT
-        fewer = f", or --samples {fits}" if fits >= _LEAST_HELD_OUT else ""
-        raise ConfigError(
-            f"--timeout: received {clock.seconds:g}, allowed here about {spent + needed:.0f} or "
-            f"more: the unpruned run of {known.calibration} calibration samples alone takes about "
-            f"{shown(pace.unpruned * known.calibration)}; give more time{fewer}"
-        )
-    return replace(known, held_out=min(there, count))
+
+
+def _too_short(clock: Clock, calibration: int, first: float, each: float) -> str:
+    """Return words on a timeout that not even the unpruned run fits into."""
+    seconds = clock.seconds or 0.0
+    needed = seconds - clock.left + (first + _LEAST_HELD_OUT * each) / _UNPRUNED_SHARE
+    spare = _UNPRUNED_SHARE * clock.left - _LEAST_HELD_OUT * each
+    fits = int(spare * calibration / max(first, 1e-9))
+    fewer = f", or --samples {fits}" if fits >= _LEAST_HELD_OUT else ""
+    return (
+        f"--timeout: received {seconds:g}, allowed here about {needed:.0f} or more: the unpruned "
+        f"run of {calibration} calibration samples alone takes about {shown(first)}; give more "
+        f"time{fewer}"
+    )
 
 
 def first_pictures(samples: CalibrationSet, count: int) -> CalibrationSet:

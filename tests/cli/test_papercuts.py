@@ -31,9 +31,10 @@ HEAVY = {"torch", "optuna", "transformers", "sqlalchemy", "datasets", "numpy", "
 
 
 def test_what_is_no_study_is_said_before_anything_heavy_is_loaded(tmp_path):
-    status, names = loaded_by("status", tmp_path / "nope")
-    assert status == 2
-    assert not names & HEAVY
+    for words in (("status",), ("report",), ("export", "-o", "x.json"), ("dashboard",)):
+        status, names = loaded_by(*words, tmp_path / "nope")
+        assert status == 2
+        assert not names & HEAVY, words
     # The twin: a study is read by them.
     search(tmp_path / "yes", trials=1)
     status, names = loaded_by("status", tmp_path / "yes")
@@ -194,6 +195,8 @@ def test_presets_are_verified_and_shown(tmp_path):
     shown = call("show", *preset, tmp_path / "one.png", "-o", tmp_path / "kept.png", "--json")
     assert shown.status == 0, shown.err
     assert shown.json["configs"] == ["uniform"]
+    one = tmp_path / "one.png"
+    refused("show", *preset, one, "-o", one, has=("which is a picture to show",))
     refused("verify", "--preset", "uniform", has=("--model",))
     refused("verify", has=("received neither",))
     refused("show", tmp_path / "one.png", has=("IMAGE: received 0",))

@@ -1,7 +1,7 @@
 """A run keeps its time: trials make room for the table, and what is no use is not measured."""
 
 import pytest
-from fakes import Fake, search, trials_of
+from fakes import Fake, search, spec, trials_of
 
 from prunetune.errors import StudyError
 from prunetune.study.clock import Clock
@@ -101,3 +101,15 @@ def _badness(held, row):
 class Alike(Fake):
     def badness(self, config):
         return 0.05
+
+
+def test_other_workers_end_with_the_one_that_started_them(tmp_path):
+    from types import SimpleNamespace
+
+    from prunetune.study.workers.crew import Cache, Workers, crew
+
+    prepared = SimpleNamespace(spec=spec(), out=tmp_path)
+    clock = Clock(100.0, begun=7.0, kept=20.0)
+    order = crew(prepared, {}, 8, Cache(), Workers(3), clock=clock)._order
+    assert Clock(**order["clock"]) == clock
+    assert "clock" not in crew(prepared, {}, 8, Cache(), Workers(3))._order
