@@ -113,8 +113,8 @@ def correlation(mine: list[Row], proxy: str) -> float:
 
 def report(found: list[Row], options: argparse.Namespace) -> list[str]:
     lines = [
-        f"Model `{options.model}`, {datetime.now(UTC):%Y-%m-%d}: {len(found)} configs, accuracy on a",
-        f"fresh set of the generator's seed {options.fresh} (480 questions on 120 pictures).",
+        f"Model `{options.model}`, {datetime.now(UTC):%Y-%m-%d}: {len(found)} configs, accuracy on",
+        f"a fresh set of the generator's seed {options.fresh} (480 questions on 120 pictures).",
     ]
     for keep in sorted({row["keep"] for row in found}, reverse=True):
         mine = [row for row in found if row["keep"] == keep]
