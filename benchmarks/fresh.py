@@ -15,10 +15,12 @@ from prunetune.study.outcome.noise import paired
 from training.tiny.make_calibration import write_split
 
 
-def fresh(evaluator: Evaluator, seed: int, pictures: int | None = None) -> Evaluator:
+def fresh(
+    evaluator: Evaluator, seed: int, pictures: int | None = None, kind: str = "plain"
+) -> Evaluator:
     """Return what measures on a fresh set like the held-out one, with the same model."""
     with tempfile.TemporaryDirectory(prefix="prunetune-fresh-") as folder:
-        write_split("held_out", Path(folder), pictures, seed)
+        write_split("held_out", Path(folder), pictures, seed, kind)
         return Evaluator(evaluator.loaded, load_sides("tiny", folder)[1], deepest=1)
 
 

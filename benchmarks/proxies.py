@@ -11,6 +11,7 @@ One JSON line a config is appended to --out; what is there is not measured again
 
     python benchmarks/proxies.py                                # three budgets, 100 configs each
     python benchmarks/proxies.py --keeps 0.1 --configs 8 --trials 8
+    python benchmarks/proxies.py --model tiny-1 --keeps 0.1 --out tiny-1.jsonl --page=
     python benchmarks/proxies.py --report
 """
 
@@ -51,7 +52,10 @@ def pool(keep: float, evaluator: Evaluator, options: argparse.Namespace) -> list
     """Return configs that searches of each metric have come to, better ones first."""
     found: dict[str, tuple[float, PruningConfig]] = {}
     for metric in METRICS:
-        spec = StudySpec(keep=keep, seed=options.seed, metric=metric, trials=options.trials)
+        about = {"model": options.model, "data": options.data}
+        spec = StudySpec(
+            keep=keep, seed=options.seed, metric=metric, trials=options.trials, **about
+        )
         with tempfile.TemporaryDirectory() as folder:
             study = run_trials(spec, evaluator, out=Path(folder))
             trials = study.get_trials(deepcopy=False, states=FINISHED)
@@ -70,8 +74,8 @@ def _p(entry: tuple[float, PruningConfig]) -> float:
 
 
 def measured(keep: float, options: argparse.Namespace) -> None:
-    evaluator, _ = evaluators(keep, options.samples, OWN_TOKENS)
-    unseen = fresh(evaluator, options.fresh, options.pictures)
+    evaluator, _ = evaluators(keep, options.samples, OWN_TOKENS, options.model, options.data)
+    unseen = fresh(evaluator, options.fresh, options.pictures, options.kind)
     done = [row["digest"] for row in rows(options.out) if row["keep"] == keep]
     if len(done) >= options.configs:
         return
@@ -109,8 +113,8 @@ def correlation(mine: list[Row], proxy: str) -> float:
 
 def report(found: list[Row], options: argparse.Namespace) -> list[str]:
     lines = [
-        f"Embedded model, {datetime.now(UTC):%Y-%m-%d}: {len(found)} configs, accuracy on a fresh",
-        f"set of the generator's seed {options.fresh} (480 questions on 120 pictures).",
+        f"Model `{options.model}`, {datetime.now(UTC):%Y-%m-%d}: {len(found)} configs, accuracy on",
+        f"a fresh set of the generator's seed {options.fresh} (480 questions on 120 pictures).",
     ]
     for keep in sorted({row["keep"] for row in found}, reverse=True):
         mine = [row for row in found if row["keep"] == keep]
@@ -143,6 +147,9 @@ def main() -> None:
     parser.add_argument("--configs", type=int, default=100, help="of each budget")
     parser.add_argument("--trials", type=int, default=100, help="of each search that makes a pool")
     parser.add_argument("--seed", type=int, default=100, help="of these searches")
+    parser.add_argument("--model", default="tiny", help="the witness")
+    parser.add_argument("--data", help="its calibration set; by default the one shipped for it")
+    parser.add_argument("--kind", default="plain", help="of the fresh pictures: plain or busy")
     parser.add_argument("--fresh", type=int, default=11, help="generator seed of the unseen set")
     parser.add_argument("--pictures", type=int, help="of the unseen set; by default 120")
     parser.add_argument("--samples", type=int, help="a split; by default all")

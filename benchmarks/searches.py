@@ -36,6 +36,7 @@ from prunetune.config import PruningConfig
 from prunetune.measure.evaluator import Evaluator
 from prunetune.measure.scores import Scores, accuracy, measure
 from prunetune.models import load_model
+from prunetune.models.embedded import shipped_data
 from prunetune.presets import preset_names
 from prunetune.space.space import Space
 from prunetune.spec import OWN_TOKENS, SpaceSpec, StudySpec
@@ -45,11 +46,15 @@ from prunetune.study.trials.trials import presets_at
 
 
 def evaluators(
-    keep: float, samples: int | None = None, own: int = 0
+    keep: float,
+    samples: int | None = None,
+    own: int = 0,
+    model: str = "tiny",
+    data: str | None = None,
 ) -> tuple[Evaluator, Evaluator]:
-    loaded = load_model("tiny")
-    depth = loaded.model.config.text_config.num_hidden_layers
-    calibration, held_out = load_calibration("tiny")
+    loaded = load_model(model)
+    depth = loaded.model.config.get_text_config().num_hidden_layers
+    calibration, held_out = load_calibration(data or shipped_data(model))
     if samples is not None:
         calibration, held_out = calibration.limit(samples), held_out.limit(samples)
     deepest = max(0, min(latest_first_layer(keep, depth), depth - 1))

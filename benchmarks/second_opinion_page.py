@@ -149,7 +149,10 @@ def agreement(one: Table, other: Table) -> str:
     both = [name for name in untuned if name in other.rows]
     if len(both) < 4:
         return "too few cases in common"
-    found = spearmanr([one.accuracy(n) for n in both], [other.accuracy(n) for n in both])
+    values = [[table.accuracy(name) for name in both] for table in (one, other)]
+    if any(len(set(column)) == 1 for column in values):
+        return "one has the same accuracy throughout"
+    found = spearmanr(*values)
     return f"{float(found.statistic):.2f} over {len(both)} untuned cases"
 
 

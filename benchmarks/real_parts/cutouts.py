@@ -6,9 +6,10 @@ out: training never sees them. Nothing of this is committed.
 """
 
 import subprocess
-import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from PIL import Image
 
@@ -31,6 +32,8 @@ SCENES = (
     "leuvenA.jpg", "left01.jpg", "messi5.jpg", "stuff.jpg", "butterfly.jpg",
 )  # fmt: skip
 OTHER_SCENES = ("astronaut", "brick", "coffee", "gravel", "grass", "immunohistochemistry", "rocket")
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -55,30 +58,21 @@ def unpacked(folder: Path) -> Path:
     return root
 
 
-def held_out(name: str) -> bool:
-    """Whether a file is one of the quarter that training never sees; by its name alone."""
-    return zlib.crc32(name.encode()) % 4 == 0
+def part(found: Sequence[Found], side: str) -> list[Found]:
+    """The side's share of what there is, in its order: every fourth is held out."""
+    return [one for index, one in enumerate(found) if (index % 4 == 1) == (side == "held_out")]
 
 
 def read_sources(root: Path, side: str) -> Sources:
     """The objects and backgrounds of a side: "train" or "held_out"."""
-    unseen = side == "held_out"
-    objects = {
-        name: [
-            cut_out(file)
-            for folder in folders
-            for file in sorted((root / STAMPS / folder).rglob("*.png"))
-            if "cartoon" not in str(file) and held_out(file.name) == unseen
-        ]
-        for name, folders in CLASSES.items()
-    }
-    scenes = [root / PHOTOGRAPHS / name for name in SCENES]
-    photographs = [
-        Image.open(file).convert("RGB")
-        for file in scenes
-        if file.is_file() and held_out(file.name) == unseen
-    ]
-    return Sources(objects, photographs + [i for n, i in others() if held_out(n) == unseen])
+    objects = {}
+    for name, folders in CLASSES.items():
+        files = [f for folder in folders for f in sorted((root / STAMPS / folder).rglob("*.png"))]
+        photographed = [file for file in files if "cartoon" not in str(file)]
+        objects[name] = [cut_out(file) for file in part(photographed, side)]
+    scenes = [file for name in SCENES if (file := root / PHOTOGRAPHS / name).is_file()]
+    backgrounds = [Image.open(file).convert("RGB") for file in part(scenes, side)]
+    return Sources(objects, backgrounds + part(others(), side))
 
 
 def cut_out(file: Path) -> Image.Image:
@@ -90,14 +84,14 @@ def cut_out(file: Path) -> Image.Image:
     return whole
 
 
-def others() -> list[tuple[str, Image.Image]]:
+def others() -> list[Image.Image]:
     """scikit-image's photographs, those that its installation carries."""
     from skimage import data
 
     found = []
     for name in OTHER_SCENES:
         try:
-            found.append((name, Image.fromarray(getattr(data, name)()).convert("RGB")))
+            found.append(Image.fromarray(getattr(data, name)()).convert("RGB"))
         except (OSError, ModuleNotFoundError, ValueError):  # it would have to be downloaded
             continue
     return found

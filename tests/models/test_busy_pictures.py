@@ -9,11 +9,11 @@ import pytest
 
 pytest.importorskip("sklearn", reason="the digits of the pictures come with scikit-learn")
 
-from training.tiny.busy.clutter import MOST_HIDDEN  # noqa: E402
-from training.tiny.kinds import KINDS  # noqa: E402
-from training.tiny.make_calibration import picture_of, questions_of  # noqa: E402
-from training.tiny.model import vocabulary  # noqa: E402
-from training.tiny.painting import (  # noqa: E402
+from training.tiny.busy.clutter import MOST_HIDDEN
+from training.tiny.kinds import KINDS
+from training.tiny.make_calibration import picture_of, questions_of
+from training.tiny.model import vocabulary
+from training.tiny.painting import (
     COLORS,
     GROUND_COLORS,
     HSV,
@@ -22,8 +22,8 @@ from training.tiny.painting import (  # noqa: E402
     TONES,
     shape_alpha,
 )
-from training.tiny.pictures import load_digit_bank  # noqa: E402
-from training.tiny.questions import ALL_TYPES, PLURALS  # noqa: E402
+from training.tiny.pictures import load_digit_bank
+from training.tiny.questions import ALL_TYPES, PLURALS
 
 SIZES = ((128, 128), (128, 64), (96, 128), (150, 100))
 BUSY = KINDS["busy"]

@@ -39,7 +39,7 @@ def test_an_earlier_model_comes_from_a_checkout(next_edition):
 
 def test_elsewhere_it_is_refused_in_one_line(next_edition):
     for refused, kind in ((find_model, ConfigError), (load_calibration, DataError)):
-        with pytest.raises(kind, match="'tiny-1' is an earlier embedded .* run from a check") as e:
+        with pytest.raises(kind, match=r"'tiny-1' is an earlier embedded .* run from a check") as e:
             refused("tiny-1")
         assert "\n" not in str(e.value)
 

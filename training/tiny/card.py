@@ -23,15 +23,24 @@ def table(title: str, shipped: dict, other: dict, columns: list[str]) -> str:
 
 def tables(shipped: dict, other: dict, columns: list[str]) -> str:
     """All sections of an evaluation, beside those of another model."""
-    names = ("128x128, one-word types", "128x128, all types")
-    overall = [{name: found[name] for name in names} for found in (shipped, other)]
+    names = ("128x128, one-word types", "128x128, all types", "all questions")
+    overall = [{n: found[n] for n in names if n in found} for found in (shipped, other)]
     first = table("Overall", *overall, columns)
     others = [table(title, shipped[key], other[key], columns) for key, title in SECTIONS]
     return "\n\n".join([first, *others])
 
 
-def card(shipped: dict, other: dict, size: float, notes: dict) -> str:
-    """The whole model card; `notes` holds columns (two headings) and the texts of the template."""
+def card(evaluations: dict[str, tuple[dict, dict]], size: float, notes: dict) -> str:
+    """The whole model card.
+
+    Args:
+        evaluations: Of each kind of pictures, of the shipped weights and of others.
+        size: Of the weights, in MiB.
+        notes: Columns (two headings) and the texts of the template.
+    """
+    parts = []
+    for kind, (shipped, other) in evaluations.items():
+        parts += [f"### {kind.capitalize()} pictures", tables(shipped, other, notes["columns"])]
     return TEMPLATE.read_text(encoding="utf-8").format(
-        size=size, image_tokens=336, tables=tables(shipped, other, notes["columns"]), **notes
+        size=size, image_tokens=336, tables="\n\n".join(parts), **notes
     )

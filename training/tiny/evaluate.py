@@ -123,6 +123,12 @@ def shares(outcomes: list[Outcome], key: str) -> dict[str, dict[str, float]]:
     }
 
 
+def overall(outcomes: list[Outcome]) -> dict[str, float]:
+    """Accuracy in percent and number of questions, over all of them."""
+    right = [outcome.right for outcome in outcomes]
+    return {"accuracy": round(100 * float(np.mean(right)), 1), "questions": len(right)}
+
+
 def summary(outcomes: list[Outcome]) -> dict[str, dict]:
     """By type at 128 x 128, by size, and overall over the one-word types and all."""
     square = [o for o in outcomes if o.size == "128x128"]
@@ -131,6 +137,7 @@ def summary(outcomes: list[Outcome]) -> dict[str, dict]:
     return {
         "128x128, one-word types": shares(one_word, "size").get("128x128", {}),
         "128x128, all types": shares(square, "size").get("128x128", {}),
+        "all questions": overall(outcomes),
         "by_type": {kind: by_type[kind] for kind in ALL_TYPES if kind in by_type},
         "by_size": shares(outcomes, "size"),
         "by_type_other_sizes": shares([o for o in outcomes if o.size != "128x128"], "type"),
@@ -152,6 +159,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=150, help="of 128 x 128")
     parser.add_argument("--others", type=int, default=30, help="of each other size")
     parser.add_argument("--generate", type=int, default=0, help="questions to check by generate")
+    parser.add_argument("--at-least", type=float, default=0, help="percent; exit 1 below it")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -166,6 +174,8 @@ def main() -> None:
             print(f"  {key:12} {value}")
     if args.json:
         print(json.dumps(found))
+    if found["all questions"]["accuracy"] < args.at_least:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

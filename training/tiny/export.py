@@ -3,7 +3,8 @@
     python -m training.tiny.export runs/tiny/checkpoint.safetensors --out prunetune/embedded/tiny
 
 The model card is written from measurements: `--card SHIPPED OTHER` names two files whose last
-line is what `evaluate --json` printed, for the exported weights and for others to compare with.
+line is what `evaluate --json` printed, for the exported weights and for others to compare with;
+`--busy-card` names two more, of busy pictures.
 """
 
 import argparse
@@ -34,6 +35,12 @@ def export(checkpoint: Path, out: Path) -> None:
             os.replace(written, out / written.name)
 
 
+def evaluation(path: Path) -> dict:
+    """What `evaluate --json` printed last."""
+    found: dict = json.loads(path.read_text().splitlines()[-1])
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -41,6 +48,7 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--out", type=Path, default=Path("prunetune/embedded/tiny"))
     parser.add_argument("--card", type=Path, nargs=2, help="evaluations to write README.md from")
+    parser.add_argument("--busy-card", type=Path, nargs=2, help="the same of busy pictures")
     parser.add_argument(
         "--notes", type=Path, help="JSON of texts for the card: columns, agreement, trained, limits"
     )
@@ -49,8 +57,9 @@ def main() -> None:
     export(args.checkpoint, args.out)
     size = (args.out / "model.safetensors").stat().st_size / 2**20
     if args.card:
-        shipped, other = (json.loads(path.read_text().splitlines()[-1]) for path in args.card)
-        text = card(shipped, other, size, json.loads(args.notes.read_text()))
+        named = {"plain": args.card, "busy": args.busy_card}
+        found = {kind: tuple(map(evaluation, paths)) for kind, paths in named.items() if paths}
+        text = card(found, size, json.loads(args.notes.read_text()))
         (args.out / "README.md").write_text(text, encoding="utf-8")
     print(f"{args.out}: {size:.1f} MiB of weights")
 
