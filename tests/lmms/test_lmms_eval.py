@@ -138,7 +138,8 @@ def test_the_likelihood_of_choices(tasks, config):
     found = evaluated(
         tasks, "chosen", "--force_simple", model_args=f"pretrained=tiny,config={config}"
     )
-    assert 0.2 < found["acc,none"] < 1
+    # One of eight by chance.
+    assert 0.3 < found["acc,none"] < 1
 
 
 def test_likelihoods_are_those_of_the_whole_text(config):
@@ -146,7 +147,7 @@ def test_likelihoods_are_those_of_the_whole_text(config):
     import torch
     from PIL import Image
 
-    from prunetune.lmms.likelihood import log_likelihood
+    from prunetune.lmms.likelihood import continuation_loss
     from prunetune.lmms.prompts import encode, user_turn
     from prunetune.models import load_model
     from prunetune.runtime import apply
@@ -164,13 +165,13 @@ def test_likelihoods_are_those_of_the_whole_text(config):
     }
     with torch.inference_mode():
         logits = loaded.model(**whole).logits[:, -ids.shape[1] - 1 : -1].log_softmax(-1)
-    expected = float(logits.gather(-1, ids[..., None]).sum())
-    told, greedy = log_likelihood(loaded.model, tokenizer, inputs, "blue red")
+    expected = -float(logits.gather(-1, ids[..., None]).mean())
+    told, greedy = continuation_loss(loaded.model, tokenizer, inputs, "blue red")
     assert told == pytest.approx(expected, abs=1e-4)
     assert not greedy
-    assert log_likelihood(loaded.model, tokenizer, inputs, "blue")[1]
+    assert continuation_loss(loaded.model, tokenizer, inputs, "blue")[1]
     with apply(loaded.model, config):
-        pruned, _ = log_likelihood(loaded.model, tokenizer, inputs, "blue red")
+        pruned, _ = continuation_loss(loaded.model, tokenizer, inputs, "blue red")
     assert pruned != pytest.approx(told, abs=1e-3)
 
 
