@@ -52,7 +52,7 @@ def mended(markdown: str, folder: str, known: set[str]) -> str:
             return found[0]
         path, mark, anchor = target.partition("#")
         place = posixpath.normpath(posixpath.join(folder, path))
-        inside = place.removeprefix("docs/")
+        inside = place.removeprefix("docs/").replace(f"{NOTEBOOK}.ipynb", f"{NOTEBOOK}.md")
         if inside in known:
             return f"[{text}]({inside}{mark}{anchor})"
         # A wrong one stays, and --strict says so.
@@ -64,7 +64,7 @@ def mended(markdown: str, folder: str, known: set[str]) -> str:
 
 def notebook_page(notebook: dict[str, Any], name: str) -> str:
     """Return a notebook's texts and code as Markdown."""
-    parts = [f"[This page as a notebook]({name})"]
+    parts = [f'<a href="{name}" download>This page as a notebook</a>']
     for cell in notebook["cells"]:
         text = "".join(cell["source"])
         parts.append(text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```")

@@ -10,8 +10,8 @@ def continuation_loss(model: Any, tokenizer: Any, inputs: Any, text: str) -> tup
     """Return a continuation's loss, and whether every token of it is the likeliest.
 
     The loss is the mean over its tokens of -log p: what lmms-eval calls a likelihood, and takes
-    the least of. The prompt is prefilled, and so pruned, as when it is answered; the continuation is then fed
-    with the cache.
+    the least of. The prompt is prefilled, and so pruned, as when it is answered; the continuation
+    is then fed with the cache.
 
     Args:
         model: With or without a config applied.

@@ -118,7 +118,8 @@ class _Pruned(lmms):  # type: ignore[misc]
     def loglikelihood(self, requests: Sequence[Any]) -> list[GenerationResult]:
         """Return the loss of each continuation, and whether it is the greedy one.
 
-        A loss, whatever the name: the least of a task's choices wins. In the wrapper of answers: lmms-eval 0.7.3 makes a text of any other pair of numbers.
+        A loss, whatever the name: the least of a task's choices wins. In the wrapper of answers,
+        because lmms-eval 0.7.3 makes a text of any other pair of numbers.
         """
         found = []
         for request in requests:
