@@ -138,8 +138,8 @@ def test_the_likelihood_of_choices(tasks, config):
     found = evaluated(
         tasks, "chosen", "--force_simple", model_args=f"pretrained=tiny,config={config}"
     )
-    # One of eight by chance.
-    assert 0.3 < found["acc,none"] < 1
+    # An eighth by chance, and nothing where the worst is taken for the best.
+    assert found["acc,none"] > 0.5
 
 
 def test_likelihoods_are_those_of_the_whole_text(config):
