@@ -2,6 +2,7 @@
 
 import json
 import os
+import traceback
 from pathlib import Path
 
 import pytest
@@ -220,6 +221,12 @@ def test_a_token_is_never_printed(hub, monkeypatch, address):
     monkeypatch.setenv("HF_TOKEN", BAD)
     assert "Zaphod" not in refused("diff", address, address)
     assert "Zaphod" not in refused("verify", "--model", "org/none", GOLDEN / "v1_topv.json")
+    shown = call("diff", address, address, "--debug").err
+    assert "Traceback" in shown
+    assert "Zaphod" not in shown
+    with pytest.raises(ConfigError) as raised:
+        PruningConfig.load(address)
+    assert "Zaphod" not in "".join(traceback.format_exception(raised.value))
 
 
 def test_the_http_library_does_print_it(hub):

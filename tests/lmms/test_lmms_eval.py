@@ -219,3 +219,15 @@ def test_system_prompts_videos_and_text_only():
     (answer,) = model._generate([user_turn([], "what color is the star ?")], {"max_new_tokens": 3})
     assert answer.token_counts.output_tokens <= 3
     model.clean()
+
+
+def test_each_process_of_several_has_its_own_gpu(monkeypatch):
+    import torch
+
+    from prunetune.lmms.arguments import own_device
+
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert own_device() is None
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert own_device() == "cuda:3"
