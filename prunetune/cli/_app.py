@@ -235,7 +235,9 @@ def run(args: Sequence[str]) -> int:
         return 141
     except Exception as error:
         if "--debug" in argv:
-            traceback.print_exc()
+            from prunetune.hub.reasons import without_secrets
+
+            sys.stderr.write(without_secrets(traceback.format_exc()))
         status, text = explain(error, argv)
         text = " ".join(text.split())
         note(f"error: {text}")

@@ -27,7 +27,12 @@ def push(
         str,
         typer.Argument(metavar="CONFIG", help="A config file, or a run's folder: what it chose."),
     ],
-    repo: Annotated[str, typer.Argument(metavar="ORG/NAME", help="Repository of the hub.")],
+    repo: Annotated[
+        str,
+        typer.Argument(
+            metavar="ORG/NAME", help="Repository of the hub, or hf://ORG/NAME/FILE.json."
+        ),
+    ],
     filename: Annotated[
         str, typer.Option(metavar="FILE.json", help="What it is called there.")
     ] = FILE,
@@ -80,8 +85,8 @@ def push(
         {
             "config": str(done.place),
             "url": done.url,
-            "repo": repo,
-            "filename": filename,
+            "repo": done.place.repo,
+            "filename": done.place.file,
             "commit": done.place.revision,
             "digest": digest,
             "held_out_table": result is not None,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prunetune.errors import ConfigError
-from prunetune.hub.reasons import reason_of
+from prunetune.hub.reasons import cause_of, reason_of
 from prunetune.hub.uris import Place
 
 _SECONDS = 5.0
@@ -142,7 +142,7 @@ def _explained(place: Place, *, sending: bool = False) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # the HTTP library beneath huggingface_hub changes between releases
-        raise ConfigError(_line(place, error, sending)) from error
+        raise ConfigError(_line(place, error, sending)) from cause_of(error)
 
 
 def _line(place: Place, error: Exception, sending: bool) -> str:

@@ -5,7 +5,7 @@ import re
 
 from prunetune.messages import plain
 
-_TOKEN = re.compile(r"(?i)(bearer\s+)[^\s'\"]+|\bhf_\w+|(?<=://)[^/@\s]+(?=@)")
+_TOKEN = re.compile(r"(?i)(bearer\s+)[^\s'\"]+|\bhf_[a-z0-9]{8,}|(?<=://)[^/@\s]+(?=@)")
 _LONGEST = 160
 
 
@@ -14,11 +14,25 @@ def reason_of(error: BaseException) -> str:
 
     HTTP libraries quote a header that they refuse, and a proxy's address with its password.
     """
-    text = str(error).strip() or type(error).__name__
+    text = without_secrets(str(error).strip() or type(error).__name__)
+    return plain(text.splitlines()[0])[:_LONGEST]
+
+
+def cause_of(error: BaseException) -> BaseException | None:
+    """Return an error to raise another from; None where a traceback of it would tell a secret."""
+    told: BaseException | None = error
+    while told is not None:
+        if without_secrets(str(told)) != str(told):
+            return None
+        told = told.__cause__ or told.__context__
+    return error
+
+
+def without_secrets(text: str) -> str:
+    """Return a text without tokens and passwords."""
     for secret in _secrets():
         text = text.replace(secret, "***")
-    text = _TOKEN.sub(lambda found: f"{found[1] or ''}***", text)
-    return plain(text.splitlines()[0])[:_LONGEST]
+    return _TOKEN.sub(lambda found: f"{found[1] or ''}***", text)
 
 
 def _secrets() -> list[str]:

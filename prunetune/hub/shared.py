@@ -50,15 +50,7 @@ class OnHub:
         """
         if Path(repo).is_dir():
             return cls.read(Path(repo) / filename, str(Path(repo) / filename))
-        if is_uri(repo):
-            if filename != FILE or revision is not None:
-                raise ConfigError(
-                    f"received {str(repo)!r} and a filename or a revision; an address has both: "
-                    "hf://ORG/NAME/FILE.json@REVISION"
-                )
-            place = parse(repo)
-        else:
-            place = checked(Place(str(repo), filename, revision), str(repo))
+        place = _place(str(repo), filename, revision)
         return cls.fetched(
             place, token=token, cache_dir=cache_dir, local_files_only=local_files_only
         )
@@ -84,7 +76,7 @@ class OnHub:
         *,
         filename: str = FILE,
         revision: str | None = None,
-        result: Mapping[str, Any] | None = None,
+        result: Any = None,
         private: bool | None = None,
         create_pr: bool = False,
         commit_message: str | None = None,
@@ -96,11 +88,11 @@ class OnHub:
         else stands in it stays. The repository and the branch are made where there are none.
 
         Args:
-            repo: ``org/name``.
+            repo: ``org/name``, or an address ``hf://org/name/file[@branch]``.
             filename: Path inside it.
             revision: Branch; by default the main one.
-            result: For the held-out table: what ``search --json`` ended with, or
-                ``SearchResult.to_dict()``.
+            result: For the held-out table: what ``prunetune.search`` returned, or what
+                ``search --json`` printed.
             private: Whether a new repository is private; None for its owner's default.
             create_pr: Open a pull request instead of writing to the branch.
             commit_message: Of the commit.
@@ -109,10 +101,11 @@ class OnHub:
         Raises:
             ConfigError: The hub did not take it; one line, and nothing was changed there.
         """
-        place = checked(Place(repo, filename, revision), repo)
+        place = _place(repo, filename, revision)
+        filename = place.file
         text, digest = self.to_json(), self.digest()
         card = text_there(place, CARD, token=token)
-        described = written(card, place, json.loads(text), digest, result)
+        described = written(card, place, json.loads(text), digest, _told(result))
         return send(
             place,
             {filename: text.encode(), CARD: described.encode()},
@@ -121,3 +114,33 @@ class OnHub:
             create_pr=create_pr,
             token=token,
         )
+
+
+def _place(repo: str, filename: str, revision: str | None) -> Place:
+    if not is_uri(repo):
+        return checked(Place(repo, filename, revision), repo)
+    if filename != FILE or revision is not None:
+        raise ConfigError(
+            f"received {repo!r} and a filename or a revision; an address has both: "
+            "hf://ORG/NAME/FILE.json@REVISION"
+        )
+    return parse(repo)
+
+
+def _told(result: Any) -> Mapping[str, Any] | None:
+    """Return a search's result as plain data.
+
+    Raises:
+        ConfigError: It has no held-out table, as a front's has not.
+    """
+    found = result.to_dict() if hasattr(result, "to_dict") else result
+    if found is None:
+        return None
+    if not isinstance(found, Mapping) or not {"best", "unpruned", "baselines", "verdict"} <= {
+        *found
+    }:
+        raise ConfigError(
+            f"push_to_hub: result: received {type(result).__name__} without a held-out table, "
+            "allowed: what prunetune.search returned for one budget, or what search --json printed"
+        )
+    return found

@@ -103,5 +103,6 @@ def checked(place: Place, received: str, *, empty: bool = False) -> Place:
     elif not place.file.endswith(".json") or ".." in place.file.split("/"):
         what = f"{place.file!r} is no JSON file"
     if what is not None:
-        raise ConfigError(f"received {received!r}: {what}; allowed: {_FORM}")
+        form = _FORM if is_uri(received) else "ORG/NAME, and a file that ends with .json"
+        raise ConfigError(f"received {received!r}: {what}; allowed: {form}")
     return place

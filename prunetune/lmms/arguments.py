@@ -1,5 +1,6 @@
 """What ``--model_args`` takes, and how a model is loaded and pruned by it."""
 
+import os
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -62,11 +63,23 @@ def loaded_pruned(pretrained: Any, config: Any, more: dict[str, Any]) -> Pruned:
             "or config=FILE of a config that names its model"
         )
     options, note = differing(own, processor or None)
+    if not {"device", "device_map"} & loading.keys() and (device := own_device()):
+        loading["device"] = device
     loaded = load_model(name, processor=options, **loading)
     handle = None
     if pruning is not None:
         handle = apply(loaded.model, pruning, processor=loaded.processor)
     return Pruned(loaded, pruning, handle, note or "")
+
+
+def own_device() -> str | None:
+    """Return the GPU of this process where several were started (``accelerate launch``)."""
+    import torch
+
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if not several or not torch.cuda.is_available():
+        return None
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
 
 
 def _split(more: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

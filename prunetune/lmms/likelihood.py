@@ -6,11 +6,12 @@ import torch
 
 
 @torch.inference_mode()
-def log_likelihood(model: Any, tokenizer: Any, inputs: Any, text: str) -> tuple[float, bool]:
-    """Return a continuation's log-likelihood, and whether every token of it is the likeliest.
+def continuation_loss(model: Any, tokenizer: Any, inputs: Any, text: str) -> tuple[float, bool]:
+    """Return a continuation's loss, and whether every token of it is the likeliest.
 
-    The prompt is prefilled, and so pruned, as when it is answered; the continuation is then fed
-    with the cache.
+    The loss is the mean over its tokens of -log p: what lmms-eval calls a likelihood, and takes
+    the least of. The prompt is prefilled, and so pruned, as when it is answered; the continuation
+    is then fed with the cache.
 
     Args:
         model: With or without a config applied.
@@ -32,5 +33,5 @@ def log_likelihood(model: Any, tokenizer: Any, inputs: Any, text: str) -> tuple[
         )
         logits.append(later.logits)
     scores = torch.cat(logits, dim=1).float().log_softmax(-1)
-    told = scores.gather(-1, ids[..., None]).sum()
-    return float(told), bool((scores.argmax(-1) == ids).all())
+    told = scores.gather(-1, ids[..., None]).mean()
+    return -float(told), bool((scores.argmax(-1) == ids).all())

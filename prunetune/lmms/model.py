@@ -13,7 +13,7 @@ from lmms_eval.models.model_utils.gen_metrics import log_metrics
 
 from prunetune.errors import PrunetuneError
 from prunetune.lmms.arguments import loaded_pruned
-from prunetune.lmms.likelihood import log_likelihood
+from prunetune.lmms.likelihood import continuation_loss
 from prunetune.lmms.prompts import Messages, encode, media_of, user_turn
 from prunetune.models.devices import device_of
 
@@ -116,9 +116,10 @@ class _Pruned(lmms):  # type: ignore[misc]
         return self.task_dict[task][split][number]
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[GenerationResult]:
-        """Return the log-likelihood of each continuation, and whether it is the greedy one.
+        """Return the loss of each continuation, and whether it is the greedy one.
 
-        In the wrapper of answers: lmms-eval 0.7.3 makes a text of any other pair of numbers.
+        A loss, whatever the name: the least of a task's choices wins. In the wrapper of answers,
+        because lmms-eval 0.7.3 makes a text of any other pair of numbers.
         """
         found = []
         for request in requests:
@@ -128,7 +129,7 @@ class _Pruned(lmms):  # type: ignore[misc]
             prompt = self._asked(user_turn(_visuals(visuals, doc), context))
             inputs = encode(self.processor, [prompt], num_frames=self._num_frames)
             inputs = inputs.to(self.device, self._model.dtype)
-            told: Any = log_likelihood(self._model, self.processor.tokenizer, inputs, text)
+            told: Any = continuation_loss(self._model, self.processor.tokenizer, inputs, text)
             found.append(GenerationResult(text=told))
         return found
 

@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 
 from prunetune.errors import ConfigError
-from prunetune.hub.reasons import reason_of
+from prunetune.hub.reasons import cause_of, reason_of
 from prunetune.hub.uris import is_repo
 from prunetune.models.tensors import refuse_pointers
 
@@ -99,12 +99,12 @@ def fetch(hub_id: str, revision: str | None, *, code: bool = False) -> tuple[Pat
         raise ConfigError(
             f"model {hub_id!r}{at} is not on the hub, or needs a licence and a login; check the "
             f"id, run: hf auth login, then: {command} (--model tiny works now)"
-        ) from error
+        ) from cause_of(error)
     except Exception as error:  # the HTTP library beneath huggingface_hub changes between releases
         raise ConfigError(
             f"weights of {hub_id!r} are not on this machine and cannot be fetched "
             f"({reason_of(error)}); with network run: {command}  --model tiny works now"
-        ) from error
+        ) from cause_of(error)
     return check_folder(folder), folder.name
 
 

@@ -77,11 +77,19 @@ def ids_of_rows(folder):
 LAYOUTS = (copies, recoded, two_folders, checkpoints, pairs, spelled, ids_of_rows)
 
 
-def made(layout, folder, kind, monkeypatch):
-    """A source of a layout: a folder, a JSONL file, or a table as the hub has them."""
+def made(layout, folder, kind, monkeypatch, extra=None):
+    """A source of a layout: a folder, a JSONL file, or a table as the hub has them.
+
+    ``extra`` is a further picture, of a sample of its own.
+    """
     folder.mkdir(parents=True)
     layout(folder)
     metadata = folder / "metadata.jsonl"
+    if extra is not None:
+        extra.save(folder / "extra.png")
+        if metadata.exists():
+            with metadata.open("a") as file:
+                file.write("\n" + json.dumps({"file_name": "extra.png", "question": "q?"}))
     if kind == "folder":
         return str(folder)
     rows = (
@@ -129,15 +137,8 @@ def test_no_picture_is_on_both_sides(tmp_path, layout, kind, monkeypatch, caplog
         if kind == "folder":
             numbers = [{name[1:].partition(".")[0] for name in part} for part in parts]
             assert not numbers[0] & numbers[1]
-    other = made(layout, tmp_path / "two" / "d", kind, monkeypatch)
     extra = photo(99)
-    extra.save(tmp_path / "two" / "d" / "extra.png")
-    if kind == "hub":
-        return
-    if (tmp_path / "two" / "d" / "metadata.jsonl").exists() or kind == "jsonl":
-        name = "rows.jsonl" if kind == "jsonl" else "metadata.jsonl"
-        with (tmp_path / "two" / "d" / name).open("a") as file:
-            file.write("\n" + json.dumps({"file_name": "extra.png", "question": "q?"}))
+    other = made(layout, tmp_path / "two" / "d", kind, monkeypatch, extra)
     calibration, held_out = load_sides(spec, other)
     assert not shown(calibration) & shown(held_out)
     assert [next(iter(s.images)).tobytes() for s in held_out] == [extra.tobytes()]

@@ -87,6 +87,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if repo is None or (repo["private"] and token != TOKEN):
             self.answer(401 if not token else 404, code="RepoNotFound")
             return None
+        if repo.get("gated"):
+            self.answer(403, code="GatedRepo")
+            return None
         return repo
 
     def at(self, repo, revision):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import traceback
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,7 @@ def test_a_config_comes_from_the_hub_and_then_from_the_cache(hub, monkeypatch, t
     [
         ("hf://org/none/x.json", "no repository 'org/none', or it is private"),
         ("hf://org/hidden", "no repository 'org/hidden', or it is private"),
+        ("hf://org/gated", "needs a licence; accept it on its page"),
         ("hf://org/name/x.json", "no such file; its JSON files: config.prune.json, other.json"),
         ("hf://org/name@v9", "no revision 'v9'"),
         ("hf://org/name/other.json", "not JSON"),
@@ -144,6 +146,7 @@ def test_what_is_not_there_is_one_line_and_exit_2(hub, address, says):
     put(hub)
     hub.put("org/name", {"other.json": b"{", "README.md": b"hi"})
     put(hub, name="org/hidden", private=True)
+    hub.create("org/gated")["gated"] = True
     assert says in refused("diff", address, address)
 
 
@@ -220,6 +223,12 @@ def test_a_token_is_never_printed(hub, monkeypatch, address):
     monkeypatch.setenv("HF_TOKEN", BAD)
     assert "Zaphod" not in refused("diff", address, address)
     assert "Zaphod" not in refused("verify", "--model", "org/none", GOLDEN / "v1_topv.json")
+    shown = call("diff", address, address, "--debug").err
+    assert "Traceback" in shown
+    assert "Zaphod" not in shown
+    with pytest.raises(ConfigError) as raised:
+        PruningConfig.load(address)
+    assert "Zaphod" not in "".join(traceback.format_exception(raised.value))
 
 
 def test_the_http_library_does_print_it(hub):
@@ -307,28 +316,35 @@ def test_push_from_the_command_line(owner, monkeypatch, tmp_path):
     assert ran.status == 0, ran.err
     assert ran.json["held_out_table"] is False
     assert PruningConfig.load(ran.json["config"]) == tiny()
+    ran = call("push", path, "hf://org/name/y.json@v1", "--json")
+    assert ran.status == 0, ran.err
+    assert (ran.json["repo"], ran.json["filename"]) == ("org/name", "y.json")
+    assert "y.json" in owner.files("org/name", "v1")
+    with pytest.raises(ConfigError, match="without a held-out table"):
+        tiny().push_to_hub("org/name", result={"front": []})
     (tmp_path / "empty").mkdir()
     refused("push", tmp_path / "empty", "org/name", has=["has no config.json", "prunetune export"])
     monkeypatch.setenv("HF_TOKEN", "hf_stranger")
     before = json.dumps(sorted(owner.files("org/name")))
     refused("push", path, "org/name", has=["cannot send to", "refuses it (403)", "hf auth login"])
-    refused("push", path, "org", has=["'org' is no repository"])
+    refused("push", path, "org", has=["'org' is no repository", "allowed: ORG/NAME"])
     assert json.dumps(sorted(owner.files("org/name"))) == before
 
 
-@pytest.mark.slow
 def test_push_a_run_with_its_held_out_table(owner, tmp_path):
-    from cli_runner import search_folder
+    from fakes import spec
+    from made_studies import Asked
 
-    from prunetune.models.load import EMBEDDED
+    from prunetune.study.study import run_search
 
-    search_folder(EMBEDDED, tmp_path)
+    run_search(spec(trials=4, presets=["uniform"]), Asked(), Asked(seed=1), out=tmp_path / "out")
     ran = call("push", tmp_path / "out", "org/run", "--json")
     assert ran.status == 0, ran.err
     assert ran.json["held_out_table"] is True
     card = owner.files("org/run")["README.md"].decode()
     assert "| **this config** |" in card
-    assert "/tmp" not in card.partition("### Held-out split")[2]
+    assert str(tmp_path) not in card
+    assert "<script>" not in card
     other = tiny().save(tmp_path / "other.json")
     refused(
         *("push", other, "org/run", "--held-out-of", tmp_path / "out"),
