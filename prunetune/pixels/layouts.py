@@ -7,7 +7,7 @@ scaled the picture to, by its own limits and its own grid, before padding.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from prunetune.pixels.field import Pixels
@@ -39,12 +39,16 @@ class Layout(ABC):
 class Native(Layout):
     """Qwen-VL: every picture at its own size, in units of 28 or 32 pixels."""
 
+    def limits(self, given: Mapping[str, Any]) -> tuple[int, int]:
+        """Return the fewest and the most pixels of a picture, by a processor's settings."""
+        return int(given["size"]["shortest_edge"]), int(given["size"]["longest_edge"])
+
     def smaller(self, size: Size, given: Mapping[str, Any], pixels: Pixels) -> Size:
         """Return what the processor would make of it under a lower ``max_pixels``."""
         factor = int(given["patch_size"]) * int(given["merge_size"])
         if not given.get("do_resize", True):
             return _stepped(size, factor, pixels)
-        low, high = int(given["size"]["shortest_edge"]), int(given["size"]["longest_edge"])
+        low, high = self.limits(given)
         used = fitted(size, factor, low, high)
         cap = max(pixels.cap(math.prod(used)), min(low, math.prod(used)))
         if math.prod(used) <= cap:
@@ -70,6 +74,16 @@ class Native(Layout):
         if used(found) > math.prod(found):  # Below its minimum, to which it would enlarge them.
             found = fitted(size, factor, 0, used(found))
         return found if used(found) < before else size
+
+
+class Volume(Native):
+    """GLM: the same, but its limits count the pixels of both moments of a patch."""
+
+    def limits(self, given: Mapping[str, Any]) -> tuple[int, int]:
+        """Return what a picture may have of them."""
+        low, high = super().limits(given)
+        moments = int(given["temporal_patch_size"])
+        return -(-low // moments), high // moments
 
 
 class AnyResolution(Layout):
@@ -126,11 +140,34 @@ class LongestEdge(Layout):
         return _scaled(used, max(math.sqrt(share), min(1.0, tile / max(used))))
 
 
+class Edge(Layout):
+    """Pixtral: every picture at its own size up to a longest edge, in whole units."""
+
+    def smaller(self, size: Size, given: Mapping[str, Any], pixels: Pixels) -> Size:
+        """Scale what the processor would have scaled it to, down to whole units."""
+        patch = given["patch_size"]
+        unit = int(patch if isinstance(patch, int) else dict(patch)["height"])
+        edge = int(given["size"]["longest_edge"])
+        used = size
+        if given.get("do_resize", True):
+            over = max(1.0, max(size) / edge)
+            used = _whole((int(size[0] / over), int(size[1] / over)), unit, math.ceil)
+        area = math.prod(used)
+        cap = pixels.cap(area)
+        if area <= cap:
+            return size
+        scale = math.sqrt(cap / area)
+        found = _whole((used[0] * scale, used[1] * scale), unit, math.floor)
+        return found if math.prod(found) < area else size
+
+
 LAYOUTS: dict[str, Layout] = {
     "native": Native(),
+    "volume": Volume(),
     "tiles": AnyResolution(),
     "canvas": Canvas(),
     "longest_edge": LongestEdge(),
+    "edge": Edge(),
 }
 """By the name that families have in ``resizing``."""
 
@@ -160,6 +197,12 @@ def _scaled(size: Size, scale: float, *, enlarge: bool = False) -> Size:
     if scale >= 1 and not enlarge:
         return size
     height, width = (max(1, round(side * scale)) for side in size)
+    return height, width
+
+
+def _whole(size: tuple[float, float], unit: int, way: Callable[[float], int]) -> Size:
+    """Return a size in whole units, at least one along each side."""
+    height, width = (max(1, way(side / unit)) * unit for side in size)
     return height, width
 
 

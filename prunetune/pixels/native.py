@@ -57,12 +57,16 @@ def native_settings(
         text = "send smaller pictures: prunetune.resized(processor, config)"
         note = "its tiles (image_grid_pinpoints) stand in the model's config too: leave them alone"
         return [Setting("transformers, vLLM", text, False, note)]
-    if layout == "native":
-        return _caps(processor, pixels, sizes, count, wanted)
+    if layout in ("native", "volume"):
+        return _caps(processor, pixels, sizes, count, wanted, layout)
     if layout == "canvas":
         choices: list[dict[str, Any]] = [
             {"max_patches": n} for n in range(1, int(pictures.max_patches) + 1)
         ]
+    elif layout == "edge":
+        unit = int(processor.patch_size) * int(processor.spatial_merge_size)
+        found = range(unit, int(pictures.size["longest_edge"]) + 1, unit)
+        choices = [{"size": {"longest_edge": n}} for n in _some(found)]
     else:
         edge = int(pictures.size["longest_edge"])
         tile = int(pictures.max_image_size["longest_edge"])
@@ -83,11 +87,18 @@ def native_settings(
 
 
 def _caps(
-    processor: Any, pixels: Pixels, sizes: Iterable[tuple[int, int]], count: Count, wanted: int
+    processor: Any,
+    pixels: Pixels,
+    sizes: Iterable[tuple[int, int]],
+    count: Count,
+    wanted: int,
+    layout: str,
 ) -> list[Setting]:
     """Qwen-VL: a cap of pixels says a cap exactly, and a share for pictures of one size."""
     pictures = processor.image_processor
-    low, high = int(pictures.size["shortest_edge"]), int(pictures.size["longest_edge"])
+    # Of GLM's pictures both moments are counted.
+    moments = int(pictures.temporal_patch_size) if layout == "volume" else 1
+    low, high = (int(pictures.size[k]) // moments for k in ("shortest_edge", "longest_edge"))
     unit = int(pictures.patch_size) * int(pictures.merge_size)
     exact = isinstance(pixels, MaxPixels)
     if isinstance(pixels, MaxPixels):
@@ -95,10 +106,14 @@ def _caps(
     else:
         used = (math.prod(fitted(size, unit, low, high)) for size in set(sizes))
         found = sorted({max(low, int(pixels.cap(area))) for area in used})
-        choices = [{"size": {"shortest_edge": low, "longest_edge": area}} for area in _some(found)]
+        edges = [(low * moments, area * moments) for area in _some(found)]
+        choices = [{"size": {"shortest_edge": a, "longest_edge": b}} for a, b in edges]
         best, made = _nearest(processor, choices, count, wanted)
-        most, note = best["size"]["longest_edge"], _note(made, wanted)
-    text = f"processor(..., size={{'shortest_edge': {low}, 'longest_edge': {most}}})"
+        most, note = best["size"]["longest_edge"] // moments, _note(made, wanted)
+    edge = f"{{'shortest_edge': {low * moments}, 'longest_edge': {most * moments}}}"
+    text = f"processor(..., size={edge})"
+    if layout == "volume":
+        return [Setting("transformers", text, exact, note)]
     kwargs = json.dumps({"min_pixels": low, "max_pixels": most})
     tokens = most // unit**2
     return [

@@ -79,6 +79,8 @@ class TinyFamily:
         later_images: Whether a later turn may bring images.
         views_apart: Whether the encoder gets a picture's tiles in one row with other pictures'.
         lookup: Whether transformers itself can look candidates up in the prompt; else why not.
+        beams: Whether transformers itself keeps several images of a prompt in order under beams;
+            else why not.
         chunks: Whether transformers itself can prefill it in parts; else why not.
         marks: Pytest marks of all its tests, as from ``needs``.
     """
@@ -96,6 +98,7 @@ class TinyFamily:
     later_images: bool = True
     views_apart: bool = False
     lookup: bool | str = True
+    beams: bool | str = True
     chunks: bool | str = True
     marks: tuple[Any, ...] = ()
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prunetune.errors import UnsupportedModelError
 from prunetune.families import Family
 from prunetune.runtime.vision.tower import VisionCapture
 
@@ -141,6 +142,12 @@ def given_to(family: Family, bound: dict[str, Any]) -> tuple[dict[str, Any], dic
     outputs = bound.get("mm_encoder_outputs")
     # Idefics 3 also takes a tensor, of which nothing is known.
     outputs = outputs if isinstance(outputs, dict) else {}
+    films = outputs.get("video"), *(bound.get(name) for name in PIXELS["video"])
+    if "video" not in family.encoders and any(film is not None for film in films):
+        raise UnsupportedModelError(
+            f"videos: received one, allowed none for {family.config.model_type}: its family prunes "
+            "pictures only; pass frames as pictures, or remove the config for prompts with videos"
+        )
     encoded, pixels = {}, {}
     for modality in family.encoders:
         if outputs.get(modality) is not None:
