@@ -24,8 +24,8 @@ from prunetune.models.processors import load_processor
 from prunetune.vllm.jobs import Asked, Job, ask
 
 CONCURRENCY = (1, 8, 32)
-EACH = 8
-"""Requests of a round for each at once; ``requests`` at most."""
+LEAST, EACH = 4, 2
+"""Requests of a round: so many for each at once, not fewer than that, ``requests`` at most."""
 QUESTION = "what is it ?"
 
 
@@ -112,11 +112,9 @@ def bench_in_vllm(
         **(engine or {}),
     }
     sampling = {"max_tokens": new_tokens, "ignore_eos": True}
-    counts = [min(requests, EACH * at_once) for at_once in concurrency]
-    runs = [
-        {"name": str(at_once), "concurrency": at_once, "rounds": rounds, "requests": count}
-        for at_once, count in zip(concurrency, counts, strict=True)
-    ]
+    counts = [min(requests, max(LEAST, EACH * at_once)) for at_once in concurrency]
+    loads = [[*load, rounds] for load in zip(concurrency, counts, strict=True)]
+    runs = [{"name": "loads", "loads": loads}]
     with tempfile.TemporaryDirectory(prefix="prunetune-pictures-") as place:
         cases = _cases(config, load_processor(folder), folder, size, max(counts), Path(place))
         jobs = [
@@ -176,8 +174,8 @@ def _smaller(
 
 
 def _served(case: str, load: int, requests: int, number: int, found: dict[str, Any]) -> Served:
-    rate, first, tokens = _figures(found[case]["runs"][number]["rounds"], requests)
-    before, waited, _ = _figures(found[UNPRUNED]["runs"][number]["rounds"], requests)
+    rate, first, tokens = _figures(found[case]["runs"][0]["rounds"][number], requests)
+    before, waited, _ = _figures(found[UNPRUNED]["runs"][0]["rounds"][number], requests)
     return Served(
         case,
         load,

@@ -92,12 +92,15 @@ def _run(job: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
     llm = LLM(**{**job["engine"], **asked.get("engine", {})})
     loaded = time.perf_counter() - began
     prompts = [_prompt(each) for each in job["prompts"]]
-    if "concurrency" in asked:
+    rounds: list[Any]
+    if "loads" in asked:
         from prunetune.vllm.load import measured
 
-        prompts = prompts[: asked["requests"]]
-        measured(llm, prompts[: asked["concurrency"]], job["sampling"], asked)
-        rounds = [measured(llm, prompts, job["sampling"], asked) for _ in range(asked["rounds"])]
+        measured(llm, prompts[:2], job["sampling"], 1)
+        rounds = [
+            [measured(llm, prompts[:count], job["sampling"], at_once) for _ in range(number)]
+            for at_once, count, number in asked["loads"]
+        ]
     else:
         rounds = [_round(llm, prompts, job, asked) for _ in range(asked.get("rounds", 1))]
     del llm

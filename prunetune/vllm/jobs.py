@@ -52,7 +52,8 @@ class Job:
         config: None for vLLM as it is.
         prompts: All of them are asked in every run.
         runs: ``name``; ``engine``: further settings; ``alone``: one prompt after another;
-            ``rounds``: how often with the same engine; ``concurrency``: a measurement.
+            ``rounds``: how often with the same engine; ``loads``: measurements instead, of each
+            how many requests at once, how many in a round, and how many rounds.
         engine: Settings of all runs, as ``vllm.LLM`` takes them.
         sampling: As ``vllm.SamplingParams`` takes it.
         refusals: Settings of engines that are not started, but checked.

@@ -13,7 +13,7 @@ class _Request:
 
 
 def measured(
-    llm: Any, prompts: list[Any], sampling: dict[str, Any], asked: dict[str, Any]
+    llm: Any, prompts: list[Any], sampling: dict[str, Any], at_once: int
 ) -> dict[str, Any]:
     """Ask all prompts, so many at once, and return what it took.
 
@@ -24,7 +24,7 @@ def measured(
         llm: ``vllm.LLM``, in this process.
         prompts: Each asked once; no two share a picture.
         sampling: Of ``vllm.SamplingParams``.
-        asked: ``concurrency``: requests at once.
+        at_once: Requests.
     """
     from vllm import SamplingParams
 
@@ -44,7 +44,7 @@ def measured(
             engine.add_request(number, prompt, parameters)
             return
 
-    for _ in range(asked["concurrency"]):
+    for _ in range(at_once):
         start()
     while running:
         for output in engine.step():

@@ -18,17 +18,19 @@ def config(tmp_path):
 @pytest.fixture
 def data(tmp_path):
     """Return questions with right answers, every other one in capitals."""
-    rows = []
-    for k, sample in enumerate(load_sides("tiny", None, seed=0)[0].samples[:COUNT]):
-        answer = sample.answer.upper() if k % 2 else sample.answer
-        rows.append({"file_name": f"{k}.png", "question": sample.question, "answer": answer})
-        (tmp_path / "set").mkdir(exist_ok=True)
-        sample.images[0].save(tmp_path / "set" / f"{k}.png")
-    return write_rows(tmp_path / "set", rows)
+    for split, side in zip(("calibration", "held_out"), load_sides("tiny", None, seed=0)):
+        folder, rows = tmp_path / "set" / split, []
+        folder.mkdir(parents=True)
+        for k, sample in enumerate(side.samples[:COUNT]):
+            answer = sample.answer.upper() if k % 2 else sample.answer
+            rows.append({"file_name": f"{k}.png", "question": sample.question, "answer": answer})
+            sample.images[0].save(folder / f"{k}.png")
+        write_rows(folder, rows)
+    return tmp_path / "set"
 
 
 def test_verify_compares_the_engines_and_counts_answers_as_it_is_told(config, data):
-    flags = ("--model", "tiny", "--data", data, "--held-out", data, "--json")
+    flags = ("--model", "tiny", "--data", data, "--json")
     ran = call("verify", config, *flags, "--engine", "vllm", "--match", "exact")
     assert ran.status == 0, (ran.out, ran.err)
     told = ran.json

@@ -62,7 +62,7 @@ def chosen():
     """Return samples, and by positions what our own runtime answers: texts, tokens a prompt.
 
     The store is made by vLLM to try things out: it looks for a prompt without its last token and
-    reads it with that token, so that prompts of whole blocks would end the engine.
+    reads it with that token, so that one token beyond whole blocks would end the engine.
     """
     held_out = list(load_sides("tiny", None, seed=0)[1])[: COUNT + 12]
     loaded, found = load_model("tiny"), {}
@@ -70,7 +70,7 @@ def chosen():
     for positions in ("original", "packed"):
         config = config_for("llava_next", 16, positions)
         told = answers(loaded, config, held_out, new_tokens=NEW)
-        whole = [k for k, answer in enumerate(told) if answer.prompt_tokens % BLOCK][:COUNT]
+        whole = [k for k, answer in enumerate(told) if answer.prompt_tokens % BLOCK != 1][:COUNT]
         texts = [decode(told[k].ids, skip_special_tokens=True) for k in whole]
         found[positions] = texts, [told[k].prompt_tokens for k in whole]
     return [held_out[k] for k in whole], found
