@@ -99,7 +99,7 @@ def test_a_fronts_figures_speak_about_the_front():
     named = [trace.name for trace in drawn.data]
     assert f"knee: {facts.knee.name}" in named
     assert not any(name.startswith("ships") for name in named)
-    assert [t.number for t in plots.shown_schedules(facts)][0] == facts.knee.number
+    assert plots.shown_schedules(facts)[0] is facts.knee
     assert {t.number for t in plots.shown_schedules(facts)} <= facts.front | {facts.knee.number}
     area = plots.growth(facts).data[0].y
     assert list(area) == sorted(area)
