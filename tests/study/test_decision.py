@@ -65,8 +65,12 @@ def test_milliseconds_order_the_candidates(tmp_path):
     assert "cheapest" not in plain.model_dump()
     with pytest.raises(StudyError, match="nothing here measures them"):
         by_cost(front, promise, None)
-    result = promised(tmp_path, {"loss": "gap", "most": 0.55, "cheapest": "ms"},
-                      clock=lambda configs: [100 * mean_retention(c.stages, 16) for c in configs])  # fmt: skip
+
+    def clock(configs):
+        return [100 * mean_retention(config.stages, 16) for config in configs]
+
+    by_ms = {"loss": "gap", "most": 0.55, "cheapest": "ms"}
+    result = promised(tmp_path, by_ms, clock=clock)
     decision = result.decision
     assert decision.to_dict()["cheapest"] == "ms"
     costs = {number: cost for number, _, cost in result.front}
