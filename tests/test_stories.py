@@ -16,7 +16,7 @@ from prunetune.calibration.sources import tiny_folder
 from prunetune.config import PruningConfig
 from tools import search_schema
 
-FEW = ("--trials", 6, "--threads", 1, "--no-cache", "--preset", "uniform", "--json")
+FEW = ("--trials", 4, "--threads", 1, "--no-cache", "--preset", "uniform", "--json")
 
 
 def pictures(folder, split, count, labelled=True):
@@ -37,9 +37,20 @@ def pictures(folder, split, count, labelled=True):
 def labelled(tmp_path_factory):
     """Story (a): "may lose at most 2 points, make it as cheap as possible; what does it save?"."""
     folder = tmp_path_factory.mktemp("labelled")
-    data = pictures(folder / "data", "calibration", 4)
-    held_out = pictures(folder / "held-out", "held_out", 40)
-    words = ["search", "--model", "tiny", "--max-drop", 2, "--keep", "0.5:0.97", "--no-report"]
+    data = pictures(folder / "data", "calibration", 2)
+    held_out = pictures(folder / "held-out", "held_out", 33)
+    words = [
+        "search",
+        "--model",
+        "tiny",
+        "--max-drop",
+        2,
+        "--keep",
+        "0.9:0.97",
+        "--selectors",
+        "top",
+        "--no-report",
+    ]
     words += ["--data", data, "--held-out", held_out, "--out", folder / "run"]
     ran = call(*words, "--price", "2.5/h", *FEW)
     assert ran.status == 0, ran.err
@@ -76,10 +87,10 @@ def test_labelled_data_ends_with_a_config_to_ship(labelled, tmp_path):
 
 def test_a_folder_of_pictures_is_enough(tmp_path):
     """Story (b): no questions, no answers."""
-    data = pictures(tmp_path / "data", "calibration", 6, labelled=False)
-    held_out = pictures(tmp_path / "held-out", "held_out", 24, labelled=False)
+    data = pictures(tmp_path / "data", "calibration", 3, labelled=False)
+    held_out = pictures(tmp_path / "held-out", "held_out", 16, labelled=False)
     ran = call(
-        "search", "--model", "tiny", "--max-gap", 0.4, "--data", data, "--held-out", held_out,
+        "search", "--model", "tiny", "--max-gap", 0.5, "--data", data, "--held-out", held_out,
         "--out", tmp_path / "run", *FEW,
     )  # fmt: skip
     assert ran.status == 0, ran.err

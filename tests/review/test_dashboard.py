@@ -196,7 +196,8 @@ def test_studies_of_every_kind_get_a_note(tmp_path, kind):
     assert publisher.refresh()
     note = get_note(study)
     if directions == 2:
-        assert "### Best: trial" in note
+        assert "### The front's knee: trial" in note
+        assert "### The front" in note
         assert f"| {markdown(study_facts(study).axis(1))} |" in note
     else:
         assert "No trial has finished yet" in note

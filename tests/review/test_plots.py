@@ -11,7 +11,9 @@ from made_studies import made_study
 from prunetune.review import plots, theme
 from prunetune.review.decoded import decoded, importances
 from prunetune.review.facts import study_facts
-from prunetune.review.report import report_charts, sample_plots
+from prunetune.review.fronts import dominated
+from prunetune.review.report import report_charts, sample_plots, type_plots
+from prunetune.review.report.cards import columns
 from prunetune.review.words import stage_words
 
 OKABE_ITO = {"#0072b2", "#d55e00", "#009e73", "#e69f00", "#56b4e9", "#cc79a7", "#f0e442"}
@@ -27,7 +29,8 @@ def figures_of(study):
         "schedules": plots.schedules(facts),
         "importance": plots.importance(facts, importances(facts)),
         "parallel": report_charts.parallel(facts),
-        "types": sample_plots.types_figure(facts),
+        "types": type_plots.types_figure(facts),
+        "growth": plots.growth(facts),
         "gaps": sample_plots.gap_distribution(facts),
     }
     found |= {f"history {k}": plots.history(facts, k) for k in range(len(facts.metrics))}
@@ -37,7 +40,7 @@ def figures_of(study):
 def test_every_figure_has_axes_a_title_and_colours_for_all(searched):
     made = made_study(trials=30, directions=["minimize", "maximize"])
     every = [*figures_of(searched.study).values(), *figures_of(made).values()]
-    assert len(every) == 13
+    assert len(every) == 14
     for figure in every:
         assert len(theme.title_of(figure)) > 20
         for axis in (figure.layout.xaxis, figure.layout.yaxis):
@@ -69,6 +72,73 @@ def test_the_front_is_what_nothing_beats(points):
     expected = {tuple(t.values) for t in study.best_trials}
     found = {facts.trials[n].values for n in facts.front}
     assert found == expected
+
+
+def test_no_card_stands_alone_in_a_row():
+    for count in range(1, 30):
+        wide = columns(count)
+        assert 1 <= wide <= 6
+        assert count <= wide or count % wide != 1
+    # The twin: six in a row would leave the seventh alone.
+    assert 7 % 6 == 1
+    assert columns(7) == 4
+
+
+def test_a_fronts_figures_speak_about_the_front():
+    made = made_study(
+        trials=30, directions=["minimize"] * 2, metric_names=["cosine", "mean_retention"]
+    )
+    facts = study_facts(made)
+    assert [t.values[1] for t in facts.along] == sorted(t.values[1] for t in facts.along)
+    assert facts.best is facts.knee is not None
+    drawn = plots.front(facts)
+    title = theme.title_of(drawn)
+    assert f"The knee is {facts.knee.name}" in title
+    assert f"{len(facts.along)} trials go from" in title
+    assert drawn.layout.xaxis.title.text.startswith("cost: ")
+    named = [trace.name for trace in drawn.data]
+    assert f"knee: {facts.knee.name}" in named
+    assert not any(name.startswith("ships") for name in named)
+    assert plots.shown_schedules(facts)[0] is facts.knee
+    assert {t.number for t in plots.shown_schedules(facts)} <= facts.front | {facts.knee.number}
+    area = plots.growth(facts).data[0].y
+    assert list(area) == sorted(area)
+    assert area[-1] == 1
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=9))
+def test_the_area_of_a_front_is_what_its_points_cover(points):
+    corner = max(c for c, _ in points), max(m for _, m in points)
+    covered = {
+        (x, y)
+        for x in range(corner[0])
+        for y in range(corner[1])
+        if any(c <= x and m <= y for c, m in points)
+    }
+    assert dominated(points, corner) == len(covered)
+
+
+def test_losses_by_kind_are_against_unpruned(searched):
+    facts = study_facts(searched.study)
+    name, rows = type_plots.by_type(facts)
+    assert name == "accuracy"
+    samples, tuned = facts.record["samples"], facts.record["configs"]["tuned"]["correct"]
+    for row in rows:
+        places = [i for i, kind in enumerate(samples["type"]) if kind == row.name]
+        lost = sum(samples["unpruned"][i] - tuned[i] for i in places) / len(places)
+        assert row.losses["tuned"].mean == pytest.approx(lost)
+    assert [r.losses["tuned"].mean for r in rows] == sorted(
+        (r.losses["tuned"].mean for r in rows), reverse=True
+    )
+    # The title names the largest one; nothing is named where nothing is lost.
+    tuned[:] = [int(kind != rows[-1].name) for kind in samples["type"]]
+    samples["unpruned"][:] = [True] * len(tuned)
+    title = theme.title_of(type_plots.types_figure(facts))
+    assert title.startswith("The largest loss of accuracy is on")
+    assert "100.0 (" in title
+    tuned[:] = [1] * len(tuned)
+    title = theme.title_of(type_plots.types_figure(facts))
+    assert title == "No kind of question loses accuracy against the unpruned model"
 
 
 def test_the_importance_is_of_what_decides():

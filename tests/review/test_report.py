@@ -13,13 +13,12 @@ from made_studies import NASTY, NASTY_FILE, Asked, made_study
 from pages import Page, nasty_page, page_of
 
 from prunetune.review.facts import study_facts
-from prunetune.review.report import report, report_charts, sample_plots
+from prunetune.review.report import report, report_charts, type_plots
 from prunetune.review.report.report import Pictures, render
 from prunetune.review.report.worst import worst_samples
 from prunetune.review.words import verdict
 from prunetune.study.find import find_study
-from prunetune.study.outcome.intervals import bootstrap_ci
-from prunetune.study.outcome.verdict import TOO_FEW
+from prunetune.study.outcome.promise import lost
 from prunetune.study.study import run_search
 
 SECTIONS = {"config", "held-out", "history-0", "front", "schedules", "importance", "parallel"}
@@ -86,7 +85,7 @@ def test_every_kind_of_study_has_a_page(kind):
     assert "None" not in page.words.replace("None at", "")
     assert "nan" not in page.words.lower().split()
     # What is not drawn is explained.
-    drawn, wanted = len(page.figures), 7 + ("objective" in kind)
+    drawn, wanted = len(page.figures), 7
     reasons = ("No trial has been measured", "This needs", "Held-out data has not been measured")
     assert drawn + sum(page.words.count(reason) for reason in reasons) >= wanted
 
@@ -116,29 +115,39 @@ def test_a_search_for_a_front_shows_its_points(tmp_path):
         assert f"trial {point.trial}" in page.words
         assert f"{point.held_out.gap:.4f}" in page.words
     assert len(page.figures) >= 4
-    assert "keep no figures of single samples" in page.words
+    assert facts_of(tmp_path).detail["trial"] == result.knee
+    assert "The 8 held-out samples with the largest gap" in page.words
+    assert "fell from" not in page.words
+
+
+def facts_of(folder):
+    return study_facts(find_study(str(folder)).study)
 
 
 def test_questions_without_types_or_answers(tmp_path):
     kind = {"types": (), "answers": False}
     run_search(spec(trials=4), Asked(**kind), Asked(seed=1, **kind), out=tmp_path)
     page = page_of(find_study(str(tmp_path)).study)
-    assert "The held-out data has no types of questions" in page.words
+    assert "The held-out data names no kinds of questions" in page.words
     typed = tmp_path / "typed"
     kind = {"types": ("a", "b"), "answers": False}
     run_search(spec(trials=4), Asked(**kind), Asked(seed=1, **kind), out=typed)
     facts = study_facts(find_study(str(typed)).study)
-    name, rows = sample_plots.by_type(facts)
-    assert name == "top-1 agreement"
-    assert [row.name for row in rows] == ["a", "b"]
+    name, rows = type_plots.by_type(facts)
+    assert name == "agreement"
+    assert {row.name for row in rows} == {"a", "b"}
     assert sum(row.count for row in rows) == 48
     # Four questions about each picture: they are drawn together.
     assert facts.record["samples"]["picture"] == [i // 4 * 4 for i in range(48)]
-    agrees = facts.record["configs"]["tuned"]["agrees"][::2]
+    lost_there = [1.0 - x for x in facts.record["configs"]["tuned"]["agrees"][::2]]
     pictures = [str(i // 2) for i in range(24)]
-    assert rows[0].shares["tuned"][1:] == bootstrap_ci(agrees, pictures)
+    found = {row.name: row.losses["tuned"] for row in rows}["a"]
+    assert (found.mean, found.low) == pytest.approx(
+        (lost(lost_there, pictures).mean, lost(lost_there, pictures).low)
+    )
     del facts.record["samples"]["picture"]
-    assert sample_plots.by_type(facts)[1][0].shares["tuned"][1:] == bootstrap_ci(agrees)
+    alone = {row.name: row.losses["tuned"] for row in type_plots.by_type(facts)[1]}["a"]
+    assert alone.pictures == 24 == 2 * found.pictures
 
 
 def test_a_config_of_a_scorer_that_is_not_installed_is_left_out():
@@ -219,10 +228,16 @@ def test_a_study_of_500_trials_is_one_small_file():
     assert "500 of 500" in said
 
 
-def test_a_check_mark_needs_enough_pictures(searched):
+def test_a_check_mark_needs_a_result_beyond_noise(searched):
     facts = study_facts(searched.study)
     result = facts.record["result"]
-    result["best"] |= {"held_out_gap": 0.0, "accuracy": 1.0}
-    assert verdict(facts) == (result["verdict"], "good")
-    result["verdict"] = f"1 held-out picture is {TOO_FEW}."
+    for tick, tone in ((True, "good"), (False, "unsure")):
+        result["tick"] = tick
+        assert verdict(facts) == (result["verdict"], tone)
+    for problem in ("answers_nothing", "unpruned_answers_nothing"):
+        result["judged"]["problem"] = problem
+        assert verdict(facts)[1] == "bad"
+    # What a release of before says is no proof.
+    del result["judged"], result["tick"]
+    result["verdict"] = "The tuned config beats every baseline; within noise"
     assert verdict(facts) == (result["verdict"], "unsure")

@@ -6,21 +6,23 @@ import shlex
 import pytest
 from cli_runner import call
 from fakes import SUMS, Fake, search, trials_of
+from optuna.trial import FrozenTrial, TrialState
 from test_pareto import Cheap
 
+from prunetune.budget import mean_retention
 from prunetune.config import PruningConfig
 from prunetune.errors import StudyError
 from prunetune.promise import Promise
 from prunetune.spec import SpaceSpec, StudySpec
 from prunetune.study.find import chosen_trial, find_study
-from prunetune.study.outcome.decision import check_promise
+from prunetune.study.outcome.decision import by_cost, check_promise
 
 SPACE = SpaceSpec(**SUMS)
 
 
-def promised(out, promise, held_out=None, trials=40):
+def promised(out, promise, held_out=None, trials=40, **more):
     held_out = held_out or Cheap(count=480, seed=1)
-    return search(out, Cheap(), held_out, trials=trials, promise=promise, space=SPACE)
+    return search(out, Cheap(), held_out, trials=trials, promise=promise, space=SPACE, **more)
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +51,39 @@ def test_the_config_that_ships_is_the_last_that_passed(kept):
     data = json.loads(json.dumps(result.to_dict()))["decision"]
     assert (data["kept"], data["trial"]) == (True, ship.trial)
     assert data["room"] == pytest.approx(0.55 - ship.loses.bound)
+
+
+def test_milliseconds_order_the_candidates(tmp_path):
+    front = [trial(n, metric, cost) for n, metric, cost in
+             ((0, 0.4, 0.1), (1, 0.3, 0.2), (2, 0.2, 0.3), (3, 0.1, 0.4))]  # fmt: skip
+    promise = Promise(loss="gap", most=0.5, cheapest="ms")
+    # The third is slower than the fourth, which is safer, too.
+    found = by_cost(front, promise, lambda trials: [5.0, 7.0, 30.0, 20.0])
+    assert [(t.number, ms) for t, ms in found] == [(3, 20.0), (1, 7.0), (0, 5.0)]
+    plain = Promise(loss="gap", most=0.5)
+    assert [t.number for t, _ in by_cost(front, plain, None)] == [3, 2, 1, 0]
+    assert "cheapest" not in plain.model_dump()
+    with pytest.raises(StudyError, match="nothing here measures them"):
+        by_cost(front, promise, None)
+
+    def clock(configs):
+        return [100 * mean_retention(config.stages, 16) for config in configs]
+
+    by_ms = {"loss": "gap", "most": 0.55, "cheapest": "ms"}
+    result = promised(tmp_path, by_ms, clock=clock)
+    decision = result.decision
+    assert decision.to_dict()["cheapest"] == "ms"
+    costs = {number: cost for number, _, cost in result.front}
+    assert decision.shipped().cost == pytest.approx(100 * costs[decision.trial])
+    assert "(ms to the first token " in result.verdict
+
+
+def trial(number, metric, cost):
+    return FrozenTrial(
+        number=number, state=TrialState.COMPLETE, value=None, values=[metric, cost],
+        datetime_start=None, datetime_complete=None, params={}, distributions={}, user_attrs={},
+        system_attrs={}, intermediate_values={}, trial_id=number,
+    )  # fmt: skip
 
 
 def test_export_takes_what_ships(kept, tmp_path):
