@@ -50,6 +50,7 @@ SCRIPTS = {
         "--witness tiny-1 --keeps 0.25 --samples 4 --seeds 1 --trials 1 --only uniform searched "
         "--docs=page.md"
     ),
+    "benchmarks/timeouts.py": "--seconds 20 --cases keep",
     "benchmarks/ttft.py": "--shrunk --rounds 1 --docs=",
     "benchmarks/search_workers.py": "--trials 1 --samples 2 --tiny",
     "benchmarks/searches.py": (

@@ -231,14 +231,15 @@ def _run(
 ) -> "tuple[SearchResult | FrontResult, Prepared]":
     from prunetune.cli._environment import quieten_optuna, set_threads
     from prunetune.study.prepare import prepare
-    from prunetune.study.run import run
+    from prunetune.study.run import LOADING, run
 
     quieten_optuna()
     how["workers"] = share_threads(how["workers"])
     set_threads(how["workers"].threads)
     with progress(phases=True) as show:
         show("loading", 0)
-        prepared = prepare(spec, out=out, **names, **options)
+        with clock.alarmed(LOADING):
+            prepared = prepare(spec, out=out, **names, **options)
         if prepared.skipped:
             note(f"skipped {len(prepared.skipped)} bad: {'; '.join(prepared.skipped[:3])}")
         logger.info(

@@ -1,8 +1,11 @@
 """How much time a run has: when its trials end, and when nothing more is measured."""
 
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from prunetune.errors import StudyError
@@ -96,6 +99,35 @@ class Clock:
         """
         if self.over:
             raise OutOfTime(f"the timeout of {self.seconds:g} s has come")
+
+    @contextmanager
+    def alarmed(self, doing: str) -> Iterator[None]:
+        """End the block when the end comes, wherever it is, in the main thread.
+
+        For what has no steps of its own at which to look at the clock. What the interpreter does
+        not get back from a call within is waited for.
+
+        Args:
+            doing: What the time is up for.
+
+        Raises:
+            OutOfTime: It came.
+        """
+        main = threading.current_thread() is threading.main_thread()
+        if self.seconds is None or not main or signal.getsignal(signal.SIGALRM) != signal.SIG_DFL:
+            yield
+            return
+
+        def ring(number: int, frame: object) -> None:
+            raise OutOfTime(f"the timeout of {self.seconds:g} s has come while {doing}")
+
+        signal.signal(signal.SIGALRM, ring)
+        signal.setitimer(signal.ITIMER_REAL, max(0.001, self.end - self.now()))
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0.0)
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
 
     def note(self, samples: int, seconds: float) -> None:
         """Learn from a trial how long a sample takes; the last few count most."""

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from prunetune.study.outcome.summary import SearchResult
 
 BATCH_SIZE = 8
+LOADING = "model and data were loaded; give more time"
+"""What a run's time may be up for before it has begun."""
 _CACHE, _ALONE = Cache(), Workers()
 # A held-out split is measured a few times only: keeping states of more layers would not pay.
 _HELD_OUT_DEEPEST = 1
@@ -86,9 +88,10 @@ def search(
         KeyboardInterrupt: Interrupted; the same call resumes.
     """
     clock = Clock(spec.timeout)
-    prepared = prepare(
-        spec, out=out, storage=storage, study_name=study_name, skip_bad=skip_bad, **loading
-    )
+    with clock.alarmed(LOADING):
+        prepared = prepare(
+            spec, out=out, storage=storage, study_name=study_name, skip_bad=skip_bad, **loading
+        )
     return run(
         prepared,
         storage=storage,
@@ -148,7 +151,8 @@ def run_prepared(
 
     report(Step("timing a sample", 0))
     clock.page = min(PAGE_SECONDS, 0.05 * (clock.seconds or 0.0))
-    plan = forecast(prepared, clock)
+    with clock.alarmed("a sample was timed; give more time"):
+        plan = forecast(prepared, clock)
     told(plan.words())
     prepared = replace(prepared, held_out=first_pictures(prepared.held_out, plan.held_out))
     evaluator, held_out = evaluators(

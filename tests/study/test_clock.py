@@ -1,5 +1,8 @@
 """A run keeps its time: trials make room for the table, and what is no use is not measured."""
 
+import subprocess
+import sys
+
 import pytest
 from fakes import Fake, search, spec, trials_of
 
@@ -113,3 +116,27 @@ def test_other_workers_end_with_the_one_that_started_them(tmp_path):
     order = crew(prepared, {}, 8, Cache(), Workers(3), clock=clock)._order
     assert Clock(**order["clock"]) == clock
     assert "clock" not in crew(prepared, {}, 8, Cache(), Workers(3))._order
+
+
+ALARM = """
+import signal
+from prunetune.study.clock import Clock, OutOfTime
+
+with Clock(1e6).alarmed("it was loaded"):
+    pass
+assert signal.getitimer(signal.ITIMER_REAL)[0] == 0.0
+assert signal.getsignal(signal.SIGALRM) == signal.SIG_DFL
+clock = Clock(0.05)
+try:
+    with clock.alarmed("it was loaded"):
+        while clock.now() < clock.end + 120:
+            pass
+except OutOfTime as error:
+    print(error)
+"""
+
+
+def test_what_has_no_steps_ends_in_time_too():
+    # In a process of its own: this one's alarm is the test runner's.
+    done = subprocess.run([sys.executable, "-c", ALARM], capture_output=True, text=True, check=True)
+    assert done.stdout == "the timeout of 0.05 s has come while it was loaded\n"
