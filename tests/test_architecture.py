@@ -27,7 +27,10 @@ ORDER = (
     ("presets", "budget"),
     ("config", "provenance", "schedules", "models", "pixels"),
     ("scorers", "selectors", "restorers", "families"),
-    ("tokens", "registry", "files", "messages", "interrupts", "numerics", "release", "errors"),
+    (
+        *("tokens", "registry", "files", "messages", "secrets", "interrupts", "numerics"),
+        *("release", "errors"),
+    ),
 )
 STRANGERS = ORDER[-2]
 # The same inside rooms with floors; each name is a folder or a file.

@@ -38,6 +38,7 @@ SCRIPTS = {
     "benchmarks/search_cost.py": "--quick --cases tiny",
     "benchmarks/search_memory.py": "--samples 1 2 --trials 1",
     "benchmarks/search_shared.py": ("--cases tiny --samples 8 --keeps 0.25 --rounds 0 --trials 1"),
+    "benchmarks/serve_attack.py": "--minutes 0.1 --clients 6",
     "benchmarks/ttft.py": "--shrunk --rounds 1 --docs=",
     "benchmarks/search_workers.py": "--trials 1 --samples 2 --tiny",
     "benchmarks/searches.py": (

@@ -121,7 +121,7 @@ def _side(name: str) -> "Side":
 def _shown(name: str) -> str:
     """Return what a config is called on a sheet: no folders, no passwords."""
     if "://" in name:
-        from prunetune.study.database.urls import redact
+        from prunetune.secrets import redact
 
         return redact(name)
     return name.rstrip("/").rpartition("/")[2] or name

@@ -16,7 +16,8 @@ from prunetune.study.database.connect import open_storage
 from prunetune.study.database.urls import DATABASE, file_url, redact, storage_url
 from prunetune.study.outcome.pareto import FOLDER, choose_point, front_file
 from prunetune.study.outcome.record import FRONT, read_record
-from prunetune.study.study import CONFIG_FILE, SPEC_FILE
+from prunetune.study.resumed import SPEC_FILE
+from prunetune.study.study import CONFIG_FILE
 from prunetune.study.trials.best import FINISHED
 from prunetune.study.trials.trials import config_of
 
@@ -59,7 +60,7 @@ def find_study(target: str, name: str | None = None) -> Found:
         StudyError: There is none, or it cannot be read.
     """
     url, folder = locate(target)
-    storage = open_storage(url)
+    storage = open_storage(url, reading=True)
     chosen = _name(optuna.get_all_study_names(storage), name, folder, redact(target))
     study = optuna.load_study(study_name=chosen, storage=storage)
     if "spec" not in study.user_attrs:
@@ -82,7 +83,9 @@ def locate(target: str) -> tuple[str, Path | None]:
         url = storage_url(Path(), target)
         file = url.removeprefix("sqlite:///")
         if file != url and not Path(file).is_file():
-            raise StudyError(f"no study at {target!r}: {file} does not exist; give its study.db")
+            raise StudyError(
+                f"no study at {redact(target)!r}: {file} does not exist; give its study.db"
+            )
     else:
         path = Path(target)
         path = path / DATABASE if path.is_dir() else path

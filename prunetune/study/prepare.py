@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-from prunetune.errors import ConfigError, StudyError
+from prunetune.errors import ConfigError
 from prunetune.spec import StudySpec
-from prunetune.study.resumed import as_stored, difference
+from prunetune.study.resumed import as_stored, refuse_other
 
 if TYPE_CHECKING:
     from prunetune.budget import Level
@@ -59,14 +59,15 @@ def prepare(
     """Load and check everything that can be wrong, before anything is computed."""
     from prunetune.models import load_model
     from prunetune.study.database.connect import check_folder, open_storage
-    from prunetune.study.database.urls import storage_url
+    from prunetune.study.database.urls import DATABASE, storage_url
 
     if study_name == "":
         raise ConfigError("--study: received '', allowed a name; leave it out for the spec's own")
     given, spec = spec.data, with_data(spec)
     folder = check_folder(Path(out) if out is not None else default_folder(spec))
-    if storage is None and study_name is None:
-        _refuse_other_spec(folder, spec)
+    if storage is None and study_name is None and (folder / DATABASE).exists():
+        # Before minutes are spent; `run_trials` looks again, at what came meanwhile.
+        refuse_other(folder, spec)
     opened = open_storage(storage_url(folder, storage))
     stored = _stored(opened, study_name or spec.study_name)
     spec = _as_stored(spec, stored)
@@ -183,19 +184,3 @@ def _stored(storage: "BatchedStorage", name: str) -> dict[str, Any]:
 def _as_stored(spec: StudySpec, stored: Mapping[str, Any]) -> StudySpec:
     """Return the spec as a study of an older release has it, by that study's attributes."""
     return as_stored(spec, StudySpec.parse(stored["spec"])) if "spec" in stored else spec
-
-
-def _refuse_other_spec(folder: Path, spec: StudySpec) -> None:
-    """Refuse before minutes are spent what resuming would refuse, or would overwrite."""
-    from prunetune.study.database.urls import DATABASE
-    from prunetune.study.study import SPEC_FILE
-
-    if not ((folder / DATABASE).exists() and (folder / SPEC_FILE).exists()):
-        return
-    stored = StudySpec.load(folder / SPEC_FILE)
-    fields = difference(stored, as_stored(spec, stored))
-    if fields:
-        raise StudyError(
-            f"{folder} holds a study with another spec: {', '.join(fields)}; give the stored "
-            "values to resume it, or choose another folder with --out"
-        )

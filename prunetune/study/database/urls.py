@@ -5,13 +5,11 @@ from pathlib import Path
 
 from sqlalchemy.engine import URL
 
+from prunetune.secrets import redact
+
+__all__ = ["DATABASE", "file_url", "redact", "storage_url"]
+
 DATABASE = "study.db"
-_SECRET = re.compile(r"(://[^:/@\s]*:)\S*(?=@)|((?:password|passwd|token)=)[^&\s]+", re.I)
-
-
-def redact(message: str) -> str:
-    """Return ``message`` (a storage URL, or a message that holds one) with passwords replaced."""
-    return _SECRET.sub(lambda found: f"{found[1] or found[2]}***", message)
 
 
 def storage_url(out: Path, storage: str | None) -> str:

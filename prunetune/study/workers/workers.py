@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from prunetune.study.database.urls import redact
+from prunetune.secrets import redact
 
 logger = logging.getLogger(__name__)
 
