@@ -87,8 +87,8 @@ class Attack:
         k = dice.randrange(len(self.questions))
         stream = dice.random() < 0.5
         status, text = self.post({**self.questions[k], "stream": stream})
-        if status == 429:
-            self.seen["429, queue full"] += 1
+        if status == 429 or (status == 503 and self.ending):
+            self.seen[f"{status}, as it should"] += 1
             return
         if status == 200 and stream:
             lines = [line[6:] for line in text.decode().split("\n") if line.startswith("data: {")]

@@ -4,6 +4,7 @@ import errno
 import os
 import sqlite3
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -40,6 +41,42 @@ def write_atomically(path: Path, content: bytes) -> Path:
     with appearing(path) as temporary:
         temporary.write_bytes(content)
     return path
+
+
+@contextmanager
+def alone_in(folder: Path, seconds: float) -> Iterator[bool]:
+    """Keep other processes that ask for the same out of a folder while the block runs.
+
+    It leaves no file behind, and ends with the process. Where the file system knows no locks, or
+    another process keeps the folder for longer (it may be stopped), the block runs all the same.
+
+    Args:
+        folder: An existing folder.
+        seconds: That are waited.
+
+    Yields:
+        Whether the folder is this process's alone.
+    """
+    try:
+        import fcntl
+
+        handle = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):
+        yield False
+        return
+    deadline, alone = time.monotonic() + seconds, False
+    try:
+        while not alone and time.monotonic() < deadline:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                alone = True
+            except BlockingIOError:
+                time.sleep(0.05)
+            except OSError:
+                break
+        yield alone
+    finally:
+        os.close(handle)
 
 
 @contextmanager

@@ -28,7 +28,10 @@ ORDER = (
     ("config", "provenance", "schedules", "models", "pixels"),
     ("scorers", "selectors", "restorers", "families"),
     ("hub",),
-    ("tokens", "registry", "files", "messages", "interrupts", "numerics", "release", "errors"),
+    (
+        *("tokens", "registry", "files", "messages", "secrets", "interrupts", "numerics"),
+        *("release", "errors"),
+    ),
 )
 STRANGERS = ORDER[-3]
 # The same inside rooms with floors; each name is a folder or a file.

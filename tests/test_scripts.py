@@ -51,6 +51,7 @@ SCRIPTS = {
         "--docs=page.md"
     ),
     "benchmarks/timeouts.py": "--seconds 20 --cases keep",
+    "benchmarks/serve_attack.py": "--minutes 0.1 --clients 6",
     "benchmarks/ttft.py": "--shrunk --rounds 1 --docs=",
     "benchmarks/search_workers.py": "--trials 1 --samples 2 --tiny",
     "benchmarks/searches.py": (

@@ -1,5 +1,6 @@
 """The typer application: registers verbs and turns whatever happens into an exit status."""
 
+import errno
 import functools
 import inspect
 import os
@@ -7,6 +8,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from importlib import import_module
 from typing import Annotated, Any, TypeVar
@@ -15,8 +17,9 @@ import typer
 from typer.main import get_command
 
 from prunetune.cli._loading import FLAGS, gather, spread
-from prunetune.cli._output import Output, as_json, note, told
+from prunetune.cli._output import Output, as_json, note, shortened, told
 from prunetune.errors import ConfigError, PrunetuneError
+from prunetune.secrets import redact, remember
 
 VERBS = (
     "search",
@@ -59,6 +62,9 @@ EXTRA = frozenset(
 """Modules that ``prunetune[search]`` installs and a deployment does without."""
 
 _COMPLETE = "_PRUNETUNE_COMPLETE"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
+# PyTorch's allocator on CPUs, and its thread pool, raise plain RuntimeErrors.
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "Cannot allocate memory")
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -211,7 +217,9 @@ def named(what: str, name: str | None, rows: Mapping[str, T]) -> list[T]:
 def run(args: Sequence[str]) -> int:
     """Parse and run; every failure ends as one line on stderr and an exit status."""
     argv = list(args) or ["--help"]
+    remember(argv)
     try:
+        check_streams(argv)
         for module in VERBS:
             import_module(f"prunetune.cli.{module}")
         command = get_command(app)
@@ -230,21 +238,52 @@ def run(args: Sequence[str]) -> int:
             Output(True).finish(told(text, 130))
         return 130
     except BrokenPipeError:
-        # Whoever read stdout has gone; a flush at exit must not complain again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence()
         return 141
     except Exception as error:
         if "--debug" in argv:
             from prunetune.hub.reasons import without_secrets
 
-            sys.stderr.write(without_secrets(traceback.format_exc()))
+            note(without_secrets(traceback.format_exc()))
         status, text = explain(error, argv)
-        text = " ".join(text.split())
+        text = shortened(" ".join(text.split()))
         note(f"error: {text}")
         if as_json(argv):
             Output(True).finish(told(text, status))
+        silence()
         return status
     return 0
+
+
+def check_streams(argv: Sequence[str]) -> None:
+    """Refuse to begin where nothing can be said, or what was typed cannot be said again.
+
+    Raises:
+        ConfigError: stdout is closed, or an argument is not UTF-8.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        # Whatever the locale can write; the rest is escaped.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    if sys.stdout is None:
+        raise ConfigError("stdout is closed; where no output is wanted, give >/dev/null")
+    for word in argv:
+        try:
+            word.encode("utf-8")
+        except UnicodeEncodeError:
+            raise ConfigError(
+                f"arguments: received {word!r}, which is not UTF-8; rename the file, or give "
+                "another name"
+            ) from None
+
+
+def silence() -> None:
+    """Keep the interpreter's last flush from complaining about a stdout that takes nothing."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError, AttributeError):
+        with suppress(OSError, ValueError, AttributeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def explain(error: Exception, argv: Sequence[str]) -> tuple[int, str]:
@@ -261,8 +300,20 @@ def explain(error: Exception, argv: Sequence[str]) -> tuple[int, str]:
         return 2, "out of memory; lower --batch-size or --samples, or use --dtype bfloat16"
     if isinstance(error, OSError) and error.filename is not None:
         return 2, f"{error.filename}: {error.strerror}; check the path, its rights and the disk"
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return 2, f"cannot write: {error.strerror}; check the disk, and where stdout goes"
+    if (where := _exhausted(error)) is not None:
+        return 2, where
     shown = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
     return 3, f"{shown}; this is a bug, run with --debug for the traceback"
+
+
+def _exhausted(error: Exception) -> str | None:
+    """Return what to say where a library's plain error means that memory, or a number, is over."""
+    text = str(error)
+    if isinstance(error, RuntimeError) and any(word in text for word in _NO_MEMORY):
+        return "out of memory; lower --batch-size or --samples, or use --dtype bfloat16"
+    return None
 
 
 def _usage(error: Exception, argv: Sequence[str]) -> str:
@@ -297,5 +348,8 @@ def _received(names: Sequence[str], argv: Sequence[str]) -> str:
 
 def _resume_line(argv: Sequence[str]) -> str:
     if argv[0] == "search":
-        return f"interrupted; the same command resumes: prunetune {shlex.join(argv)}"
+        # Shown only where it can be typed again as it is shown.
+        plain = all(redact(word) == word for word in argv)
+        typed = f": prunetune {shlex.join(argv)}" if plain else ""
+        return f"interrupted; the same command resumes{typed}"
     return "interrupted"

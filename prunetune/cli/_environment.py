@@ -7,12 +7,14 @@ import sys
 import warnings
 from pathlib import Path
 
+from prunetune.cli._output import printable, shortened
+
 _CHATTY = ("alembic", "datasets", "filelock", "httpx", "huggingface_hub", "optuna", "transformers")
 
 
 class _OneLine(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        text = " ".join(record.getMessage().split())
+        text = shortened(printable(" ".join(record.getMessage().split())))
         return text if record.levelno < logging.WARNING else f"{record.levelname.lower()}: {text}"
 
 

@@ -9,9 +9,14 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+from prunetune.secrets import redact
+
 WIDTH = 100
 """Columns of a table where no terminal says how many there are."""
 _NARROW = 12
+_LONGEST = 1500
+# Line feeds, and what joins the parts of one character.
+_KEPT = "\n\t\u200c\u200d"
 
 
 class Output:
@@ -30,7 +35,7 @@ class Output:
     def line(self, text: str = "") -> None:
         """Print a line for people."""
         if not self.as_json:
-            print(text)
+            print(printable(text))
 
     def note(self, text: str) -> None:
         """Print a line on stderr, with ``--json`` too."""
@@ -48,6 +53,7 @@ class Output:
         """
         if self.as_json:
             return
+        rows = [[printable(cell) for cell in row] for row in rows]
         if sys.stdout.isatty():
             _rich_table(columns, rows, wrap)
         else:
@@ -56,7 +62,7 @@ class Output:
     def finish(self, payload: dict[str, Any]) -> None:
         """Print the JSON object as the last line of stdout, where it was asked for."""
         if self.as_json:
-            text = json.dumps(jsonable(payload), ensure_ascii=False, allow_nan=False)
+            text = redact(json.dumps(jsonable(payload), ensure_ascii=False, allow_nan=False))
             # Flushed: a verb that serves runs on, and whoever started it waits for this line.
             print(text, flush=True)
 
@@ -87,7 +93,19 @@ def told(text: str, status: int) -> dict[str, Any]:
 
 def note(text: str) -> None:
     """Print a line on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    print(printable(text), file=sys.stderr, flush=True)
+
+
+def printable(text: str) -> str:
+    """Return text without passwords, and without what would move a terminal's cursor."""
+    return "".join(c if c.isprintable() or c in _KEPT else repr(c)[1:-1] for c in redact(text))
+
+
+def shortened(text: str) -> str:
+    """Return a message at a length that a person reads; what is left out is in its middle."""
+    if len(text) <= _LONGEST:
+        return text
+    return f"{text[: _LONGEST - 300]} [...] {text[-280:]}"
 
 
 def plain_table(

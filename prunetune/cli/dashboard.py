@@ -72,14 +72,14 @@ def dashboard(
         artifact_folder,
         newest_run,
     )
+    from prunetune.secrets import redact
     from prunetune.study.database.connect import open_storage
-    from prunetune.study.database.urls import redact
 
     quieten_optuna()
     target = study or str(newest_run(Path("studies")))
     url, folder = locate(target)
     store = artifact_folder(folder, Path(artifacts) if artifacts else None)
-    storage = open_storage(url)
+    storage = open_storage(url, reading=True)
     # A page must not wait for minutes until a database is back.
     storage.patience = 5.0
     server = Dashboard(

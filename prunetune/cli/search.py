@@ -3,12 +3,8 @@
 import logging
 import math
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, get_args
-
-import typer
 
 from prunetune.cli import _search_flags as flags
 from prunetune.cli._app import (
@@ -166,10 +162,13 @@ def search(
         "cache": Cache(cache_dir, int(cache_limit * (1 << 30)), not no_cache),
         "workers": Workers(workers, threads),
     }
+    from prunetune.interrupts import heeded
+
     then = After(not no_report, bench or price is not None, price_named(price))
     names = {"storage": storage, "study_name": study}
     options = {"skip_bad": skip_bad, **loading}
-    with _resumable(storage):
+    # SIGTERM is a batch system's warning: it ends a search as Ctrl-C does, resumable.
+    with heeded(signal.SIGINT, signal.SIGTERM):
         clock.seconds = wanted.timeout
         result, prepared = _run(wanted, out, names, options, how, then, clock)
     from prunetune.cli.printed.search import report
@@ -197,27 +196,6 @@ def _for_vllm(spec: "StudySpec") -> "StudySpec":
     _, model_type = find_model(spec.model, spec.revision)
     space = narrowed(model_type, spec.space.model_dump(exclude_unset=True))
     return spec.model_copy(update={"space": SpaceSpec.model_validate(space)})
-
-
-@contextmanager
-def _resumable(storage: str | None) -> Iterator[None]:
-    """Let Ctrl-C end a search with a line that shows no password.
-
-    SIGTERM is a batch system's warning: it ends a search as Ctrl-C does, resumable.
-    """
-    from prunetune.interrupts import heeded
-
-    try:
-        with heeded(signal.SIGINT, signal.SIGTERM):
-            yield
-    except KeyboardInterrupt:
-        from prunetune.study.database.urls import redact
-
-        if storage is None or redact(storage) == storage:
-            raise
-        # The line that would be printed repeats the command, password included.
-        note("interrupted; the same command resumes")
-        raise typer.Exit(130) from None
 
 
 def _run(

@@ -81,7 +81,7 @@ def serve(
     )
     loaded = load_model(name, **loading)
     app, _ = pruned_app(loaded, pruning, name, log=kept_in, limits=limits)
-    from prunetune.deploy.front.listener import leave, status_of
+    from prunetune.deploy.front.listener import leave
 
     server = Server(app, host, port)
     kept = stated_retention(pruning)
@@ -94,7 +94,7 @@ def serve(
     out.finish({"url": server.url, "model": name, "config": config, "digest": pruning.digest()})
     sys.stdout.flush()
     ended_by = server.serve()
-    if server.busy:
-        # A forward heeds nothing, and an interpreter that ends under it may crash.
+    # Not the interpreter's own end: it would wait for pictures on their way, and may crash under
+    # a forward that still runs.
+    if ended_by is not None:
         leave(ended_by)
-    raise typer.Exit(status_of(ended_by))

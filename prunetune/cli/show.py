@@ -149,7 +149,7 @@ def _shown(name: str) -> str:
     if is_uri(name):
         return name
     if "://" in name:
-        from prunetune.study.database.urls import redact
+        from prunetune.secrets import redact
 
         return redact(name)
     return name.rstrip("/").rpartition("/")[2] or name

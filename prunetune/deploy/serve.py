@@ -160,7 +160,6 @@ class Server:
             ) from None
         shown = f"[{host}]" if ":" in host else host
         self.url = f"http://{shown}:{self._socket.getsockname()[1]}"
-        self._app = app
         if app is not None:
             app.listens_on(host)
         self._server = Uvicorn(app)
@@ -170,11 +169,6 @@ class Server:
         with self._socket:
             self._server.run(sockets=[self._socket])
         return self._server.ended_by
-
-    @property
-    def busy(self) -> bool:
-        """Whether the model still works on a request."""
-        return bool(self._app.busy)
 
     def close(self) -> None:
         """Stop listening without having served."""

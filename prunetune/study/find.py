@@ -15,7 +15,8 @@ from prunetune.study.database.place import locate
 from prunetune.study.database.urls import redact
 from prunetune.study.outcome.pareto import FOLDER, choose_point, front_file
 from prunetune.study.outcome.record import FRONT, read_record
-from prunetune.study.study import CONFIG_FILE, SPEC_FILE
+from prunetune.study.resumed import SPEC_FILE
+from prunetune.study.study import CONFIG_FILE
 from prunetune.study.trials.best import FINISHED
 from prunetune.study.trials.trials import config_of
 
@@ -58,7 +59,7 @@ def find_study(target: str, name: str | None = None) -> Found:
         StudyError: There is none, or it cannot be read.
     """
     url, folder = locate(target)
-    storage = open_storage(url)
+    storage = open_storage(url, reading=True)
     chosen = _name(optuna.get_all_study_names(storage), name, folder, redact(target))
     study = optuna.load_study(study_name=chosen, storage=storage)
     if "spec" not in study.user_attrs:

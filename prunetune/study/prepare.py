@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-from prunetune.errors import ConfigError, StudyError
+from prunetune.errors import ConfigError
 from prunetune.models.embedded import is_embedded, shipped_data
 from prunetune.spec import StudySpec
-from prunetune.study.resumed import as_stored, difference
+from prunetune.study.resumed import as_stored, refuse_other
 
 if TYPE_CHECKING:
     from prunetune.budget import Level
@@ -82,14 +82,16 @@ def _prepare(
 ) -> Prepared:
     from prunetune.models import load_model
     from prunetune.study.database.connect import check_folder
+    from prunetune.study.database.urls import DATABASE
     from prunetune.study.places import located
 
     made = tuple(path for path in (folder, *folder.parents) if not path.exists())
     given, spec = spec, with_data(spec)
     check_folder(folder)
     spec, stored = _gone_on_with(spec, located(spec), folder, storage, study_name)
-    if storage is None and study_name is None:
-        _refuse_other_spec(folder, spec)
+    if storage is None and study_name is None and (folder / DATABASE).exists():
+        # Before minutes are spent; `run_trials` looks again, at what came meanwhile.
+        refuse_other(folder, spec)
     sides = load_data(spec, skip_bad=skip_bad, wanted=stored.get("digest"))
     loaded = load_model(
         spec.model, revision=spec.revision, processor=spec.processor or None, **loading
@@ -245,20 +247,3 @@ def _stored(storage: "BatchedStorage", name: str) -> dict[str, Any]:
             return storage.get_study_user_attrs(storage.get_study_id_from_name(name))
         except KeyError:
             return {}
-
-
-def _refuse_other_spec(folder: Path, spec: StudySpec) -> None:
-    """Refuse before minutes are spent what resuming would refuse, or would overwrite."""
-    from prunetune.study.database.urls import DATABASE
-    from prunetune.study.places import as_located
-    from prunetune.study.study import SPEC_FILE
-
-    if not ((folder / DATABASE).exists() and (folder / SPEC_FILE).exists()):
-        return
-    stored = StudySpec.load(folder / SPEC_FILE)
-    fields = difference(stored, as_stored(as_located(spec, stored), stored))
-    if fields:
-        raise StudyError(
-            f"{folder} holds a study with another spec: {', '.join(fields)}; give the stored "
-            "values to resume it, or choose another folder with --out"
-        )

@@ -1,10 +1,15 @@
 """Whether a study of before goes on with a spec of now."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
+from pathlib import Path
 from typing import Any
 
+from prunetune.errors import StudyError
 from prunetune.space.narrowed import FIRST_RESTORERS
 from prunetune.spec import StudySpec
+from prunetune.study.places import as_located
+
+SPEC_FILE = "spec.toml"
 
 FREE_FIELDS = frozenset({"trials", "timeout", "patience", "match", "allow_remote"})
 """What may differ when a study is resumed: how long is searched, and how answers count, not what is
@@ -49,3 +54,26 @@ def as_stored(spec: StudySpec, stored: StudySpec) -> StudySpec:
         unsaid |= {"restorers"} - spec.space.model_fields_set
     before = {name: getattr(stored.space, name) for name in unsaid}
     return spec.model_copy(update={"space": spec.space.model_copy(update=before)})
+
+
+def refuse_other(folder: Path, spec: StudySpec, names: Container[str] | None = None) -> None:
+    """Refuse a folder that is another study's, before anything of it is written over.
+
+    Args:
+        folder: The run's.
+        spec: What is searched now.
+        names: Of the studies in its database; None: not looked at.
+
+    Raises:
+        StudyError: It is.
+    """
+    if not (folder / SPEC_FILE).exists():
+        return
+    stored = StudySpec.load(folder / SPEC_FILE)
+    if names is not None and stored.study_name not in names:
+        return
+    if fields := difference(stored, as_stored(as_located(spec, stored), stored)):
+        raise StudyError(
+            f"{folder} holds a study with another spec: {', '.join(fields)}; give the stored "
+            "values to resume it, or choose another folder with --out"
+        )

@@ -8,22 +8,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
-from optuna import Study
+from optuna import Study, get_all_study_names
 from optuna.trial import FrozenTrial
 
 from prunetune.errors import StudyError
+from prunetune.files import alone_in
 from prunetune.measure.scores import Measures
 from prunetune.space.space import Space
 from prunetune.spec import StudySpec
 from prunetune.study.clock import Clock
 from prunetune.study.database.connect import check_folder, open_storage
-from prunetune.study.database.urls import redact, storage_url
+from prunetune.study.database.urls import DATABASE, redact, storage_url
+from prunetune.study.database.watch import Watch
 from prunetune.study.opening import Seat, open_study
 from prunetune.study.outcome import selection
 from prunetune.study.outcome.decision import check_promise
 from prunetune.study.outcome.front_summary import FrontResult
 from prunetune.study.outcome.pareto import Timer, conclude_front
 from prunetune.study.outcome.summary import SearchResult
+from prunetune.study.resumed import SPEC_FILE, refuse_other
 from prunetune.study.trials.best import best_complete, metric_of, on_plateau
 from prunetune.study.trials.loop import Loop, finished
 from prunetune.study.trials.trial_log import TrialLog
@@ -31,7 +34,8 @@ from prunetune.study.trials.trials import Objective
 
 logger = logging.getLogger(__name__)
 
-SPEC_FILE, CONFIG_FILE, LOG_FILE = "spec.toml", "config.json", "log.jsonl"
+CONFIG_FILE, LOG_FILE = "config.json", "log.jsonl"
+_TOGETHER_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -106,10 +110,17 @@ def run_search(
         others=others,
         clock=clock,
     )
-    if spec.pareto:
+    with Watch(out / DATABASE if storage is None else None) as watch:
         file = out / CONFIG_FILE
-        return conclude_front(study, spec, evaluator, held_out, out, begun, file, clock, timer)
-    return selection.conclude(study, spec, evaluator, held_out, out / CONFIG_FILE, begun, clock)
+        result: SearchResult | FrontResult
+        if spec.pareto:
+            result = conclude_front(
+                study, spec, evaluator, held_out, out, begun, file, clock, timer
+            )
+        else:
+            result = selection.conclude(study, spec, evaluator, held_out, file, begun, clock)
+        watch.check()
+    return result
 
 
 def run_trials(
@@ -139,17 +150,21 @@ def run_trials(
     check_folder(out)
     url = storage_url(out, storage)
     opened = open_storage(url)
-    with _failures_told(url):
-        study = open_study(
-            spec, space, opened, study_name or spec.study_name, resume, Seat(worker, bool(storage))
-        )
-        if records:
-            spec.save(out / SPEC_FILE)
+    name, seat = study_name or spec.study_name, Seat(worker, bool(storage))
+    with _failures_told(url), Watch(out / DATABASE if storage is None else None) as watch:
+        # Commands that start together in one folder: the first one's study is the folder's.
+        with alone_in(out, _TOGETHER_SECONDS):
+            if storage is None and study_name is None:
+                refuse_other(out, spec, get_all_study_names(opened))
+            study = open_study(spec, space, opened, name, resume, seat)
+            if records:
+                spec.save(out / SPEC_FILE)
         log = TrialLog(out / LOG_FILE) if records else _no_log
         log(study)
         objective = Objective(space, evaluator, spec.metric, study, clock)
 
         def after(trial: FrozenTrial) -> None:
+            watch.check()
             log(study)
             if on_progress is not None:
                 on_progress(_progress(study, trial, spec.trials))
@@ -164,6 +179,7 @@ def run_trials(
                 after=after,
                 stopped=lambda: stopped() or on_plateau(study, spec.patience),
             ).run()
+        watch.check()
         opened.sweep(study._study_id)
         log(study)
     return study

@@ -1,5 +1,6 @@
 """A PostgreSQL of its own, and light workers that are started, killed and counted."""
 
+import contextlib
 import multiprocessing
 import os
 import random
@@ -12,6 +13,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import sqlalchemy
 from fakes import Fake, spec
 from optuna.trial import TrialState
 
@@ -20,6 +22,8 @@ from prunetune.study.study import run_trials
 from prunetune.study.trials import loop
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+# What PostgreSQL's driver says of a server that is not there, or not yet.
+AWAY = ("Connection refused", "starting up", "shutting down", "server closed", "terminating")
 # What a search imports when it first needs it: half of what a worker that is soon killed would do.
 LAZY = (
     "alembic.command",
@@ -93,6 +97,22 @@ class Postgres:
         self.stop()
         time.sleep(seconds)
         self.start()
+
+    def create(self, name):
+        """Make a further database."""
+        url = self.url.replace("postgresql://", "postgresql+psycopg://")
+        engine = sqlalchemy.create_engine(url, isolation_level="AUTOCOMMIT")
+        with engine.connect() as connection:
+            connection.execute(sqlalchemy.text(f"CREATE DATABASE {name}"))
+        engine.dispose()
+
+    def freeze(self, number=signal.SIGSTOP):
+        """Stop the server and all its processes where they are; SIGCONT lets them go on."""
+        main = int((self.folder / "data" / "postmaster.pid").read_text().split()[0])
+        tasks = Path(f"/proc/{main}/task/{main}/children").read_text().split()
+        for pid in (main, *map(int, tasks)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     def _ctl(self, verb, *options):
         self._run("pg_ctl", verb, "--pgdata", str(self.folder / "data"), *options)
@@ -172,12 +192,15 @@ class Team:
         """Start anew what failed, as a batch system would."""
         for index, process in enumerate(self.processes):
             if process.exitcode not in (None, 0):
-                # A command that is started while the database is away says so at once.
+                # A command that is started while the database is away says so at once. Nothing
+                # else is a reason to refuse one.
                 said = (self._out / f"worker-{process.pid}.log").read_text()
-                if "StudyError: cannot use the study database" in said:
+                away = any(word in said for word in AWAY)
+                if "StudyError: cannot use the study database" in said and away:
                     self.refused += 1
                 else:
                     self.crashed += 1
+                    print(said[-2000:])
                 self.processes[index] = self._start(index)
 
     @property

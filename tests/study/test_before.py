@@ -7,8 +7,8 @@ from prunetune.errors import StudyError
 from prunetune.spec import SpaceSpec, StudySpec
 from prunetune.study.database.connect import open_storage
 from prunetune.study.database.urls import storage_url
-from prunetune.study.prepare import _as_stored, _refuse_other_spec, _stored
-from prunetune.study.resumed import as_stored, difference
+from prunetune.study.prepare import _as_stored, _stored
+from prunetune.study.resumed import as_stored, difference, refuse_other
 
 NEW = ("selectors", "mass", "exit", "per_crop", "parts", "ranges", "version")
 
@@ -33,7 +33,7 @@ def before(tmp_path):
 
 def test_the_same_command_goes_on(before):
     folder, storage, name = before
-    _refuse_other_spec(folder, spec(trials=10))
+    refuse_other(folder, spec(trials=10))
     now = _as_stored(spec(trials=10), _stored(storage, name))
     assert now.space.selectors == ("top",)
     search(folder, Fake(), trials=10, space=now.space)
@@ -47,7 +47,7 @@ def test_what_is_asked_for_by_name_is_refused_and_other_studies_are_left_alone(b
     folder, storage, name = before
     asked = spec(trials=10, space=SpaceSpec(selectors=("top", "cover")))
     with pytest.raises(StudyError, match=r"space\.selectors"):
-        _refuse_other_spec(folder, asked)
+        refuse_other(folder, asked)
     assert _as_stored(asked, _stored(storage, name)).space.selectors == ("top", "cover")
     assert _as_stored(spec(), _stored(storage, "another")) == spec()
     assert difference(spec(), as_stored(spec(), spec())) == []

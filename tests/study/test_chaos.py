@@ -99,4 +99,5 @@ def test_two_workers_on_sqlite_killed(tmp_path):
     finally:
         team.end()
     assert team.killed >= _KILLS, "too few were killed to prove anything"
+    assert (team.refused, team.crashed) == (0, 0)
     print(f"\n{team.killed} killed, {team.refused} refused, {dict(states)}")

@@ -8,7 +8,6 @@ from typing import Any, NoReturn
 from prunetune.deploy.front.limits import Limits
 from prunetune.deploy.front.replies import Receive, Refused
 
-
 _READ_ON = 8
 
 

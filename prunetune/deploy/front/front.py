@@ -67,11 +67,6 @@ class Front:
         """Say under which address clients reach this server."""
         self._hosts = Hosts(host, self._limits.hosts)
 
-    @property
-    def busy(self) -> bool:
-        """Whether the model works on a request."""
-        return self.turns.current is not None
-
     def stop(self) -> None:
         """Refuse what comes and what waits, and end what is generated at its next token."""
         self._stopping = True
@@ -177,20 +172,27 @@ class Front:
         out: "asyncio.Queue[Message | Exception | None]",
     ) -> None:
         """Wait for the turn and have the request answered; the answer's end is None."""
+        streams = bool(said.get("stream"))
         try:
             with self._ending_early(asyncio.current_task()):
                 await self._pictures.resolve(references)
                 waited = await self.turns.begin(turn)
-            # The end of an answer is told when the next may begin.
+            # The end of an answer is told when the next may begin; a whole one is all end.
             last: list[Message] = []
 
             def pass_on(message: Message) -> None:
-                (out.put_nowait if _goes_on(message) else last.append)(message)
+                (out.put_nowait if streams and _goes_on(message) else last.append)(message)
 
             try:
                 await self._have_turn(path, said, turn, waited, pass_on)
             finally:
                 self.turns.end()
+            if self._stopping and turn.cancelled.is_set():
+                # What was cut short must not look like an answer.
+                if not streams:
+                    raise _ENDING
+                event = _error_event(_ERROR_EVENT + _ENDING.text.encode())
+                last = [{"type": "http.response.body", "body": event}]
             for message in (*last, None):
                 out.put_nowait(message)
         except Refused as refused:

@@ -14,7 +14,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEADER_SECONDS = 15.0
 _MOST_CONNECTIONS = 256
-_GRACE_SECONDS, _LAST_SECONDS = 4, 8.0
+_GRACE_SECONDS, _LAST_SECONDS = 2, 5.0
 
 
 class BoundedProtocol(H11Protocol):  # type: ignore[misc]

@@ -8,19 +8,29 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from sqlalchemy import event
+from sqlalchemy import create_engine, event, inspect
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, IntegrityError, ProgrammingError, SQLAlchemyError
+from sqlalchemy.exc import (
+    ArgumentError,
+    IntegrityError,
+    OperationalError,
+    ProgrammingError,
+    SQLAlchemyError,
+)
 
 from prunetune.errors import StudyError
+from prunetune.files import alone_in
+from prunetune.secrets import redact, remember
 from prunetune.study.database.persistent import check_optuna
+from prunetune.study.database.postgres import connector
 from prunetune.study.database.storage import BatchedStorage
-from prunetune.study.database.urls import redact
 
 # Longer than a database takes to restart: a live trial must not be taken for a dead one.
 HEARTBEAT_SECONDS, GRACE_SECONDS = 60, 300
 PATIENCE_SECONDS = 120.0
-_LOCK_SECONDS = 60
+# SQLite itself heeds no signal while it waits for another process; calls are made again.
+_LOCK_SECONDS = 10
+_OPENING_SECONDS = 60.0
 
 
 def check_folder(out: Path) -> Path:
@@ -41,23 +51,34 @@ def check_folder(out: Path) -> Path:
     return out
 
 
-def open_storage(url: str) -> BatchedStorage:
+def open_storage(url: str, *, reading: bool = False) -> BatchedStorage:
     """Open a database, making its tables where there are none.
+
+    Args:
+        url: Of the database.
+        reading: Leave it as it is: one without tables of studies is refused.
 
     Raises:
         StudyError: It cannot be reached, is no study database, or the URL is malformed; or Optuna
             is one that this release does not work with.
     """
     check_optuna()
+    remember([url])
     refused = StudyError(
         f"storage: received {redact(url)!r}, which is no database URL that a study can use; "
         "allowed: sqlite:///FILE or postgresql://USER@HOST/DATABASE"
     )
     try:
         # What `leases` and `pending` say to the database, these two understand.
-        if make_url(url).get_backend_name() not in ("sqlite", "postgresql"):
-            raise refused
-        storage = _open(url)
+        backend = make_url(url).get_backend_name()
+    except (ArgumentError, ValueError):  # a port that is no number
+        raise refused from None
+    if backend not in ("sqlite", "postgresql"):
+        raise refused
+    try:
+        if reading:
+            _check_tables(url)
+        storage = _open(url, reading)
     except ArgumentError:
         raise refused from None
     except (SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError, ImportError) as error:
@@ -66,12 +87,46 @@ def open_storage(url: str) -> BatchedStorage:
     return storage
 
 
-def _open(url: str) -> BatchedStorage:
+def _check_tables(url: str) -> None:
+    """Refuse a database that holds no studies, before anything could be written to it.
+
+    Raises:
+        StudyError: It does not.
+    """
+    engine = create_engine(url, **_options(url))
+    try:
+        tables = inspect(engine).get_table_names()
+    finally:
+        engine.dispose()
+    if "studies" not in tables:
+        what = "is another program's database" if tables else "holds no study yet"
+        raise StudyError(
+            f"no study at {redact(url)!r}: it {what}; `prunetune search --storage` makes one"
+        )
+
+
+def _options(url: str) -> dict[str, Any]:
+    parsed = make_url(url)
+    if parsed.get_backend_name() == "sqlite":
+        return {"connect_args": {"timeout": _LOCK_SECONDS}}
+    ours = parsed.get_driver_name() == "psycopg"
+    return {"pool_pre_ping": True} | ({"creator": connector(url)} if ours else {})
+
+
+def _open(url: str, reading: bool) -> BatchedStorage:
+    path = make_url(url).database if make_url(url).get_backend_name() == "sqlite" else None
+    if not path or path == ":memory:" or reading:
+        return _opened(url, reading)
+    # Commands that start together would each make the same tables, and fall over each other.
+    with alone_in(Path(path).absolute().parent, _OPENING_SECONDS):
+        return _opened(url, reading)
+
+
+def _opened(url: str, reading: bool) -> BatchedStorage:
     sqlite = make_url(url).get_backend_name() == "sqlite"
-    engine: dict[str, Any] = (
-        {"connect_args": {"timeout": _LOCK_SECONDS}} if sqlite else {"pool_pre_ping": True}
-    )
-    for last in (False,) * 9 + (True,):
+    engine = _options(url)
+    deadline = time.monotonic() + _OPENING_SECONDS
+    while True:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -83,15 +138,25 @@ def _open(url: str) -> BatchedStorage:
                     grace_period=GRACE_SECONDS,
                 )
             break
-        except (IntegrityError, ProgrammingError):
+        except (IntegrityError, ProgrammingError, OperationalError) as error:
             # Workers that start together in an empty database all make its tables.
-            if last:
+            if time.monotonic() > deadline or not _is_race(error):
                 raise
             time.sleep(random.uniform(0.1, 0.5))
-    event.listen(storage.engine, "connect", _fast_commits if sqlite else _in_utc)
+    if not (sqlite and reading):
+        event.listen(storage.engine, "connect", _fast_commits if sqlite else _in_utc)
     storage.engine.dispose()
+    storage.patience = _OPENING_SECONDS if sqlite else 0.0
     storage.get_all_studies()
     return storage
+
+
+def _is_race(error: SQLAlchemyError) -> bool:
+    """Tell whether another process that makes the same tables can be why one was not made."""
+    if isinstance(error, IntegrityError):
+        return True
+    words = ("already exists", "locked", "duplicate key", "no such table", "does not exist")
+    return any(word in str(error.__cause__ or error) for word in words)
 
 
 def _in_utc(connection: Any, _record: Any) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from prunetune.errors import StudyError
 from prunetune.files import is_database, looked_at
 from prunetune.hub.uris import is_uri
+from prunetune.secrets import redact
 from prunetune.study.database.urls import DATABASE, file_url, storage_url
 
 
@@ -28,7 +29,9 @@ def locate(target: str) -> tuple[str, Path | None]:
         url = storage_url(Path(), target)
         file = url.removeprefix("sqlite:///")
         if file != url and not Path(file).is_file():
-            raise StudyError(f"no study at {target!r}: {file} does not exist; give its study.db")
+            raise StudyError(
+                f"no study at {redact(target)!r}: {file} does not exist; give its study.db"
+            )
     else:
         path = Path(target)
         path = path / DATABASE if path.is_dir() else path

@@ -3,13 +3,11 @@
 import re
 from pathlib import Path
 
+from prunetune.secrets import redact
+
+__all__ = ["DATABASE", "file_url", "redact", "storage_url"]
+
 DATABASE = "study.db"
-_SECRET = re.compile(r"(://[^:/@\s]*:)\S*(?=@)|((?:password|passwd|token)=)[^&\s]+", re.I)
-
-
-def redact(message: str) -> str:
-    """Return ``message`` (a storage URL, or a message that holds one) with passwords replaced."""
-    return _SECRET.sub(lambda found: f"{found[1] or found[2]}***", message)
 
 
 def storage_url(out: Path, storage: str | None) -> str:
@@ -23,6 +21,8 @@ def storage_url(out: Path, storage: str | None) -> str:
 def file_url(path: Path) -> str:
     """Return the URL of an SQLite file, whatever characters its path holds."""
     # Not at the top: what only asks whether a study is there shall answer at once.
+
+    # Asked for by verbs that refuse what is no study, at once.
     from sqlalchemy.engine import URL
 
     url = URL.create("sqlite", database=str(path.resolve()))

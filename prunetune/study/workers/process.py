@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import IO, Any
 
 from prunetune.interrupts import check, heeded
-from prunetune.study.database.urls import redact
+from prunetune.secrets import redact, remember
 from prunetune.study.workers.workers import FINISH, READY, STOP_SECONDS
 
 
@@ -51,6 +51,7 @@ def main() -> int:
         # A shell's background jobs inherit that SIGINT is ignored.
         with heeded(signal.SIGINT, signal.SIGTERM, ignored_too=True):
             order = json.loads(sys.stdin.readline())
+            remember([order["prepare"].get("storage") or ""])
             stopped = _obey(sys.stdin)
             join(order, stopped.is_set, lambda: _tell(READY))
     except KeyboardInterrupt:

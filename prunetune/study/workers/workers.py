@@ -17,8 +17,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from prunetune.secrets import redact
 from prunetune.study.clock import Clock
-from prunetune.study.database.urls import redact
 
 logger = logging.getLogger(__name__)
 

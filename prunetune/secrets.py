@@ -1,0 +1,53 @@
+"""Passwords in storage URLs and elsewhere, and how they stay off every screen, log and report.
+
+What a message may hold is known in two ways: by its form, and, where a command line was read, by
+what stood in it. A form can be broken (a password with a blank); what was typed is known as it is.
+"""
+
+import re
+from collections.abc import Iterable
+from urllib.parse import quote, quote_plus, unquote, unquote_plus
+
+_HIDDEN = "***"
+_SHORTEST = 4
+_NAMES = r"(?:password|passwd|pwd|passphrase|secret|token|api_?key)"
+# Greedy: a user's name, a password and a message may hold "@" and blanks themselves.
+_USER = re.compile(r"(://[^:/\[\]]*:).*(?=@)", re.DOTALL)
+# The host is missing, or the password holds what ends one: the port is no number then.
+_PORT = re.compile(r"(://[^:/@\s\[\]]+:)(?!\*{3}|\d{1,5}(?:[/?#\s'\"),;:]|$))[^/?#\s'\"]+")
+_NAMED = re.compile(rf"({_NAMES}\s*=\s*)(?:'[^']*'|\"[^\"]*\"|[^&\s'\"]+)", re.I)
+_QUERY = re.compile(rf"[?&]{_NAMES}=([^&]*)", re.I)
+_known: set[str] = set()
+
+
+def remember(words: Iterable[str]) -> None:
+    """Know the passwords in what was typed: they are hidden from then on, whatever is said."""
+    for word in words:
+        for secret in _secrets(word):
+            forms = {secret, unquote(secret), unquote_plus(secret), quote(secret, safe="")}
+            forms |= {quote_plus(secret), " ".join(secret.split()), repr(secret)[1:-1]}
+            _known.update(form for form in forms if len(form) >= _SHORTEST)
+
+
+def redact(message: str) -> str:
+    """Return ``message`` (a storage URL, or a message that holds one) with passwords replaced."""
+    for secret in sorted(_known, key=len, reverse=True):
+        message = message.replace(secret, _HIDDEN)
+    if "://" in message:
+        message = _USER.sub(rf"\1{_HIDDEN}", message)
+        message = _PORT.sub(rf"\1{_HIDDEN}", message)
+    return _NAMED.sub(rf"\1{_HIDDEN}", message)
+
+
+def _secrets(word: str) -> Iterable[str]:
+    _, scheme, rest = word.partition("://")
+    if scheme:
+        user, at, _ = rest.rpartition("@")
+        if at:
+            yield user.partition(":")[2]
+        elif (found := _PORT.search(word)) is not None:
+            yield found[0].removeprefix(found[1])
+        yield from _QUERY.findall(rest)
+    else:
+        for found in _NAMED.finditer(word):
+            yield found[0].removeprefix(found[1]).strip("'\"")
