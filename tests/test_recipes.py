@@ -1,11 +1,14 @@
 """Every recipe of docs/recipes.md runs as written, on the embedded model, and prunes."""
 
+import json
 import re
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+from cli_runner import refused
 from torch import nn
 
 import prunetune
@@ -156,3 +159,15 @@ def test_layers_that_hold_packed_integers_prune_alike(sample, layer):
 def scorers_at(layer):
     """Return the scorers that have their inputs there."""
     return [name for name in SCORERS if SCORERS.get(name)().usable_at(layer)]
+
+
+@pytest.mark.parametrize(("method", "package"), [("gptq", "optimum"), ("awq", "gptqmodel")])
+def test_a_checkpoint_that_needs_a_package_says_which(tmp_path, method, package):
+    folder = tmp_path / "model"
+    shutil.copytree(EMBEDDED, folder)
+    data = json.loads((folder / "config.json").read_text())
+    data["quantization_config"] = {"quant_method": method, "bits": 4, "group_size": 128}
+    (folder / "config.json").write_text(json.dumps(data))
+    config, _ = load_preset("uniform", model_type="llava_next", num_layers=16, keep=KEEP)
+    path = config.save(tmp_path / "c.prune.json")
+    refused("verify", path, "--model", folder, "--samples", "2", has=[package])

@@ -109,9 +109,6 @@ class _Pruned(lmms):  # type: ignore[misc]
         )
         return [answers[index] for index in range(len(asked))]
 
-    def _messages(self, doc: Any, source: Any, **about: Any) -> Any:
-        raise NotImplementedError
-
     def _doc(self, task: str, split: str, number: Any) -> Any:
         return self.task_dict[task][split][number]
 

@@ -5,6 +5,7 @@ import http.server
 import io
 import itertools
 import json
+import os
 import threading
 
 import pytest
@@ -18,6 +19,8 @@ from prunetune.calibration import encode, load_calibration
 from prunetune.calibration.collate import prompt_text
 from prunetune.models import load_model
 
+COUNT = int(os.environ.get("PRUNETUNE_REQUESTS", "6"))
+"""Requests in a log; 60 by hand: every prompt is compared, more of them add time, not cases."""
 SECRET = "Zaphod's passport"
 LLAVA_TEMPLATE = """{% for m in messages %}{{ m['role'] | upper }}: {% for c in m['content'] %}
 {%- if c['type'] == 'image' %}<image>{% else %}{{ c['text'] }}{% endif %}{% endfor %}
@@ -93,7 +96,7 @@ def model(request, tmp_path_factory):
 def log(tmp_path):
     folder = tmp_path / "log"
     folder.mkdir()
-    return write_rows(folder, [body(folder, number) for number in range(6)], "requests.jsonl")
+    return write_rows(folder, [body(folder, number) for number in range(COUNT)], "requests.jsonl")
 
 
 @pytest.mark.parametrize("options", [{}, {"add_generation_prompt": False, "mood": "calm"}])
@@ -102,7 +105,7 @@ def test_the_prompt_is_the_templates_to_the_token(model, log, options):
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     bodies = {row["messages"][1]["content"][1]["text"]: row["messages"] for row in rows}
     samples = everything(log, template=options)
-    assert len(samples) == len(bodies) == 6
+    assert len(samples) == len(bodies) == COUNT
     for sample in samples:
         said = bodies[sample.turns[1].text]
         expected = processor.apply_chat_template(
