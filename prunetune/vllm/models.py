@@ -43,6 +43,9 @@ class Pruning:
     def _remember(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._seen = module, args[0] if args else next(iter(kwargs.values())), kwargs
 
+    # On CPUs vLLM measures the encoder outside of inference mode: tensors made in that mode would
+    # meet weights that ask for gradients. So nothing here enters it.
+    @torch.no_grad()
     def embed_multimodal(self, **kwargs: Any) -> Any:
         """Return the features that stay of each picture (or video), with their places."""
         totals = kwargs.pop(TOTAL, None)

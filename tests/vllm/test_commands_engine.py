@@ -23,8 +23,9 @@ def data(tmp_path):
         folder.mkdir(parents=True)
         for k, sample in enumerate(side.samples[:COUNT]):
             answer = sample.answer.upper() if k % 2 else sample.answer
-            rows.append({"file_name": f"{k}.png", "question": sample.question, "answer": answer})
-            sample.images[0].save(folder / f"{k}.png")
+            name = f"{split}-{k}.png"
+            rows.append({"file_name": name, "question": sample.question, "answer": answer})
+            sample.images[0].save(folder / name)
         write_rows(folder, rows)
     return tmp_path / "set"
 
