@@ -13,6 +13,7 @@ from prunetune.review.dashboard import notes
 from prunetune.review.dashboard.artifacts import ArtifactFolder, attach, attached, samples_csv
 from prunetune.review.facts import StudyFacts, TrialFacts, study_facts
 from prunetune.study.database.urls import redact
+from prunetune.study.outcome.savings import KEY as SAVINGS
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -55,7 +56,9 @@ class Publisher:
         try:
             facts = study_facts(self.study)
             best = facts.best
-            state = (best and best.number, best and best.values, facts.settled, facts.finished)
+            timed = str(facts.attrs.get(SAVINGS))
+            about = best and best.number, best and best.values, facts.settled
+            state = (*about, timed, facts.finished)
             if state == self._seen:
                 return False
             self._write(facts, self._seen is None or state[:3] != self._seen[:3])

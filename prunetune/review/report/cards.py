@@ -7,6 +7,7 @@ from typing import Any
 from prunetune.provenance import Judged, Loss, Saving
 from prunetune.review.facts import StudyFacts
 from prunetune.review.fronts import cost_shown
+from prunetune.review.report.tables import shown_point
 from prunetune.review.theme import number, percent, tenths
 
 _MOST = 6
@@ -38,7 +39,7 @@ def cards(facts: StudyFacts, trial: int | None) -> list[Card]:
     """
     if facts.result is None:
         return [*_so_far(facts), _trials(facts)]
-    shown = _shown(facts.result)
+    shown = shown_point(facts.result)
     judged, saving = facts.judged, facts.saving(trial)
     found = _worth(judged) if judged is not None else _of_before(facts, shown)
     if shown is not None:
@@ -58,16 +59,6 @@ def cards(facts: StudyFacts, trial: int | None) -> list[Card]:
         about = f"knee: {bend.name}, {cost_shown(facts, bend)}" if bend else ""
         found.append(Card("trials on the front", str(len(facts.front)), about))
     return [*found, _trials(facts)]
-
-
-def _shown(result: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Return the figures of the config that a result is about; None where nothing ships."""
-    if "best" in result:
-        best: Mapping[str, Any] = result["best"]
-        return best
-    decision = result.get("decision")
-    wanted = decision["trial"] if decision else result.get("knee")
-    return next((point for point in result["points"] if point["trial"] == wanted), None)
 
 
 def _worth(judged: Judged) -> list[Card]:

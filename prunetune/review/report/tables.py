@@ -30,12 +30,23 @@ class Table:
     strong: int = -1
 
 
+def shown_point(result: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return the figures of the config that a result is about; None where nothing ships."""
+    if "best" in result:
+        best: Mapping[str, Any] = result["best"]
+        return best
+    decision = result.get("decision")
+    wanted = decision["trial"] if decision else result.get("knee")
+    return next((point for point in result["points"] if point["trial"] == wanted), None)
+
+
 def held_out_table(facts: StudyFacts) -> Table | None:
     """Return the tuned config against every baseline on held-out data; None before it is known."""
-    if facts.record is None:
+    best = shown_point(facts.result) if facts.result is not None else None
+    if facts.detail is None or best is None:
         return None
-    result, intervals = facts.record["result"], facts.record["intervals"]
-    best, rows = result["best"], []
+    result, intervals = facts.detail["result"], facts.detail["intervals"]
+    rivals, rows = best.get("baselines", result.get("baselines", [])), []
     rows.append(
         (
             "tuned",
@@ -49,9 +60,9 @@ def held_out_table(facts: StudyFacts) -> Table | None:
             f"trial {best['trial']}",
         )
     )
-    known = [row for row in result["baselines"] if row["held_out_gap"] is not None]
+    known = [row for row in rivals if row["held_out_gap"] is not None]
     for row in sorted(known, key=lambda row: row["held_out_gap"]):
-        apart = facts.record["differences"].get(row["name"], {})
+        apart = facts.detail.get("differences", {}).get(row["name"], {})
         rows.append(
             (
                 str(row["name"]),
@@ -67,12 +78,12 @@ def held_out_table(facts: StudyFacts) -> Table | None:
         )
     rows += [
         (str(row["name"]), *("-",) * 7, str(row["notes"] or ""))
-        for row in result["baselines"]
+        for row in rivals
         if row["held_out_gap"] is None
     ]
     accuracy = tenths(result["unpruned"]["accuracy"])
     rows.append(("unpruned", "0", "", "", "", "100.0%", accuracy, "100%", ""))
-    count = len(facts.record["samples"]["id"])
+    count = len(facts.detail["samples"]["id"])
     heads: tuple[str, ...] = ("config", ">gap", ">95% interval", ">tuned minus this, 95% interval")
     heads += (">p", ">top-1 agreement", ">accuracy", ">mean retention", "note")
     caption = (
@@ -85,7 +96,7 @@ def held_out_table(facts: StudyFacts) -> Table | None:
 
 def front_table(facts: StudyFacts) -> Table | None:
     """Return the points of a front that were measured on held-out data; None for one objective."""
-    if facts.front_record is None:
+    if facts.front_record is None or not facts.front_record["result"]["points"]:
         return None
     result, shares = facts.front_record["result"], facts.metrics[1] == "mean_retention"
     rows = []
