@@ -424,7 +424,7 @@ def test_a_place_that_cannot_be_written(tmp_path, searched):
 
 
 def test_what_is_not_installed_is_named():
-    for missing, words in (("typer", ["models"]), ("optuna", ["status", "."])):
+    for missing, words in (("typer", ["models"]), ("optuna", ["search"])):
         code = (
             f"import sys; sys.modules[{missing!r}] = None; from prunetune.cli import main; "
             f"sys.exit(main({words!r}))"

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from cli_runner import call, picture, refused, write_rows, write_set
@@ -11,6 +12,8 @@ from made_studies import NASTY, SAMPLES, Asked
 from pages import Page
 
 from prunetune import models
+from prunetune.calibration import CalibrationSet, Sample
+from prunetune.review.report.worst import measured_part
 from prunetune.study.study import run_search
 
 FAST = ("--threads", "1")
@@ -104,6 +107,13 @@ def test_weights_that_changed_are_noticed(real, tmp_path, monkeypatch):
     assert "other-weights" in page.ids
     assert page.elements["img"] > 0
     assert "weights are not those of the study" in ran.err
+
+
+def test_a_study_that_had_time_for_a_part_shows_that_part():
+    held_out = CalibrationSet(tuple(Sample((), "?", id=f"s{k}") for k in range(4)))
+    facts = SimpleNamespace(record={"samples": {"id": ["s2", "s0"]}})
+    assert [sample.id for sample in measured_part(facts, held_out)] == ["s2", "s0"]
+    assert measured_part(SimpleNamespace(record=None), held_out) is held_out
 
 
 def test_a_model_that_is_gone_costs_the_pictures_only(tmp_path):

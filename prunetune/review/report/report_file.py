@@ -12,7 +12,7 @@ from prunetune.files import write_atomically
 from prunetune.models.fingerprint import weights_digest
 from prunetune.review.facts import StudyFacts, study_facts
 from prunetune.review.report.report import Pictures, chosen_config, render
-from prunetune.review.report.worst import check_data, with_pictures, worst_samples
+from prunetune.review.report.worst import check_data, measured_part, with_pictures, worst_samples
 from prunetune.review.words import verdict
 from prunetune.study.opening import other_weights
 
@@ -159,13 +159,14 @@ def _pictures(
         return Pictures(samples, "left out as asked.")
     try:
         loaded = load()
-        check_data(facts, loaded.calibration, loaded.held_out)
+        held_out = measured_part(facts, loaded.held_out)
+        check_data(facts, loaded.calibration, held_out)
         shown = with_pictures(
             samples,
             loaded.model,
             config,
             loaded.calibration,
-            loaded.held_out,
+            held_out,
             lambda done, total: progress("worst samples", done, total),
             show_samples,
         )

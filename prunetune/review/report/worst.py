@@ -100,6 +100,15 @@ def _recorded(record: Any, place: int) -> Worst:
     )
 
 
+def measured_part(facts: StudyFacts, held_out: CalibrationSet) -> CalibrationSet:
+    """Return the held-out samples that a study measured: all, or those it had time for."""
+    if facts.record is None:
+        return held_out
+    known = {sample.id: sample for sample in held_out}
+    ids = facts.record["samples"]["id"]
+    return replace(held_out, samples=tuple(known[name] for name in ids if name in known))
+
+
 def check_data(facts: StudyFacts, calibration: CalibrationSet, held_out: CalibrationSet) -> None:
     """Refuse data that is not what the study measured.
 
