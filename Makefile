@@ -14,6 +14,7 @@ KEEP ?= 0.25
 TRIALS ?= 100
 TIMEOUT ?= 90
 WORKERS ?= 2
+FUZZ ?= 1800
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -37,7 +38,7 @@ VERSION := -c 'from importlib.metadata import version; print(version("transforme
 DEMO := demo/tiny-keep$(KEEP)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-scripts test-oldest test-upper test-newest test-vllm support lint format schema screenshots wheel lock clean
+.PHONY: help demo test fuzz test-scripts test-oldest test-upper test-newest test-vllm support lint format schema screenshots wheel lock clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -62,6 +63,9 @@ demo: $(STAMP)  ## Search the embedded model, export the best config and verify 
 
 test: $(DEV_STAMP)  ## Run all tests on two processes (those of scripts apart: test-scripts)
 	@OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m "not script"
+
+fuzz: $(DEV_STAMP)  ## Attack every verb with random commands and files (FUZZ=SECONDS)
+	@OMP_NUM_THREADS=1 PRUNETUNE_FUZZ_SECONDS=$(FUZZ) PRUNETUNE_FUZZ_SEED=$$(date +%s) $(BIN)/python -m pytest -x tests/fuzz
 
 test-scripts: $(DEV_STAMP)  ## Run every script of benchmarks/ and training/ at its smallest size
 	@OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m script
@@ -124,8 +128,9 @@ screenshots: $(DEV_STAMP)  ## Take the pictures of docs/ again (PRUNETUNE_REPORT
 	@$(BIN)/python -m pytest tests/review/test_*browser.py
 	@$(BIN)/python tools/screenshots.py
 
-wheel: $(DEV_STAMP)  ## Build dist/prunetune-*.whl
+wheel: $(DEV_STAMP)  ## Build dist/prunetune-*.whl and its bill of materials
 	@$(BIN)/python -m pip wheel -q --no-deps --no-build-isolation -w dist .
+	@$(BIN)/python tools/sbom.py dist/prunetune-$$($(BIN)/prunetune --version | cut -d' ' -f2).cdx.json
 
 lock:  ## Write tools/constraints.txt from .venv
 	@$(BIN)/python tools/lock.py > tools/constraints.txt.new

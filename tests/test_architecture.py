@@ -29,7 +29,7 @@ ORDER = (
     ("scorers", "selectors", "restorers", "families"),
     (
         *("tokens", "registry", "files", "messages", "secrets", "interrupts", "numerics"),
-        *("release", "errors"),
+        *("release", "errors", "texts"),
     ),
 )
 STRANGERS = ORDER[-2]

@@ -1,5 +1,6 @@
 """``show``: the tokens a config keeps of a picture."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +10,7 @@ from prunetune.cli._app import AsJson, ModelName, Threads, verb
 from prunetune.cli._loading import Loading, model_named, prepare_pictures
 from prunetune.cli._output import Output
 from prunetune.errors import ConfigError, DataError
+from prunetune.files import read_plain
 
 if TYPE_CHECKING:
     from prunetune.review.compare.sides import Side
@@ -203,7 +205,7 @@ def _read(path: str) -> Any:
     from prunetune.calibration.pictures import Source, decode
 
     try:
-        return decode(Source(path, Path(path).read_bytes))
+        return decode(Source(path, partial(read_plain, Path(path))))
     except DataError as error:
         # What to do with one bad picture of a set is of no use here.
         reason = str(error).rpartition(";")[0]
