@@ -16,6 +16,7 @@ LMMS ?= lmms-eval==0.7.3 torchvision==0.28.0
 TRIALS ?= 100
 TIMEOUT ?= 140
 WORKERS ?= 2
+FUZZ ?= 1800
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -40,7 +41,7 @@ VERSION := -c 'from importlib.metadata import version; print(version("transforme
 DEMO := demo/tiny-max-drop$(MAX_DROP)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-scripts test-oldest test-upper test-newest test-vllm test-lmms support lint format schema screenshots docs wheel lock clean
+.PHONY: help demo test fuzz test-scripts test-oldest test-upper test-newest test-vllm test-lmms support lint format schema screenshots docs wheel lock clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -66,6 +67,9 @@ demo: $(STAMP)  ## Find the cheapest config of the embedded model that loses at 
 
 test: $(DEV_STAMP)  ## Run all tests on two processes (those of scripts apart: test-scripts)
 	@OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m "not script"
+
+fuzz: $(DEV_STAMP)  ## Attack every verb with random commands and files (FUZZ=SECONDS)
+	@OMP_NUM_THREADS=1 PRUNETUNE_FUZZ_SECONDS=$(FUZZ) PRUNETUNE_FUZZ_SEED=$$(date +%s) $(BIN)/python -m pytest -x tests/fuzz
 
 test-scripts: $(DEV_STAMP)  ## Run every script of benchmarks/ and training/ at its smallest size
 	@OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m script
@@ -142,8 +146,9 @@ screenshots: $(DEV_STAMP)  ## Take the pictures of docs/ again (PRUNETUNE_REPORT
 docs: $(DEV_STAMP)  ## Build the docs site in build/site; a link that leads nowhere is an error
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-wheel: $(DEV_STAMP)  ## Build dist/prunetune-*.whl
+wheel: $(DEV_STAMP)  ## Build dist/prunetune-*.whl and its bill of materials
 	@$(BIN)/python -m pip wheel -q --no-deps --no-build-isolation -w dist .
+	@$(BIN)/python tools/sbom.py dist/prunetune-$$($(BIN)/prunetune --version | cut -d' ' -f2).cdx.json
 
 lock:  ## Write tools/constraints.txt from .venv
 	@$(BIN)/python tools/lock.py > tools/constraints.txt.new

@@ -16,22 +16,24 @@ from pydantic import (
 )
 
 from prunetune.errors import ConfigError
-from prunetune.files import write_atomically
+from prunetune.files import read_plain, write_atomically
 from prunetune.hub.shared import OnHub
 from prunetune.hub.uris import is_uri
-from prunetune.messages import allowed, describe
+from prunetune.messages import allowed, describe, shown
 from prunetune.pixels.field import AnyPixels, shrinks
 from prunetune.provenance import Frozen, ModelRef, Number, Provenance, Whole
 from prunetune.restorers import RESTORERS, Restorer
 from prunetune.schedules import check_schedule, check_version
 from prunetune.scorers import SCORERS, Scorer
 from prunetune.selectors import SELECTORS, Selector
+from prunetune.texts import check, parse_json
 
 __all__ = ["FORMAT", "VERSIONS", "ModelRef", "Provenance", "PruningConfig", "Stage"]
 
 FORMAT: Final = "prunetune.config"
 VERSIONS: Final = (1, 2)
 """Of the schema: 2 has selectors, mass, exits and pixels."""
+_MOST_BYTES = 16 << 20
 
 
 def _scorer(value: Any) -> Any:
@@ -200,19 +202,22 @@ class PruningConfig(Frozen, OnHub):
             raise ConfigError(f"{origin}: expected a JSON object, received {type(data).__name__}")
         if data.get("format") != FORMAT:
             raise ConfigError(
-                f"{origin}: format: received {data.get('format')!r}, allowed {FORMAT!r}; "
+                f"{origin}: format: received {shown(data.get('format'))}, allowed {FORMAT!r}; "
                 "this is not a prunetune config"
             )
         version = data.get("version")
         if type(version) is not int or version not in VERSIONS:
             raise ConfigError(
-                f"{origin}: version: received {version!r}, this release reads versions "
+                f"{origin}: version: received {_version(version)}, this release reads versions "
                 f"{' and '.join(map(str, VERSIONS))}; upgrade prunetune or export the config again"
             )
         try:
+            check(data)
             return cls.model_validate(data)
         except ValidationError as error:
             raise ConfigError(f"{origin}: {describe(error)}") from None
+        except ValueError as error:
+            raise ConfigError(f"{origin}: {error}") from None
         except RecursionError:
             raise ConfigError(f"{origin}: nested too deeply for a config") from None
 
@@ -231,7 +236,7 @@ class PruningConfig(Frozen, OnHub):
     def read(cls, path: Path, origin: str) -> "PruningConfig":
         """Read a file of this machine, which messages call ``origin``; see ``load``."""
         try:
-            text = path.read_bytes().decode("utf-8-sig")
+            text = read_plain(path, _MOST_BYTES).decode("utf-8-sig")
         except (OSError, ValueError) as error:
             undecoded = isinstance(error, UnicodeDecodeError)
             reason = "it is not UTF-8 text" if undecoded else getattr(error, "strerror", error)
@@ -242,8 +247,8 @@ class PruningConfig(Frozen, OnHub):
         if not text.strip():
             raise ConfigError(f"{origin}: the file is empty; export the config again")
         try:
-            data = json.loads(text, object_pairs_hook=_once)
-        except (ValueError, RecursionError) as error:
+            data = parse_json(text)
+        except ValueError as error:
             raise ConfigError(f"{origin}: not JSON: {error}") from None
         return cls.parse(data, origin=origin)
 
@@ -275,10 +280,7 @@ class PruningConfig(Frozen, OnHub):
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    data = dict(pairs)
-    if len(data) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {twice!r} appears twice in one object")
-    return data
+def _version(value: Any) -> str:
+    # Python writes no number of thousands of digits.
+    huge = isinstance(value, int) and value.bit_length() > 1024
+    return "a number of more than 300 digits" if huge else shown(value)

@@ -3,11 +3,17 @@
 import errno
 import os
 import sqlite3
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+
+MOST_BYTES = 256 << 20
+"""Of a file that is read as a whole."""
+MOST_TABLE = 4 << 30
+"""Of one that may hold a set of pictures."""
 
 
 @contextmanager
@@ -15,11 +21,14 @@ def appearing(path: Path) -> Iterator[Path]:
     """Yield a new file beside ``path`` to write; at the end of the block it takes its name.
 
     Fsync, then rename: after a crash the old file or the new one is there. For writers that want a
-    path; whoever has bytes calls ``write_atomically``.
+    path; whoever has bytes calls ``write_atomically``. A file that is replaced keeps its mode; a
+    link is replaced, not followed.
 
     Raises:
-        OSError: The folder cannot be made or written, or the disk is full; nothing is left behind.
+        OSError: The folder cannot be made or written, the disk is full, or ``path`` is a device, a
+            pipe, a folder or a link to one; nothing is left behind.
     """
+    mode = _mode_of(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
@@ -29,11 +38,39 @@ def appearing(path: Path) -> Iterator[Path]:
         # The writer may have put another file in its place.
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o644)
+        temporary.chmod(mode)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _mode_of(path: Path) -> int:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return 0o644
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "not a plain file, so it is not replaced", str(path))
+    return 0o644 if path.is_symlink() else stat.S_IMODE(found.st_mode)
+
+
+def read_plain(path: Path, most: int = MOST_BYTES) -> bytes:
+    """Return the content of a plain file.
+
+    Raises:
+        OSError: It cannot be read, is a pipe or a device, which may never end, or is too large.
+    """
+    # A pipe without a writer would keep an open for reading waiting.
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    with os.fdopen(handle, "rb") as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "not a plain file; copy it into one", str(path))
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise OSError(errno.EFBIG, f"larger than {most >> 20} MiB", str(path))
+    return data
 
 
 def write_atomically(path: Path, content: bytes) -> Path:

@@ -36,7 +36,10 @@ def describe(error: ValidationError) -> str:
 
 def shown(value: Any) -> str:
     """Return a value as Python writes it, cut to what fits into a line."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no number of thousands of digits
+        return "a number of thousands of digits"
     return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
 
 

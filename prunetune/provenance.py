@@ -16,7 +16,7 @@ from prunetune.messages import allowed
 
 Whole = Annotated[int, Strict()]
 Number = Annotated[float, Strict()]
-Depth = Annotated[Whole, Field(ge=1), allowed("a whole number of at least 1")]
+Depth = Annotated[Whole, Field(ge=1, le=4096), allowed("a whole number from 1 to 4096")]
 
 
 class Frozen(BaseModel):

@@ -20,10 +20,13 @@ from pydantic import (
 
 from prunetune.budget import KINDS, Budget, Kind, ModelFacts, check_keep, make_budget
 from prunetune.errors import ConfigError
-from prunetune.files import write_atomically
+from prunetune.files import read_plain, write_atomically
 from prunetune.models.options import check_options
 from prunetune.promise import Promise
 from prunetune.space.narrowed import SpaceSpec
+from prunetune.texts import check
+
+_MOST_BYTES = 16 << 20
 
 __all__ = ["SpaceSpec", "StudySpec"]
 
@@ -269,12 +272,18 @@ class StudySpec(BaseModel):
             ConfigError: The file is missing, is not TOML, or is not a valid spec.
         """
         try:
-            data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+            text = read_plain(Path(path), _MOST_BYTES).decode("utf-8-sig")
+            data = tomllib.loads(text.replace("\r\n", "\n"))
+            check(data)
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
             raise ConfigError(f"cannot read study spec {str(path)!r}: {reason}") from None
         except tomllib.TOMLDecodeError as error:
             raise ConfigError(f"{path}: not TOML: {error}") from None
+        except (ValueError, RecursionError) as error:
+            # A number of thousands of digits, or thousands of brackets.
+            reason = "nested too deeply" if isinstance(error, RecursionError) else error
+            raise ConfigError(f"{path}: not a spec: {reason}") from None
         changes = dict(overrides or {})
         if isinstance(data.get("space"), dict) and isinstance(changes.get("space"), Mapping):
             changes["space"] = {**data["space"], **changes["space"]}

@@ -30,7 +30,7 @@ ORDER = (
     ("hub",),
     (
         *("tokens", "registry", "files", "messages", "secrets", "interrupts", "numerics"),
-        *("release", "errors"),
+        *("release", "errors", "texts"),
     ),
 )
 STRANGERS = ORDER[-3]

@@ -2,6 +2,7 @@
 
 import os
 import sqlite3
+import stat
 import subprocess
 import sys
 from contextlib import closing
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from prunetune.files import appearing, is_database, write_atomically
+from prunetune.files import appearing, is_database, read_plain, write_atomically
 from training.tiny import optimiser
 from training.tiny.optimiser import Optimiser
 
@@ -127,3 +128,26 @@ def test_a_study_can_be_found_where_it_is_being_searched(tmp_path):
     subprocess.run([sys.executable, "-c", other, str(file)], check=True, timeout=60)
     assert file.with_name(f"{DATABASE}-wal").exists()
     storage.engine.dispose()
+
+
+def test_what_is_no_plain_file_is_neither_replaced_nor_read(tmp_path):
+    fifo, link, folder = tmp_path / "fifo", tmp_path / "link", tmp_path / "folder"
+    os.mkfifo(fifo)
+    link.symlink_to("/dev/null")
+    folder.mkdir()
+    for path in (fifo, link, folder, Path("/dev/null")):
+        with pytest.raises(OSError, match="not a plain file, so it is not replaced"):
+            write_atomically(path, b"new")
+        with pytest.raises(OSError, match="plain file|directory"):
+            read_plain(path)
+    assert stat.S_ISFIFO(fifo.stat().st_mode)
+    assert link.is_symlink()
+    # The twin: a plain file is both, and keeps its mode.
+    file = tmp_path / "file"
+    file.write_bytes(b"old")
+    file.chmod(0o600)
+    assert write_atomically(file, b"new").stat().st_mode & 0o777 == 0o600
+    assert read_plain(file) == b"new"
+    with pytest.raises(OSError, match="larger"):
+        read_plain(file, 2)
+    assert {path.name for path in tmp_path.iterdir()} == {"fifo", "link", "folder", "file"}

@@ -5,11 +5,13 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from prunetune.calibration.pictures import SUFFIXES, Source
 from prunetune.calibration.references import Member
 from prunetune.errors import DataError
+from prunetune.files import MOST_TABLE, read_plain
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +55,7 @@ class Tree:
             name = path.relative_to(root).as_posix()
             if _hidden(name) or not path.is_file():
                 continue
-            files[name] = Source(str(path), path.read_bytes)
+            files[name] = Source(str(path), partial(read_plain, path))
             if path.suffix.lower() == ".zip":
                 files.update(_archived(path, f"{name}/"))
         return cls(root, files)
@@ -63,7 +65,7 @@ class Tree:
         """List the archives beside a file; other files there are found by their names."""
         files: dict[str, Source] = {}
         for archive in sorted(path.parent.glob("*.zip")):
-            files[archive.name] = Source(str(archive), archive.read_bytes)
+            files[archive.name] = Source(str(archive), partial(read_plain, archive, MOST_TABLE))
             files.update(_archived(archive, f"{archive.name}/"))
         return cls(path.parent, files)
 

@@ -7,6 +7,7 @@ import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PureWindowsPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -14,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 from prunetune.calibration.pictures import SUFFIXES, Source
 from prunetune.calibration.rows import RowError, missing
 from prunetune.errors import DataError
+from prunetune.files import read_plain
 from prunetune.models.weights import existing
 
 _MOST_BYTES = 256 << 20
@@ -88,7 +90,7 @@ def _named(text: str, name: str, places: Places) -> Source:
         raise RowError(
             f"names {shown!r}, which is not a file in {places.folder}; add it or fix the row"
         )
-    return Source(str(file), file.read_bytes)
+    return Source(str(file), partial(read_plain, file))
 
 
 def within(path: Path, shown: str, places: Places) -> Path:

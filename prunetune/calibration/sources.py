@@ -1,8 +1,8 @@
 """Calibration sources: the shipped set, folders, JSONL files and Hugging Face data sets."""
 
-import json
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,10 @@ from prunetune.calibration.rows import (
 )
 from prunetune.errors import ConfigError, DataError
 from prunetune.models.embedded import NAME, folder_of, is_embedded
+from prunetune.files import MOST_TABLE, read_plain
 from prunetune.models.tensors import POINTER
 from prunetune.models.weights import existing
+from prunetune.texts import parse_json
 
 DEFAULT_QUESTION = "Describe the image."
 _ALLOWED = "allowed: tiny, a folder, a .jsonl, .json, .zip or .parquet file, or hf:ID"
@@ -53,7 +55,7 @@ def read_source(spec: str, reading: Reading | None = None) -> Iterator[Record]:
     if path.is_dir() or (path.is_file() and path.suffix.lower() == ".zip"):
         return _read_folder(path, question, reading)
     if path.is_file() and path.suffix in (".jsonl", ".json"):
-        rows = Source(str(path), path.read_bytes)
+        rows = Source(str(path), partial(read_plain, path, MOST_TABLE))
         return _read_metadata(Tree.beside(path), path.name, rows, None, question, reading)
     raise DataError(f"calibration source {name!r} is a file, not a folder; {_ALLOWED}")
 
@@ -171,8 +173,8 @@ def _json_rows(file: Source) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 def _parse(text: str, place: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return parse_json(text)
+    except ValueError as error:
         shown = text.strip()[:40]
         raise DataError(f"{place}: not JSON ({error}), received {shown!r}; fix it") from error
 

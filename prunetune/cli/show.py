@@ -1,5 +1,6 @@
 """``show``: the tokens a config keeps of a picture."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +17,7 @@ from prunetune.cli._loading import (
 )
 from prunetune.cli._output import Output
 from prunetune.errors import ConfigError, DataError
+from prunetune.files import read_plain
 from prunetune.hub.uris import is_uri
 
 if TYPE_CHECKING:
@@ -235,7 +237,7 @@ def _read(path: str) -> Any:
     from prunetune.calibration.pictures import Source, decode
 
     try:
-        return decode(Source(path, Path(path).read_bytes))
+        return decode(Source(path, partial(read_plain, Path(path))))
     except DataError as error:
         # What to do with one bad picture of a set is of no use here.
         reason = str(error).rpartition(";")[0]

@@ -154,7 +154,11 @@ def stored_config(found: Found, trial: int | None) -> PruningConfig | None:
         return None
     if made.created is None:
         return None
-    written = datetime.fromisoformat(made.created).timestamp()
+    try:
+        written = datetime.fromisoformat(made.created).timestamp()
+    except ValueError:
+        # Edited by hand: nobody can say whether it is out of date.
+        return None
     ended = [t.datetime_complete for t in found.study.get_trials(deepcopy=False)]
     later = any(end is not None and end.timestamp() > written + 1 for end in ended)
     return None if later and trial is None else config

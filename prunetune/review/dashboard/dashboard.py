@@ -27,7 +27,10 @@ _SECONDS = 5.0
 # It may be loading a model, which nobody waits for.
 _PATIENCE = 1.0
 # A file that somebody put among the artifacts must not act in the page's name.
-_SANDBOX = "sandbox; default-src 'none'; img-src 'self'; style-src 'unsafe-inline'"
+_FRAMES = "frame-ancestors 'none'"
+_SANDBOX = (
+    "sandbox; frame-ancestors 'self'; default-src 'none'; img-src 'self'; style-src 'unsafe-inline'"
+)
 # Optuna dashboard sets an attribute, such as a trial's config, on one line however long it is: a
 # trial's page was 5,600 pixels wide.
 _STYLE = b"""<style>
@@ -189,8 +192,10 @@ def guarded(app: App, *, local: bool) -> App:
         def begin(status: str, headers: list[tuple[str, str]], *more: Any) -> Any:
             kept = [(k, v) for k, v in headers if k.lower() not in _DROPPED[page]]
             kept.append(("X-Content-Type-Options", "nosniff"))
-            if path.startswith("/artifacts/"):
-                kept.append(("Content-Security-Policy", _SANDBOX))
+            # Inside another site's frame a click could be led onto a button that deletes.
+            sandboxed = path.startswith("/artifacts/")
+            kept.append(("Content-Security-Policy", _SANDBOX if sandboxed else _FRAMES))
+            kept.append(("X-Frame-Options", "SAMEORIGIN" if sandboxed else "DENY"))
             return start(status, kept, *more)
 
         found = app(environ, begin)

@@ -1,0 +1,85 @@
+"""Passwords stay off screens, wherever and however they were typed."""
+
+import signal
+
+import pytest
+from cli_runner import call, refused
+
+from prunetune import secrets
+from prunetune.cli import _app
+from prunetune.study.database.connect import open_storage
+
+PW = "hunter2 se@cret"
+URLS = (
+    f"postgresql://me@corp:{PW}@h/db",
+    "postgresql://me:hunter2\nsecret@h/db",
+    "postgresql://me:hunter2secret@h:port/db",
+    "postgresql://me:hunter2secret",
+    "postgresql://h/db?password=hunter2secret",
+    "mysql+pymysql://me:hunter2%20secret@h/db",
+)
+
+
+@pytest.fixture(autouse=True)
+def forgotten(monkeypatch):
+    monkeypatch.setattr(secrets, "_known", set())
+
+
+@pytest.mark.parametrize("url", URLS)
+def test_a_url_in_any_place(url, tmp_path):
+    for argv in (
+        ("verify", url),
+        ("bench", url),
+        ("serve", url),
+        ("status", url),
+        ("report", url),
+        ("diff", url, url),
+        ("data", "check", url),
+        ("verify", tmp_path / "c.json", "--model", url),
+        ("search", "--storage", url, "--model", "tiny", "--keep", 2, "--out", tmp_path / "o"),
+        ("search", "--storage", url, "--no-such-flag"),
+        ("models", url),
+    ):
+        ran = call(*argv)
+        assert "hunter2" not in ran.out + ran.err, ran.err
+        assert "secret" not in ran.err.replace("secret-", ""), ran.err
+        assert ran.status == 2
+
+
+def test_the_forms_of_passwords():
+    for url in URLS:
+        said = secrets.redact(f"cannot reach {url}: no such host")
+        assert "hunter2" not in said.split("\n")[0]
+    plain = "postgresql://me@h:5432/db, sqlite:////a/b.db, data:image/png, http://[::1]:80/x"
+    assert secrets.redact(plain) == plain
+    # What was typed is hidden whatever is made of it; what was not is left alone.
+    assert secrets.redact("hunter2secret") == "hunter2secret"
+    secrets.remember(["--storage=postgresql://me:hunter2secret@h/db"])
+    assert secrets.redact("it said hunter2secret") == "it said ***"
+
+
+def test_ctrl_c_before_a_search_begins_repeats_no_password(monkeypatch):
+    def interrupted(name):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_app, "import_module", interrupted)
+    ran = call("search", "--storage", URLS[0])
+    assert (ran.status, ran.err) == (130, "interrupted; the same command resumes\n")
+    ran = call("search", "--keep", "0.25")
+    assert ran.err == "interrupted; the same command resumes: prunetune search --keep 0.25\n"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_escape_sequences_and_long_texts_are_cut(tmp_path):
+    path = tmp_path / "c.json"
+    path.write_text('{"format": "\\u001b[31m' + "a" * 3_000_000 + '"}')
+    line = refused("verify", path)
+    assert "\x1b" not in line
+    assert len(line) < 2000
+    assert "\x1b" not in call("verify", "a\x1b[31m").err
+
+
+def test_a_port_that_is_no_number_is_one_line():
+    with pytest.raises(Exception, match="no database URL") as error:
+        open_storage("postgresql://me:hunter2secret@h:port/db")
+    assert "hunter2" not in str(error.value)
