@@ -7,7 +7,18 @@ import sys
 import warnings
 from pathlib import Path
 
-_CHATTY = ("alembic", "datasets", "filelock", "httpx", "huggingface_hub", "optuna", "transformers")
+_CHATTY = (
+    "alembic",
+    "datasets",
+    "filelock",
+    "httpx",
+    "huggingface_hub",
+    "optuna",
+    # Where it is installed, transformers imports it, and it warns of every GPU library it lacks.
+    "torchao",
+    "torch.utils._pytree",
+    "transformers",
+)
 
 
 class _OneLine(logging.Formatter):
