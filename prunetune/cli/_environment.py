@@ -9,7 +9,18 @@ from pathlib import Path
 
 from prunetune.cli._output import printable, shortened
 
-_CHATTY = ("alembic", "datasets", "filelock", "httpx", "huggingface_hub", "optuna", "transformers")
+_CHATTY = (
+    "alembic",
+    "datasets",
+    "filelock",
+    "httpx",
+    "huggingface_hub",
+    "optuna",
+    # Where it is installed, transformers imports it, and it warns of every GPU library it lacks.
+    "torchao",
+    "torch.utils._pytree",
+    "transformers",
+)
 
 
 class _OneLine(logging.Formatter):
