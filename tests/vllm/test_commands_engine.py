@@ -1,10 +1,13 @@
 """``verify --engine vllm`` and ``bench --engine vllm`` on the embedded model."""
 
+from functools import partial
+
 import pytest
 from cli_runner import call, write_rows
 from engines import config_for, needs_vllm
 
 from prunetune.calibration import load_sides
+from prunetune.deploy import vllm_bench
 
 pytestmark = [needs_vllm, pytest.mark.slow]
 COUNT = 8
@@ -45,7 +48,10 @@ def test_verify_compares_the_engines_and_counts_answers_as_it_is_told(config, da
     assert told["right"] < aside["calibration"]["accuracy"]
 
 
-def test_bench_measures_every_case_at_every_load(config):
+def test_bench_measures_every_case_at_every_load(config, monkeypatch):
+    # What compiles is an engine of test_embedded_engine.
+    quick = partial(vllm_bench.bench_in_vllm, engine={"enforce_eager": True})
+    monkeypatch.setattr(vllm_bench, "bench_in_vllm", quick)
     flags = ("--concurrency", "1,2", "--rounds", 1, "--new-tokens", 2, "--image-size", "128x96")
     ran = call("bench", config, "--model", "tiny", "--engine", "vllm", *flags, "--json")
     assert ran.status == 0, ran.err
