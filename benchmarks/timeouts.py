@@ -76,7 +76,7 @@ def main() -> None:
         )
         for row in found
     ]  # fmt: skip
-    print(markdown(heads, rows))
+    print("\n".join(markdown(heads, rows)))
     finish({"runs": found})
 
 

@@ -22,7 +22,9 @@ _QUICK = 0.4
 _SOME = 8
 _LEAST_HELD_OUT = 16
 _UNPRUNED_SHARE = 0.45
-"""Of a run's time: what unpruned runs may take at most."""
+"""Of a run's time: what unpruned runs may take, if that is enough for a few samples."""
+_UNPRUNED_MOST = 0.7
+"""What they may take at most."""
 PAGE_SECONDS = 3.0
 
 
@@ -173,8 +175,9 @@ def forecast(prepared: "Prepared", clock: Clock) -> Forecast:
     count = there
     if clock.seconds is not None:
         allowed = _UNPRUNED_SHARE * clock.left - first
-        count = min(there, int(allowed / max(each, 1e-9)))
-        if count < min(there, _LEAST_HELD_OUT):
+        least = min(there, _LEAST_HELD_OUT)
+        count = max(least, min(there, int(allowed / max(each, 1e-9))))
+        if first + least * each > _UNPRUNED_MOST * clock.left:
             raise ConfigError(_too_short(clock, len(prepared.calibration), first, each))
     return Forecast(
         pace=pace,
@@ -192,8 +195,8 @@ def forecast(prepared: "Prepared", clock: Clock) -> Forecast:
 def _too_short(clock: Clock, calibration: int, first: float, each: float) -> str:
     """Return words on a timeout that not even the unpruned run fits into."""
     seconds = clock.seconds or 0.0
-    needed = seconds - clock.left + (first + _LEAST_HELD_OUT * each) / _UNPRUNED_SHARE
-    spare = _UNPRUNED_SHARE * clock.left - _LEAST_HELD_OUT * each
+    needed = seconds - clock.left + (first + _LEAST_HELD_OUT * each) / _UNPRUNED_MOST
+    spare = _UNPRUNED_MOST * clock.left - _LEAST_HELD_OUT * each
     fits = int(spare * calibration / max(first, 1e-9))
     fewer = f", or --samples {fits}" if fits >= _LEAST_HELD_OUT else ""
     return (

@@ -40,7 +40,7 @@ def test_time_decides_how_much_is_held_out(pace):
     assert short.at(2.0).table > short.table
     with pytest.raises(ConfigError, match=r"--timeout: received 60, allowed here about \d+"):
         forecast(prepared(), clock(60.0))
-    with pytest.raises(ConfigError, match="or --samples 29"):
+    with pytest.raises(ConfigError, match="or --samples 54"):
         forecast(prepared(), clock(100.0))
 
 
