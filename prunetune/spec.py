@@ -4,7 +4,7 @@ import math
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import tomli_w
 from pydantic import (
@@ -252,6 +252,8 @@ class StudySpec(BaseModel):
         Raises:
             ConfigError: One line that names the field, the value received and what is allowed.
         """
+        if isinstance(data, Mapping):
+            _check_kinds(data, cls, origin)
         try:
             return cls.model_validate(data)
         except ValidationError as error:
@@ -304,3 +306,18 @@ class StudySpec(BaseModel):
             raise ConfigError(
                 f"cannot write study spec {str(path)!r}: {error.strerror or error}"
             ) from None
+
+
+def _check_kinds(data: Mapping[str, Any], spec: type[BaseModel], origin: str) -> None:
+    """Refuse a text or a truth value where a number belongs: pydantic would make one of it.
+
+    Raises:
+        ConfigError: There is one.
+    """
+    for name, value in data.items():
+        kinds = spec.model_fields[name].annotation if name in spec.model_fields else None
+        allowed = {kinds, *get_args(kinds)}
+        if not {int, float} & allowed or {str, bool} & allowed:
+            continue
+        if isinstance(value, bool | str):
+            raise ConfigError(f"{origin}: {name}: received {value!r}, allowed a number")

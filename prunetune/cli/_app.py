@@ -60,6 +60,10 @@ EXTRA = frozenset(
 )
 """Modules that ``prunetune[search]`` installs and a deployment does without."""
 
+# Flags that name something: an empty text is a variable that was not set, and no name.
+_NAMED = frozenset(
+    ("model", "data", "held_out", "out", "output", "spec", "storage", "revision", "cache_dir")
+)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 # PyTorch's allocator on CPUs, and its thread pool, raise plain RuntimeErrors.
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "Cannot allocate memory")
@@ -141,6 +145,10 @@ def verb(name: str, *examples: str) -> Callable[[F], F]:
             from prunetune.cli._environment import set_logging, set_waiting
 
             set_logging(verbose)
+            for key in _NAMED & kwargs.keys():
+                if kwargs[key] == "":
+                    flag = key.replace("_", "-")
+                    raise ConfigError(f"--{flag}: received '', allowed a name; or leave it out")
             # What is timed there is what a deployment gets.
             if name != "bench":
                 set_waiting()
