@@ -4,7 +4,7 @@ import math
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import tomli_w
 from pydantic import (
@@ -21,6 +21,7 @@ from pydantic import (
 from prunetune.budget import KINDS, Budget, Kind, ModelFacts, check_keep, make_budget
 from prunetune.errors import ConfigError
 from prunetune.files import read_plain, write_atomically
+from prunetune.messages import check_kinds
 from prunetune.models.options import check_options
 from prunetune.promise import Promise
 from prunetune.space.narrowed import SpaceSpec
@@ -253,7 +254,7 @@ class StudySpec(BaseModel):
             ConfigError: One line that names the field, the value received and what is allowed.
         """
         if isinstance(data, Mapping):
-            _check_kinds(data, cls, origin)
+            check_kinds(data, cls, origin)
         try:
             return cls.model_validate(data)
         except ValidationError as error:
@@ -306,18 +307,3 @@ class StudySpec(BaseModel):
             raise ConfigError(
                 f"cannot write study spec {str(path)!r}: {error.strerror or error}"
             ) from None
-
-
-def _check_kinds(data: Mapping[str, Any], spec: type[BaseModel], origin: str) -> None:
-    """Refuse a text or a truth value where a number belongs: pydantic would make one of it.
-
-    Raises:
-        ConfigError: There is one.
-    """
-    for name, value in data.items():
-        kinds = spec.model_fields[name].annotation if name in spec.model_fields else None
-        allowed = {kinds, *get_args(kinds)}
-        if not {int, float} & allowed or {str, bool} & allowed:
-            continue
-        if isinstance(value, bool | str):
-            raise ConfigError(f"{origin}: {name}: received {value!r}, allowed a number")

@@ -22,6 +22,7 @@ from prunetune.tokens import ImageGeometry
 
 _LEAST_COLUMN = 250
 _MARGIN = 16
+_MOST_LETTERS = 1000
 _TEXT, _SMALL = 16, 13
 _PAPER = (255, 255, 255)
 
