@@ -1,8 +1,11 @@
 """What is wrong with data, in one line that a person can act on."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, get_args
 
-from pydantic import ValidationError, WrapValidator
+from pydantic import BaseModel, ValidationError, WrapValidator
+
+from prunetune.errors import ConfigError
 
 _SHOWN = 80
 
@@ -46,3 +49,18 @@ def shown(value: Any) -> str:
 def plain(text: str) -> str:
     """Keep what came from a file on one line of printable characters."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def check_kinds(data: Mapping[str, Any], spec: type[BaseModel], origin: str) -> None:
+    """Refuse a text or a truth value where a number belongs: pydantic would make one of it.
+
+    Raises:
+        ConfigError: There is one.
+    """
+    for name, value in data.items():
+        kinds = spec.model_fields[name].annotation if name in spec.model_fields else None
+        allowed = {kinds, *get_args(kinds)}
+        if not {int, float} & allowed or {str, bool} & allowed:
+            continue
+        if isinstance(value, bool | str):
+            raise ConfigError(f"{origin}: {name}: received {value!r}, allowed a number")

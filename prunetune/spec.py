@@ -1,7 +1,6 @@
 """The study spec: everything a search is told. TOML in and out; stored with the study."""
 
 import math
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -21,10 +20,11 @@ from pydantic import (
 from prunetune.budget import KINDS, Budget, Kind, ModelFacts, check_keep, make_budget
 from prunetune.errors import ConfigError
 from prunetune.files import read_plain, write_atomically
+from prunetune.messages import check_kinds, describe
 from prunetune.models.options import check_options
 from prunetune.promise import Promise
 from prunetune.space.narrowed import SpaceSpec
-from prunetune.texts import check
+from prunetune.texts import parse_toml
 
 _MOST_BYTES = 16 << 20
 
@@ -255,11 +255,11 @@ class StudySpec(BaseModel):
         Raises:
             ConfigError: One line that names the field, the value received and what is allowed.
         """
+        if isinstance(data, Mapping):
+            check_kinds(data, cls, origin)
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            from prunetune.messages import describe
-
             raise ConfigError(f"{origin}: {describe(error)}") from None
 
     @classmethod
@@ -272,18 +272,12 @@ class StudySpec(BaseModel):
             ConfigError: The file is missing, is not TOML, or is not a valid spec.
         """
         try:
-            text = read_plain(Path(path), _MOST_BYTES).decode("utf-8-sig")
-            data = tomllib.loads(text.replace("\r\n", "\n"))
-            check(data)
+            data = parse_toml(read_plain(Path(path), _MOST_BYTES).decode("utf-8-sig"))
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
             raise ConfigError(f"cannot read study spec {str(path)!r}: {reason}") from None
-        except tomllib.TOMLDecodeError as error:
+        except ValueError as error:
             raise ConfigError(f"{path}: not TOML: {error}") from None
-        except (ValueError, RecursionError) as error:
-            # A number of thousands of digits, or thousands of brackets.
-            reason = "nested too deeply" if isinstance(error, RecursionError) else error
-            raise ConfigError(f"{path}: not a spec: {reason}") from None
         changes = dict(overrides or {})
         if isinstance(data.get("space"), dict) and isinstance(changes.get("space"), Mapping):
             changes["space"] = {**data["space"], **changes["space"]}

@@ -1,6 +1,7 @@
 """JSON and texts from outside: what can be said again, in a file and on a screen."""
 
 import json
+import tomllib
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +27,20 @@ def parse_json(text: str, pairs: Callable[[list[tuple[str, Any]]], Any] | None =
         raise
     except ValueError as error:
         raise ValueError(_short(str(error))) from None
+    check(found)
+    return found
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """Return what a text of TOML says.
+
+    Raises:
+        ValueError: It is no TOML, is nested too deeply, or has a number of thousands of digits.
+    """
+    try:
+        found = tomllib.loads(text.replace("\r\n", "\n"))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
     check(found)
     return found
 

@@ -8,7 +8,6 @@ import shlex
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from difflib import get_close_matches
 from importlib import import_module
 from typing import Annotated, Any, TypeVar
@@ -16,8 +15,9 @@ from typing import Annotated, Any, TypeVar
 import typer
 from typer.main import get_command
 
+from prunetune.cli._flags import refuse_empty
 from prunetune.cli._loading import FLAGS, gather, spread
-from prunetune.cli._output import Output, as_json, note, shortened, told
+from prunetune.cli._output import Output, as_json, check_streams, note, shortened, silence, told
 from prunetune.errors import ConfigError, PrunetuneError
 from prunetune.secrets import redact, remember
 
@@ -148,6 +148,7 @@ def verb(name: str, *examples: str) -> Callable[[F], F]:
             from prunetune.cli._environment import set_logging, set_waiting
 
             set_logging(verbose)
+            refuse_empty(kwargs)
             # What is timed there is what a deployment gets.
             if name != "bench":
                 set_waiting()
@@ -253,37 +254,6 @@ def run(args: Sequence[str]) -> int:
         silence()
         return status
     return 0
-
-
-def check_streams(argv: Sequence[str]) -> None:
-    """Refuse to begin where nothing can be said, or what was typed cannot be said again.
-
-    Raises:
-        ConfigError: stdout is closed, or an argument is not UTF-8.
-    """
-    for stream in (sys.stdout, sys.stderr):
-        # Whatever the locale can write; the rest is escaped.
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
-    if sys.stdout is None:
-        raise ConfigError("stdout is closed; where no output is wanted, give >/dev/null")
-    for word in argv:
-        try:
-            word.encode("utf-8")
-        except UnicodeEncodeError:
-            raise ConfigError(
-                f"arguments: received {word!r}, which is not UTF-8; rename the file, or give "
-                "another name"
-            ) from None
-
-
-def silence() -> None:
-    """Keep the interpreter's last flush from complaining about a stdout that takes nothing."""
-    try:
-        sys.stdout.flush()
-    except (OSError, ValueError, AttributeError):
-        with suppress(OSError, ValueError, AttributeError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def explain(error: Exception, argv: Sequence[str]) -> tuple[int, str]:

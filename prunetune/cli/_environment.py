@@ -9,6 +9,7 @@ from pathlib import Path
 
 from prunetune.cli._output import printable, shortened
 
+MOST_THREADS = 1024
 _CHATTY = (
     "alembic",
     "datasets",
@@ -71,8 +72,8 @@ def set_threads(threads: int | None) -> int:
 
     from prunetune.errors import ConfigError
 
-    if threads is not None and threads < 1:
-        raise ConfigError(f"--threads: received {threads}, allowed 1 or more")
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
+        raise ConfigError(f"--threads: received {threads:g}, allowed 1 to {MOST_THREADS}")
     if threads is None:
         if os.environ.get("OMP_NUM_THREADS"):
             return torch.get_num_threads()

@@ -181,3 +181,21 @@ def _span(flag: str, text: str) -> Sequence[int]:
         raise ConfigError(
             f"{flag}: received {text!r}, allowed a number or two with a dash between, e.g. 1-3"
         ) from None
+
+
+# Flags that name something: an empty text is a variable that was not set, and no name.
+_NAMED = frozenset(
+    ("model", "data", "held_out", "out", "output", "spec", "storage", "revision", "cache_dir")
+)
+
+
+def refuse_empty(given: dict[str, Any]) -> None:
+    """Refuse an empty text where a name belongs.
+
+    Raises:
+        ConfigError: There is one.
+    """
+    for key in _NAMED & given.keys():
+        if given[key] == "":
+            flag = key.replace("_", "-")
+            raise ConfigError(f"--{flag}: received '', allowed a name; or leave it out")

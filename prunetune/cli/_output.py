@@ -2,13 +2,16 @@
 
 import json
 import math
+import os
 import re
 import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
+from prunetune.errors import ConfigError
 from prunetune.secrets import redact
 
 WIDTH = 100
@@ -201,3 +204,34 @@ def number(value: float | None, digits: int = 4) -> str:
 def percent(value: float | None, digits: int = 1) -> str:
     """Return a share as per cent for people, or a dash."""
     return "-" if value is None or not math.isfinite(value) else f"{100 * value:.{digits}f}%"
+
+
+def check_streams(argv: Sequence[str]) -> None:
+    """Refuse to begin where nothing can be said, or what was typed cannot be said again.
+
+    Raises:
+        ConfigError: stdout is closed, or an argument is not UTF-8.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        # Whatever the locale can write; the rest is escaped.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    if sys.stdout is None:
+        raise ConfigError("stdout is closed; where no output is wanted, give >/dev/null")
+    for word in argv:
+        try:
+            word.encode("utf-8")
+        except UnicodeEncodeError:
+            raise ConfigError(
+                f"arguments: received {word!r}, which is not UTF-8; rename the file, or give "
+                "another name"
+            ) from None
+
+
+def silence() -> None:
+    """Keep the interpreter's last flush from complaining about a stdout that takes nothing."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError, AttributeError):
+        with suppress(OSError, ValueError, AttributeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,7 +1,6 @@
 """``search``: create or resume a study."""
 
 import logging
-import math
 import signal
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, get_args
@@ -18,13 +17,13 @@ from prunetune.cli._app import (
     at_least,
     one_of,
     verb,
+    within,
 )
 from prunetune.cli._flags import budget_of, optional_names, promise_of, space_of, template_of
 from prunetune.cli._loading import Loading
 from prunetune.cli._output import Output, note
 from prunetune.cli._saving import Bench, Price, bench_study, price_named
 from prunetune.cli.progress import progress
-from prunetune.errors import ConfigError
 
 if TYPE_CHECKING:
     from prunetune.provenance import Saving
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger(__name__)
+_MOST_WORKERS = 64
 
 
 @dataclass(frozen=True)
@@ -125,10 +125,9 @@ def search(
 
     clock = Clock()
     at_least("--batch-size", batch_size, 1)
-    at_least("--workers", workers, 1)
-    at_least("--cache-limit", cache_limit, 0)
-    if not math.isfinite(cache_limit):
-        raise ConfigError(f"--cache-limit: received {cache_limit:g}, allowed a finite number")
+    # Each is a process with a model of its own.
+    within("--workers", workers, 1, _MOST_WORKERS)
+    within("--cache-limit", cache_limit, 0, 1 << 20)
     said = {
         "model": model,
         "revision": loading.pop("revision"),

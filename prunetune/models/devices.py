@@ -60,6 +60,8 @@ def device_named(device: Any) -> Any:
         named = torch.device(device)
     except RuntimeError:
         raise ConfigError(f"device is {device!r}; allowed: cpu, cuda, cuda:1, ...") from None
+    if named.type == "meta":
+        raise ConfigError("device is 'meta', which computes nothing; allowed: cpu, cuda, cuda:1")
     count = torch.cuda.device_count()
     if named.type == "cuda" and (named.index or 0) >= count:
         raise ConfigError(f"device is {device!r}; this machine has {count} CUDA device(s): use cpu")

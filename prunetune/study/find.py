@@ -62,7 +62,14 @@ def find_study(target: str, name: str | None = None) -> Found:
     storage = open_storage(url, reading=True)
     chosen = _name(optuna.get_all_study_names(storage), name, folder, redact(target))
     study = optuna.load_study(study_name=chosen, storage=storage)
-    if "spec" not in study.user_attrs:
+    try:
+        attrs = study.user_attrs
+    except ValueError as error:
+        raise StudyError(
+            f"study {chosen!r}: the database holds an attribute that is not JSON ({error}); "
+            "restore it from a copy, or search anew"
+        ) from None
+    if "spec" not in attrs:
         raise StudyError(f"study {chosen!r} was not made by prunetune; choose another with --study")
     spec = StudySpec.parse(study.user_attrs["spec"], origin=f"study {chosen!r}")
     return Found(study, spec, url, folder)

@@ -1,5 +1,6 @@
 """Contact sheets: a row a picture, a column a stage; thumbnail and tiles apart."""
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,7 @@ from prunetune.tokens import ImageGeometry
 
 _LEAST_COLUMN = 250
 _MARGIN = 16
+_MOST_LETTERS = 1000
 _TEXT, _SMALL = 16, 13
 _PAPER = (255, 255, 255)
 
@@ -186,8 +188,11 @@ def _difference(
 def cut(draw: ImageDraw.ImageDraw, text: str, width: int, size: int = _TEXT) -> str:
     """Return ``text`` on one line, shortened where it is wider than ``width`` pixels."""
     text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    if draw.textlength(text, font(size)) <= width:
+    if len(text) <= _MOST_LETTERS and draw.textlength(text, font(size)) <= width:
         return text
-    while text and draw.textlength(f"{text}...", font(size)) > width:
-        text = text[:-1]
-    return f"{text}..."
+    # A font measures every letter: nothing as long as a page is measured.
+    text = text[:_MOST_LETTERS]
+    fits = bisect_left(
+        range(len(text)), True, key=lambda n: draw.textlength(f"{text[:n]}...", font(size)) > width
+    )
+    return f"{text[: max(0, fits - 1)]}..."

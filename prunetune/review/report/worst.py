@@ -16,6 +16,7 @@ from prunetune.review.pictures.overlay import fitted, kept_panel, kept_tokens
 from prunetune.runtime.apply import apply
 
 _NEW_TOKENS = 32
+_WEBP_SIDE = 16383
 _QUALITY = 82
 _LONGEST = 2000
 _HIDDEN = "A conversation, which may be somebody's: prunetune report --show-samples shows it."
@@ -207,8 +208,10 @@ def _panels(
 
 def _panel(caption: str, image: Image.Image) -> Panel:
     buffer = io.BytesIO()
-    image.convert("RGB").save(buffer, format="WEBP", quality=_QUALITY)
-    source = f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    # WebP knows no longer side.
+    kind = "webp" if max(image.size) <= _WEBP_SIDE else "png"
+    image.convert("RGB").save(buffer, format=kind.upper(), quality=_QUALITY)
+    source = f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
     return Panel(caption, source, image.width, image.height)
 
 
