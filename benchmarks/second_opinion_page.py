@@ -194,5 +194,9 @@ def page(found: list[Row]) -> str:
         lines += ["", f"## {witness}, {100 * keep:g}% kept", ""]
         digest = table.whole["digest"][:12]
         lines += [f"{len(table.types)} held-out samples on {len(set(table.images))} pictures,"]
-        lines += [f"digest `{digest}`.", "", *table.lines()]
+        searches = sum(table.rows[n]["group"].startswith("searched") for n in table.pruned)
+        lines += [
+            f"digest `{digest}`; {len(table.pruned)} cases so far, {searches} of them searches."
+        ]
+        lines += ["", *table.lines()]
     return "\n".join(lines).rstrip() + "\n"
