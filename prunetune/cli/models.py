@@ -1,15 +1,71 @@
-"""``models``: the models that have a short name."""
+"""``models``: the models that have a short name, and what one of another class would need."""
+
+from typing import Annotated
+
+import typer
 
 from prunetune.cli._app import AsJson, verb
 from prunetune.cli._output import Output
+from prunetune.errors import ConfigError
 
 
-@verb("models", "prunetune models")
-def models(as_json: AsJson = False) -> None:
+@verb("models", "prunetune models", "prunetune models --check FOLDER")
+def models(
+    check: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="Say what the model of its config.json needs and has."),
+    ] = None,
+    add: Annotated[
+        str | None,
+        typer.Option(metavar="CHECKOUT", help="Write the family that --check finds missing there."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """List models by short name: family, support and its proof, memory, weights here or not.
 
     Memory is what a device needs in bfloat16. Any hub id or folder of a supported family works too.
+    With --check: what a folder's model needs to be pruned and what was found, from its config.json
+    alone; for a class without a family, the file of one to go on from.
     """
+    if check is not None:
+        _check(check, add, Output(as_json))
+        return
+    if add is not None:
+        raise ConfigError("--add: goes with --check FOLDER, whose model it is about")
+    _list(Output(as_json))
+
+
+def _check(folder: str, checkout: str | None, out: Output) -> None:
+    from prunetune.deploy.family_check import add_to, check_folder
+
+    found = check_folder(folder)
+    out.table(("what", f"{found.model_type}"), [list(row) for row in found.rows], wrap=None)
+    if found.problem:
+        out.line(f"cannot be pruned: {found.problem}")
+    elif found.supported:
+        out.line("can be pruned: prunetune search --model FOLDER --keep 0.25")
+    written = [] if checkout is None else add_to(checkout, found)
+    for path in written:
+        out.line(f"written: {path}")
+    if written:
+        out.line(f"next: fill in what says TODO, then pytest tests/families -k {found.model_type}")
+    elif found.skeleton:
+        out.line()
+        out.line(f"# prunetune/families/{found.model_type}.py (--add CHECKOUT writes it)")
+        out.line(found.skeleton)
+    out.finish(
+        {
+            "model_type": found.model_type,
+            "supported": found.supported,
+            "problem": found.problem or None,
+            "found": dict(found.rows),
+            "skeleton": found.skeleton or None,
+            "written": [str(path) for path in written],
+        }
+    )
+
+
+def _list(out: Output) -> None:
     from prunetune.models import ALIASES
 
     rows = [
@@ -28,7 +84,6 @@ def models(as_json: AsJson = False) -> None:
         }
         for alias in ALIASES
     ]
-    out = Output(as_json)
     out.table(
         ("name", "family", "status", "here", "size", ">memory", "hub id", "proven by"),
         [
