@@ -69,7 +69,9 @@ def add_to(checkout: str | Path, check: Check) -> list[Path]:
     """
     root = Path(checkout)
     if check.found is None or check.supported:
-        raise ConfigError(f"--add: {check.model_type} has a family already; there is nothing to add")
+        raise ConfigError(
+            f"--add: {check.model_type} has a family already; there is nothing to add"
+        )
     if not (root / TABLE).is_file() or not (root / _TESTS).is_dir():
         raise ConfigError(
             f"--add: received {str(checkout)!r}, allowed a checkout of prunetune: a folder with "
@@ -107,7 +109,10 @@ def _of_family(model: Any) -> Check:
         ("decoder layers", f"{depth} {type(family.layers[0]).__name__}"),
         ("tokens can be dropped at", where),
         ("placeholders", ", ".join(f"{m} {k}" for m, k in family.placeholders.items())),
-        ("vision tower", f"{type(family.tower).__name__}, {len(list(family.tower_layers()))} layers"),
+        (
+            "vision tower",
+            f"{type(family.tower).__name__}, {len(list(family.tower_layers()))} layers",
+        ),
         ("its attention", "can be read" if readable else "cannot: no cls_attention, topv"),
         ("levels of pixels", family.resizing or "none: a picture's size changes no tokens here"),
         ("positions", "original or packed" if not family.multimodal_positions else "original"),
@@ -126,7 +131,16 @@ def _found(found: Anatomy) -> list[Row]:
     return [
         ("family", f"none; {class_name(found)} on {base.name}, because {base.why}"),
         ("decoder layers", f"{found.decoder}.layers: {found.depth}, {', '.join(kinds)}"),
-        ("norms of a layer", ", ".join(found.norms) or "not found"),
+        (
+            "norms of a layer",
+            (", ".join(found.norms) or "none found")
+            + (
+                ""
+                if len(found.norms) > 1
+                else ": scores need one before the attention and one "
+                "before the MLP, so this class is refused"
+            ),
+        ),
         ("vision tower", f"{found.tower or 'not found'}, layers at {found.tower_layers or '?'}"),
         (
             "its attention",

@@ -52,13 +52,14 @@ def family_file(found: Anatomy) -> str:
     base = lineage(found)
     parts = [part for part in (_places(found), _unknown(base)) if part]
     typed = "from typing import Any, ClassVar" if parts else "from typing import ClassVar"
-    modules = "\n\nfrom torch import nn\n" if "nn." in "".join(parts) else "\n"
+    modules = "\nfrom torch import nn\n" if "nn." in "".join(parts) else ""
     imports = f"from prunetune.families.{base.module} import {base.name}"
     if not base.known:
         imports = "from prunetune.families.base import Family, VisionCall"
         imports += "\nfrom prunetune.tokens import ImageGeometry, grid_geometry"
     body = "\n".join(parts)
-    return f'''"""{found.architecture.removesuffix("ForConditionalGeneration")}: TODO in a line."""
+    return (
+        f'''"""{found.architecture.removesuffix("ForConditionalGeneration")}: TODO in a line."""
 
 {typed}
 {modules}
@@ -69,7 +70,9 @@ class {class_name(found)}({base.name}):
     """``{found.architecture}``."""
 
     model_type: ClassVar[str] = "{found.model_type}"
-{body}'''.replace("\n\n\n\n", "\n\n\n").rstrip() + "\n"
+{body}'''.replace("\n\n\n\n", "\n\n\n").rstrip()
+        + "\n"
+    )
 
 
 def table_line(found: Anatomy) -> str:
@@ -130,8 +133,9 @@ def _places(found: Anatomy) -> str:
     if found.final_norm not in ("norm", ""):
         text = f"self.text_model.{found.final_norm}"
         made.append(_property("final_norm", "The norm behind the last layer.", text, "nn.Module"))
-    if not {"post_attention_layernorm", "pre_feedforward_layernorm"} & set(found.norms):
-        last = found.norms[-1] if found.norms else "TODO"
+    known = {"post_attention_layernorm", "pre_feedforward_layernorm"}
+    if len(found.norms) > 1 and not known & set(found.norms):
+        last = found.norms[-1]
         made.append(
             "\n    def second_norm(self, layer: int) -> nn.Module:\n"
             '        """The norm before the MLP."""\n'
