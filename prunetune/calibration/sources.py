@@ -21,8 +21,8 @@ from prunetune.calibration.rows import (
     read_texts,
 )
 from prunetune.errors import ConfigError, DataError
-from prunetune.models.embedded import NAME, folder_of, is_embedded
 from prunetune.files import MOST_TABLE, read_plain
+from prunetune.models.embedded import NAME, folder_of, is_embedded
 from prunetune.models.tensors import POINTER
 from prunetune.models.weights import existing
 from prunetune.texts import parse_json

@@ -1,20 +1,82 @@
-"""``models``: the models that have a short name."""
+"""``models``: the models that have a short name, and what one of another class would need."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from prunetune.cli._app import AsJson, OneName, named, verb
 from prunetune.cli._output import Output
+from prunetune.errors import ConfigError
 
 if TYPE_CHECKING:
     from prunetune.models import Alias
 
 
-@verb("models", "prunetune models", "prunetune models qwen2.5-vl-3b")
-def models(name: OneName = None, as_json: AsJson = False) -> None:
+@verb(
+    "models",
+    "prunetune models",
+    "prunetune models qwen2.5-vl-3b",
+    "prunetune models --check FOLDER",
+)
+def models(
+    name: OneName = None,
+    check: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="Say what the model of its config.json needs and has."),
+    ] = None,
+    add: Annotated[
+        str | None,
+        typer.Option(metavar="CHECKOUT", help="Write the family that --check finds missing there."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """List models by short name: family, support and its proof, memory, weights here or not.
 
     Memory is what a device needs in bfloat16. Any hub id or folder of a supported family works too.
+    With --check: what a folder's model needs to be pruned and what was found, from its config.json
+    alone; for a class without a family, the file of one to go on from.
     """
+    if check is not None:
+        if name is not None:
+            raise ConfigError(f"models: received {name!r} and --check, allowed one of the two")
+        _check(check, add, Output(as_json))
+        return
+    if add is not None:
+        raise ConfigError("--add: goes with --check FOLDER, whose model it is about")
+    _list(name, Output(as_json))
+
+
+def _check(folder: str, checkout: str | None, out: Output) -> None:
+    from prunetune.deploy.family_check import add_to, check_folder
+
+    found = check_folder(folder)
+    out.table(("what", f"{found.model_type}"), [list(row) for row in found.rows], wrap=None)
+    if found.problem:
+        out.line(f"cannot be pruned: {found.problem}")
+    elif found.supported:
+        out.line("can be pruned: prunetune search --model FOLDER --keep 0.25")
+    written = [] if checkout is None else add_to(checkout, found)
+    for path in written:
+        out.line(f"written: {path}")
+    if written:
+        out.line(f"next: fill in what says TODO, then pytest tests/families -k {found.model_type}")
+    elif found.skeleton:
+        out.line()
+        out.line(f"# prunetune/families/{found.model_type}.py (--add CHECKOUT writes it)")
+        out.line(found.skeleton)
+    out.finish(
+        {
+            "model_type": found.model_type,
+            "supported": found.supported,
+            "problem": found.problem or None,
+            "found": dict(found.rows),
+            "skeleton": found.skeleton or None,
+            "written": [str(path) for path in written],
+        }
+    )
+
+
+def _list(name: str | None, out: Output) -> None:
     from prunetune.models import ALIASES
 
     rows = [
@@ -33,7 +95,6 @@ def models(name: OneName = None, as_json: AsJson = False) -> None:
         }
         for alias in named("models", name, {alias.alias: alias for alias in ALIASES})
     ]
-    out = Output(as_json)
     out.table(
         ("name", "family", "status", "here", "size", ">memory", "hub id", "proven by"),
         [

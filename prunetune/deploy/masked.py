@@ -1,5 +1,7 @@
 """The unpruned model over the full length, with dropped tokens hidden as keys.
 
+Where layers carry a state, from which nothing can be hidden, they are left out instead.
+
 What a pruned run has to equal. Of the runtime it uses nothing: hooks of its own change the masks
 that the model made, so that families which attend in both directions need no word here.
 """
@@ -47,6 +49,10 @@ def hidden(
             for.
         shares: By the layer of a stage its mass; None: no token counts for others.
     """
+    if family.hybrid:
+        with _removed(family, alive[-1], packed=packed, rewrites=rewrites):
+            yield
+        return
     weights = _Weights(alive, images, shares or {})
 
     def number(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -77,6 +83,59 @@ def hidden(
             )
             stack.callback(hook.remove)
         yield
+
+
+@contextmanager
+def _removed(
+    family: Family,
+    alive: Tensor,
+    *,
+    packed: bool,
+    rewrites: Mapping[int, tuple[Tensor, Tensor]],
+) -> Iterator[None]:
+    """Leave dropped tokens out of what a hybrid language model is given.
+
+    Nothing can be hidden from a state. The others keep the positions that they had.
+
+    Args:
+        family: View of the model, whose config drops tokens before the first layer only.
+        alive: ``[S]`` bool.
+        packed: Whether positions are numbered over what is alive.
+        rewrites: As in ``hidden``; of layer 0.
+    """
+    text = family.text_model
+    before, own = text.__dict__.get("forward"), text.forward
+
+    def forward(**given: Any) -> Any:
+        states: Tensor = given["inputs_embeds"]
+        if 0 in rewrites:
+            slots, new = (part.to(states.device) for part in rewrites[0])
+            states = states.clone()
+            states[0, slots] = new.to(states.dtype)
+        keep = alive.nonzero().flatten().to(states.device)
+        places = given.get("position_ids")
+        if places is None or packed:
+            places = torch.arange(len(keep) if packed else len(alive), device=states.device)[None]
+        # A row of plain positions before the triples: its gaps would be read as several samples.
+        places = places[-3:] if places.dim() == 3 else places
+        output = own(
+            inputs_embeds=states[:, keep],
+            position_ids=places if packed else places[..., keep.to(places.device)],
+            attention_mask=torch.ones(1, len(keep), dtype=torch.long, device=states.device),
+            use_cache=False,
+        )
+        whole = torch.zeros_like(states)
+        whole[:, keep] = output.last_hidden_state
+        output.last_hidden_state = whole
+        return output
+
+    text.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        del text.__dict__["forward"]
+        if before is not None:
+            text.__dict__["forward"] = before
 
 
 class _Weights:

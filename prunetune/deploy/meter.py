@@ -22,7 +22,7 @@ from prunetune.errors import DataError
 from prunetune.models.devices import device_of
 from prunetune.numerics import exactly
 from prunetune.pixels.processors import resized
-from prunetune.release import cache_of
+from prunetune.release import cache_of, keyed_layers
 from prunetune.runtime.apply import Handle, family_of
 from prunetune.runtime.trace import ForwardTrace
 
@@ -160,7 +160,8 @@ class Meter:
         tally.totals += [sum(images) for images in trace.lengths]
         tally.images += [len(images) for images in trace.lengths]
         text = [length - sum(images) for length, images in zip(lengths, trace.lengths)]
-        expected = [max(t + row[k] for t, row in zip(text, rows)) for k in range(depth)]
+        keyed = [k for k in range(depth) if not self.family.carries(k)]
+        expected = [max(t + row[k] for t, row in zip(text, rows)) for k in keyed]
         steps = run.new.shape[1] - 1
         tally.cache_fits &= run.cached == [length + steps for length in expected]
 
@@ -203,7 +204,8 @@ def _generate(model: Any, inputs: Any, new: int) -> _Run:
     finally:
         for hook in hooks:
             hook.remove()
-    cached = [int(layer.keys.shape[-2]) for layer in cache_of(output).layers]
+    cache = cache_of(output)
+    cached = [int(cache.layers[k].keys.shape[-2]) for k in keyed_layers(cache)]
     return _Run(states[0], logits[0], output.sequences[:, inputs["input_ids"].shape[1] :], cached)
 
 

@@ -16,7 +16,7 @@ from prunetune.config import PruningConfig
 from prunetune.deploy.memory import Peak
 from prunetune.families import Family
 from prunetune.models.devices import device_of
-from prunetune.release import cache_of
+from prunetune.release import cache_of, keyed_layers
 from prunetune.runtime.apply import apply
 
 
@@ -146,10 +146,10 @@ class Stopwatch:
 
 
 def layers_of(cache: Any) -> list[tuple[int, int]]:
-    """Return (slots, bytes of keys and values) of every layer of a cache."""
+    """Return (slots, bytes of keys and values) of every layer of a cache that keeps them."""
+    kept = [cache.layers[k] for k in keyed_layers(cache)]
     return [
-        (int(layer.keys.shape[-2]), int(layer.keys.nbytes + layer.values.nbytes))
-        for layer in cache.layers
+        (int(layer.keys.shape[-2]), int(layer.keys.nbytes + layer.values.nbytes)) for layer in kept
     ]
 
 

@@ -15,6 +15,7 @@ FAMILIES: Registry[Family] = Registry(
         "glm4v": "prunetune.families.glm4v:Glm4v",
         "idefics3": "prunetune.families.idefics3:Idefics3",
         "internvl": "prunetune.families.internvl:InternVL",
+        "lfm2_vl": "prunetune.families.lfm2_vl:Lfm2Vl",
         "llava": "prunetune.families.llava:Llava",
         "llava_next": "prunetune.families.llava_next:LlavaNext",
         "llava_next_video": "prunetune.families.llava_next_video:LlavaNextVideo",

@@ -5,8 +5,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from prunetune.families.base import VisionCall, refuse
-from prunetune.families.bases.anyres import AnyResolution, pooling_matrix
 from prunetune.families.base_configs import grid_side
+from prunetune.families.bases.anyres import AnyResolution, pooling_matrix
 
 
 class LlavaNextVideo(AnyResolution):

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from prunetune.families.base import VisionCall
-from prunetune.families.bases.anyres import AnyResolution, marker, pooling_matrix, video_pixels
 from prunetune.families.base_configs import grid_side
+from prunetune.families.bases.anyres import AnyResolution, marker, pooling_matrix, video_pixels
 from prunetune.tokens import ImageGeometry, with_separators
 
 UNLIMITED = "anyres_max_1000000"

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from prunetune.families.base_calls import VisionCall
-from prunetune.families.bases.qwen import QwenVL
 from prunetune.families.base_towers import Seen, window_pairs
+from prunetune.families.bases.qwen import QwenVL
 
 
 class Qwen25VL(QwenVL):

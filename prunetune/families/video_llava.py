@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from prunetune.families.base import Family, VisionCall
-from prunetune.families.bases.clip import clip_has_cls, clip_like_attention
 from prunetune.families.base_configs import grid_side
+from prunetune.families.bases.clip import clip_has_cls, clip_like_attention
 from prunetune.tokens import ImageGeometry, frames_geometry, grid_geometry, with_separators
 
 

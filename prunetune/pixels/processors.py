@@ -175,8 +175,8 @@ def layout_of(model_type: str) -> str:
     able = ", ".join(name for name in FAMILIES if FAMILIES.get(name).resizing)
     raise ConfigError(
         f"pixels: {model_type} sees every picture on one fixed grid, so a smaller picture has as "
-        f"many tokens; leave pixels out and prune (or average: preset pool). Families that it "
-        f"makes smaller: {able}"
+        f"many tokens, or nothing is known of how its processor sizes them; leave pixels out and "
+        f"prune (or average: preset pool). Families that it makes smaller: {able}"
     )
 
 

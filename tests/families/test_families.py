@@ -245,8 +245,12 @@ def test_scorers_see_the_layer_before_the_stage(family):
     if hybrid(family):
         model = tiny(family)
         ref = ModelRef(model_type=family, num_layers=len(family_models.family(family).kinds))
-        config = PruningConfig(model=ref, stages=(Stage(layer=2, retention=0.5, scorers=[{"name": "random"}]),))
-        with pytest.raises(UnsupportedModelError, match=r"\A[^\n]*layer 2, allowed layer 0[^\n]*\Z"):
+        config = PruningConfig(
+            model=ref, stages=(Stage(layer=2, retention=0.5, scorers=[{"name": "random"}]),)
+        )
+        with pytest.raises(
+            UnsupportedModelError, match=r"\A[^\n]*layer 2, allowed layer 0[^\n]*\Z"
+        ):
             prunetune.apply(model, config)
         return
     test_runtime_taps.Probe.seen.clear()

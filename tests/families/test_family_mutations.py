@@ -16,8 +16,8 @@ from transformers.cache_utils import StaticSlidingWindowLayer
 
 import prunetune
 from prunetune.families import base
-from prunetune.families.bases import views as base_views
 from prunetune.families.base import Family
+from prunetune.families.bases import views as base_views
 from prunetune.families.bases.idefics import IdeficsLike
 from prunetune.families.gemma3 import Gemma3
 from prunetune.families.internvl import InternVL

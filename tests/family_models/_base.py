@@ -81,6 +81,8 @@ class TinyFamily:
         lookup: Whether transformers itself can look candidates up in the prompt; else why not.
         beams: Whether transformers itself keeps several images of a prompt in order under beams;
             else why not.
+        flash: Whether transformers' own tower keeps images apart under FlashAttention; else why
+            not.
         chunks: Whether transformers itself can prefill it in parts; else why not.
         marks: Pytest marks of all its tests, as from ``needs``.
     """
@@ -99,6 +101,7 @@ class TinyFamily:
     views_apart: bool = False
     lookup: bool | str = True
     beams: bool | str = True
+    flash: bool | str = True
     chunks: bool | str = True
     marks: tuple[Any, ...] = ()
 

@@ -22,9 +22,9 @@ class Qwen35(QwenFrames):
         )
         carried = {
             # Of small states a norm makes noise.
-            "head_dim": 16, "rms_norm_eps": 1e-2, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
-            "linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_conv_kernel_dim": 4,
-            "layer_types": list(self.kinds),
+            "head_dim": 16, "rms_norm_eps": 1e-2, "layer_types": list(self.kinds),
+            "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8, "linear_conv_kernel_dim": 4,
         }  # fmt: skip
         model = kind(config(vision_config=vision, **self.settings(**carried | text)))
         widen(model, "model.visual.merger")

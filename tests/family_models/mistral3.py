@@ -3,6 +3,8 @@
 from typing import Any
 
 import torch
+import transformers
+from packaging.version import Version
 from torch import Tensor
 from transformers import (
     Mistral3Config,
@@ -26,6 +28,9 @@ class Mistral3(TinyFamily):
     )  # fmt: skip
     image = (24, 32)
     other = (40, 24)
+    flash = Version(transformers.__version__) >= Version("5.20") or (
+        "transformers before 5.20 mixes the images of a batch in Pixtral's tower"
+    )
 
     def build(self, attention: str, **text: Any) -> Any:
         vision = PixtralVisionConfig(

@@ -32,7 +32,9 @@ def test_keeping_everything_is_the_identity(family, attention, positions):
     tokens = generate(model, batch)
     with prunetune.apply(model, config) as handle:
         pruned = model(**batch.inputs, output_hidden_states=True)
-        assert [s.after for s in handle.trace[-1].stages] == [[sum(i) for i in batch.images]] * len(config.stages)
+        assert [s.after for s in handle.trace[-1].stages] == [[sum(i) for i in batch.images]] * len(
+            config.stages
+        )
         assert worst(pruned.logits[batch.valid], plain.logits[batch.valid]) <= 1e-6
         assert torch.equal(generate(model, batch), tokens)
 

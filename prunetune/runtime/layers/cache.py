@@ -233,8 +233,8 @@ def count_dropped(cache: Any, layers: list[int], total: int) -> None:
         elif layer == layers[0]:
             raise UnsupportedModelError(
                 "a layer-0 stage cannot keep the length of a "
-                f"{type(cache.layers[layer]).__name__} cache; use a DynamicCache or StaticCache, or a "
-                "config whose first stage is at layer 1"
+                f"{type(cache.layers[layer]).__name__} cache; use a DynamicCache or StaticCache, "
+                "or a config whose first stage is at layer 1"
             )
 
 

@@ -1,0 +1,67 @@
+"""What a family needs and has; the recipe of CONTRIBUTING, up to what only a person knows."""
+
+import compileall
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from family_models import family
+from transformers import Lfm2VlConfig
+
+from prunetune.deploy import family_check
+from prunetune.deploy.family_check import add_to, check_folder
+from prunetune.errors import ConfigError, UnsupportedModelError
+from prunetune.families import FAMILIES
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def unknown(tmp_path, monkeypatch):
+    """A folder of a class that has no family, for this test."""
+    family("lfm2_vl").model().config.save_pretrained(tmp_path / "model")
+    table = {name: path for name, path in FAMILIES._builtin.items() if name != "lfm2_vl"}
+    monkeypatch.setattr(FAMILIES, "_builtin", table)
+    monkeypatch.setattr(FAMILIES, "_table", None)
+    return tmp_path / "model"
+
+
+def test_a_family_says_what_it_has(tmp_path):
+    for name, where in (("qwen3_5", "layer 0 only"), ("qwen3_vl", "layers 0 to 5")):
+        family(name).model().config.save_pretrained(tmp_path / name)
+        check = check_folder(tmp_path / name)
+        rows = dict(check.rows)
+        assert check.supported
+        assert not check.skeleton
+        assert where in rows["tokens can be dropped at"]
+        assert rows["its attention"] == "can be read"
+
+
+def test_a_missing_family_is_written_with_what_was_found(unknown, tmp_path):
+    """The real one differs by what a person adds: places, pixels, attention."""
+    check = check_folder(unknown)
+    assert not check.supported
+    for word in ("lfm2_vl", "text_model.embedding_norm", "block.ffn_norm", "TODO"):
+        assert word in check.skeleton
+    checkout = tmp_path / "checkout"
+    for part in (family_check._FAMILIES, family_check._TESTS):
+        (checkout / part).mkdir(parents=True)
+    shutil.copy(ROOT / family_check.TABLE, checkout / family_check.TABLE)
+    written = add_to(checkout, check)
+    assert len(written) == 3
+    assert all(compileall.compile_file(path, quiet=1) for path in written)
+    assert written[2].read_text("utf-8").count('"lfm2_vl"') == 2
+    with pytest.raises(ConfigError, match=r"is there already"):
+        add_to(checkout, check)
+
+
+def test_what_is_wrong_is_said_in_a_line(tmp_path):
+    with pytest.raises(ConfigError, match=r"\A[^\n]+allowed a folder with a config.json[^\n]+\Z"):
+        check_folder(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    with pytest.raises(UnsupportedModelError, match=r"\A[^\n]+llama[^\n]+\Z"):
+        check_folder(tmp_path)
+    Lfm2VlConfig().save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"has a family already"):
+        add_to(tmp_path, check_folder(tmp_path))
