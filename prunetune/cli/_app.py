@@ -1,6 +1,5 @@
 """The typer application: registers verbs and turns whatever happens into an exit status."""
 
-import errno
 import functools
 import inspect
 import os
@@ -18,7 +17,8 @@ from typer.main import get_command
 from prunetune.cli._flags import refuse_empty
 from prunetune.cli._loading import FLAGS, gather, spread
 from prunetune.cli._output import Output, as_json, check_streams, note, shortened, silence, told
-from prunetune.errors import ConfigError, PrunetuneError
+from prunetune.cli.printed.failures import explain
+from prunetune.errors import ConfigError
 from prunetune.secrets import redact, remember
 
 VERBS = (
@@ -41,30 +41,7 @@ VERBS = (
 )
 """One module each, in the order ``--help`` lists them."""
 
-EXTRA = frozenset(
-    {
-        "alembic",
-        "cmaes",
-        "datasets",
-        "jinja2",
-        "numpy",
-        "optuna",
-        "optuna_dashboard",
-        "plotly",
-        "psycopg",
-        "rich",
-        "scipy",
-        "sqlalchemy",
-        "tomli_w",
-        "typer",
-    }
-)
-"""Modules that ``prunetune[search]`` installs and a deployment does without."""
-
 _COMPLETE = "_PRUNETUNE_COMPLETE"
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
-# PyTorch's allocator on CPUs, and its thread pool, raise plain RuntimeErrors.
-_NO_MEMORY = ("can't allocate memory", "not enough memory", "Cannot allocate memory")
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -246,7 +223,7 @@ def run(args: Sequence[str]) -> int:
             from prunetune.hub.reasons import without_secrets
 
             note(without_secrets(traceback.format_exc()))
-        status, text = explain(error, argv)
+        status, text = explain(error, argv, VERBS)
         text = shortened(" ".join(text.split()))
         note(f"error: {text}")
         if as_json(argv):
@@ -254,66 +231,6 @@ def run(args: Sequence[str]) -> int:
         silence()
         return status
     return 0
-
-
-def explain(error: Exception, argv: Sequence[str]) -> tuple[int, str]:
-    """Return the exit status of a failure and what to tell a person about it."""
-    if isinstance(error, PrunetuneError):
-        return 2, str(error)
-    if isinstance(error, typer.BadParameter.__mro__[2]):
-        return 2, _usage(error, argv)
-    if isinstance(error, ModuleNotFoundError):
-        name = str(error.name).partition(".")[0]
-        if name in EXTRA:
-            return 2, f"{name} is not installed; run: pip install 'prunetune[search]'"
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return 2, "out of memory; lower --batch-size or --samples, or use --dtype bfloat16"
-    if isinstance(error, OSError) and error.filename is not None:
-        return 2, f"{error.filename}: {error.strerror}; check the path, its rights and the disk"
-    if isinstance(error, OSError) and error.errno in _FULL:
-        return 2, f"cannot write: {error.strerror}; check the disk, and where stdout goes"
-    if (where := _exhausted(error)) is not None:
-        return 2, where
-    shown = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
-    return 3, f"{shown}; this is a bug, run with --debug for the traceback"
-
-
-def _exhausted(error: Exception) -> str | None:
-    """Return what to say where a library's plain error means that memory, or a number, is over."""
-    text = str(error)
-    if isinstance(error, RuntimeError) and any(word in text for word in _NO_MEMORY):
-        return "out of memory; lower --batch-size or --samples, or use --dtype bfloat16"
-    return None
-
-
-def _usage(error: Exception, argv: Sequence[str]) -> str:
-    """Return a message of the parser with what was received and where to look."""
-    text = str(getattr(error, "message", "") or error).rstrip(".")
-    parameter = getattr(error, "param", None)
-    names = list(getattr(parameter, "opts", ()))
-    if not isinstance(error, typer.BadParameter):
-        text = str(getattr(error, "format_message", lambda: text)()).rstrip(".")
-    elif names:
-        shown = names[0] if names[0].startswith("-") else names[0].upper()
-        received = _received(names, argv)
-        missing = type(error).__name__ == "MissingParameter"
-        text = f"{shown} is missing" if missing else f"{shown}:{received} {_lower(text)}"
-    name = next((word for word in argv if word in VERBS), None)
-    return f"{text}; see: prunetune {name + ' ' if name else ''}--help"
-
-
-def _lower(text: str) -> str:
-    return f"{text[:1].lower()}{text[1:]}"
-
-
-def _received(names: Sequence[str], argv: Sequence[str]) -> str:
-    for k, word in enumerate(argv):
-        name, equals, value = word.partition("=")
-        if name in names and equals:
-            return f" received {value!r},"
-        if word in names and k + 1 < len(argv):
-            return f" received {argv[k + 1]!r},"
-    return ""
 
 
 def _resume_line(argv: Sequence[str]) -> str:
