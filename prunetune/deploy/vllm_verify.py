@@ -90,51 +90,77 @@ def verify_in_vllm(
     Raises:
         ConfigError: vLLM is not installed, cannot run the config, or failed.
     """
-    folder, model_type = find_model(loaded.name, revision)
-    most = max(len(sample.images) for sample in samples)
     wanted = [answer_ids(loaded.processor, sample, match) for sample in samples]
     new = max([NEW_TOKENS, *(answer.new_tokens for answer in wanted if answer is not None)])
+    given, versions = _there(config, loaded, samples, new, revision, dtype)
+    plain, pruned = (
+        answers(loaded, c, samples, new_tokens=new, advance=advance) for c in (None, config)
+    )
+    overlaps = _overlaps(given.alone, pruned)
+    ends = end_ids(loaded.model)
+    return InVllm(
+        samples=len(samples),
+        same_unpruned=_same(given.unpruned, plain),
+        same=_same(given.alone, pruned),
+        same_at_once=_same(given.at_once, pruned),
+        counts_exact=_counts_exact(given, plain, pruned),
+        pictures=len(overlaps),
+        same_sets=sum(share == 1.0 for share in overlaps),
+        overlap=sum(overlaps) / len(overlaps) if overlaps else 0.0,
+        prompt_tokens=_mean(given.alone),
+        unpruned_tokens=_mean(given.unpruned),
+        right=_right(given.alone, wanted, ends),
+        right_unpruned=_right(given.unpruned, wanted, ends),
+        right_in_transformers=_right(pruned, wanted, ends),
+        versions=versions,
+    )
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What vLLM answered: without the config, and with it one by one and all at once."""
+
+    unpruned: list[Answer]
+    alone: list[Answer]
+    at_once: list[Answer]
+
+
+def _there(
+    config: PruningConfig,
+    loaded: Any,
+    samples: Sequence[Sample],
+    new: int,
+    revision: str | None,
+    dtype: str,
+) -> tuple[_Given, dict[str, str]]:
+    """Return what vLLM answers, and the versions that it ran with."""
+    folder, model_type = find_model(loaded.name, revision)
+    most = max(len(sample.images) for sample in samples)
     engine = {
         "dtype": dtype,
         "enforce_eager": True,
         "enable_prefix_caching": False,
         "limit_mm_per_prompt": {"image": most, **({"video": 0} if "qwen" in model_type else {})},
     }
+    runs: list[dict[str, Any]] = [{"name": "alone", "alone": True}, {"name": "at once"}]
+    sampling = {"max_tokens": new}
     with tempfile.TemporaryDirectory(prefix="prunetune-pictures-") as place:
         prompts = asked(loaded.processor, samples, Path(place))
-        runs: list[dict[str, Any]] = [{"name": "alone", "alone": True}, {"name": "at once"}]
         jobs = [
-            Job(str(folder), model_type, None, prompts, runs[1:], engine, {"max_tokens": new}),
-            Job(str(folder), model_type, config, prompts, runs, engine, {"max_tokens": new}),
+            Job(str(folder), model_type, c, prompts, asked_for, engine, sampling)
+            for c, asked_for in ((None, runs[1:]), (config, runs))
         ]
         plain, pruned = ask(jobs)
-    theirs = {
-        key: answers(loaded, c, samples, new_tokens=new, advance=advance)
-        for key, c in ((False, None), (True, config))
-    }
-    unpruned = answers_of(plain["runs"][0]["rounds"][0])
-    alone, at_once = (answers_of(run["rounds"][0]) for run in pruned["runs"])
-    overlaps = _overlaps(alone, theirs[True])
-    ends = end_ids(loaded.model)
-    return InVllm(
-        samples=len(samples),
-        same_unpruned=_same(unpruned, theirs[False]),
-        same=_same(alone, theirs[True]),
-        same_at_once=_same(at_once, theirs[True]),
-        counts_exact=all(
-            mine.prompt_tokens == other.prompt_tokens
-            for given, wanted in ((unpruned, False), (alone, True), (at_once, True))
-            for mine, other in zip(given, theirs[wanted], strict=True)
-        ),
-        pictures=len(overlaps),
-        same_sets=sum(share == 1.0 for share in overlaps),
-        overlap=sum(overlaps) / len(overlaps) if overlaps else 0.0,
-        prompt_tokens=_mean(alone),
-        unpruned_tokens=_mean(unpruned),
-        right=_right(alone, wanted, ends),
-        right_unpruned=_right(unpruned, wanted, ends),
-        right_in_transformers=_right(theirs[True], wanted, ends),
-        versions=pruned["versions"],
+    done = (*plain["runs"], *pruned["runs"])
+    return _Given(*(answers_of(run["rounds"][0]) for run in done)), pruned["versions"]
+
+
+def _counts_exact(given: _Given, plain: Sequence[Answer], pruned: Sequence[Answer]) -> bool:
+    pairs = ((given.unpruned, plain), (given.alone, pruned), (given.at_once, pruned))
+    return all(
+        mine.prompt_tokens == other.prompt_tokens
+        for ours, theirs in pairs
+        for mine, other in zip(ours, theirs, strict=True)
     )
 
 
