@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from cli_runner import call, refused
 from fakes import Fake, spec
-from made_studies import NASTY, Asked, made_study
+from made_studies import Asked, made_study
 from pages import Page
 
 from prunetune.config import PruningConfig
@@ -47,7 +47,6 @@ def test_two_studies_stand_in_one_page(pair, tmp_path):
     assert ran.json["verdict"] in page.words
     assert len(page.figures) == 3
     assert {"figures", "front", "types", "schedules", "spec"} <= set(page.ids)
-    assert NASTY in page.words
     for folder in pair:
         facts = study_facts(find_study(str(folder)).study)
         assert facts.name in page.words
