@@ -113,9 +113,6 @@ def unsupported(what: str) -> UnsupportedModelError:
     )
 
 
-# -- caches ------------------------------------------------------------------------------------
-
-
 def caches_among(values: Iterable[Any]) -> list[Any]:
     """Return the caches among ``values``, whatever their names."""
     return [value for value in values if isinstance(value, Cache)]
@@ -152,8 +149,8 @@ def carries_state(cache: Any) -> bool:
 
 def cache_argument(model: nn.Module, cache: Any) -> dict[str, Any]:
     """Return ``cache`` as the argument that ``model``'s forward takes it by."""
-    known = inspect.signature(model.forward).parameters
-    return {next(name for name in CACHE_NAMES if name in known): cache}
+    names = inspect.signature(model.forward).parameters
+    return {next(name for name in CACHE_NAMES if name in names): cache}
 
 
 # -- calls -------------------------------------------------------------------------------------

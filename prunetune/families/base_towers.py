@@ -97,10 +97,21 @@ class Towered:
         inside = {id(module) for part in apart for module in part.modules()}
         outside = [module for module in self.tower.modules() if id(module) not in inside]
         convolutions = [module for module in outside if hasattr(module, "kernel_size")]
-        width = max(int(module.out_channels) for module in convolutions)
+        # SigLIP 2 is given patches, not pictures.
+        linear = [
+            module
+            for name, module in self.tower.named_modules()
+            if name.endswith("patch_embedding") and isinstance(module, nn.Linear)
+        ]
+        width = max(
+            *(int(module.out_channels) for module in convolutions),
+            *(int(module.out_features) for module in linear),
+            0,
+            0,
+        )
         windowed = len([k for k in self.windowed_layers() if k < len(layers)])
         return Tower(
-            patch=sum(map(_convolved, convolutions)),
+            patch=sum(map(_convolved, convolutions)) + sum(map(weights_passed, linear)),
             # SigLIP's head, where a checkpoint has it, makes keys and values of every patch.
             row=sum(map(weights_passed, layers))
             + sum(2 * m.embed_dim**2 for m in outside if isinstance(m, nn.MultiheadAttention)),

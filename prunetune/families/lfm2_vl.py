@@ -75,7 +75,7 @@ class Lfm2Vl(Family):
         return Seen(
             patches=float(len(counts) * length),
             rows=float(len(counts) * length),
-            tokens=sum(counts) / self.patches_per_token,
+            tokens=len(counts) * length / self.patches_per_token,
             pairs=float(len(counts) * length**2),
         )
 

@@ -68,7 +68,7 @@ def test_other_tokens_would_be_noticed(name):
     assert gap(name, kept=9) > 100 * TOLERANCE
 
 
-@every
+@pytest.mark.parametrize("name", each("lfm2_vl"))
 def test_padding_never_runs_through_a_state(name):
     """Rows of unequal length behind a first turn are refused, not answered wrongly."""
     model = tiny(name)
