@@ -68,6 +68,9 @@ class Decision:
             *problem_words(judged),
             f"{first} Against unpruned it {self._loses(ship.loses)}, and {savings(judged)}.",
         ]
+        right = judged.unpruned.accuracy
+        if self.promise.loss != "accuracy" and right is not None and not judged.problem:
+            said.append(f"It {accuracy_lost(right)}.")
         last = self.tested[-1]
         if not last.passed:
             said.append(
