@@ -99,6 +99,7 @@ def facts_of(
     from prunetune.families.base_configs import inner_width
 
     text = family.text_model.config
+    attending, weights = _layers(family)
     heads = int(text.num_attention_heads)
     return ModelFacts(
         model_type=family.config.model_type,
@@ -113,21 +114,22 @@ def facts_of(
         value_bytes=int(family.text_model.dtype.itemsize),
         tower=family.tower_shape(),
         last_stage=family.last_stage if family.hybrid else None,
-        **_layers(family),
+        attending=attending,
+        weights=weights,
         **known,
     )
 
 
-def _layers(family: "Family") -> dict[str, float]:
-    """Return what the layers of a hybrid model are in the mean; nothing where all are alike."""
+def _layers(family: "Family") -> tuple[float, float]:
+    """Return ``attending`` and ``weights`` of a hybrid model; 1 and 0 where all layers attend."""
     from prunetune.families.base_towers import weights_passed
 
     if not family.hybrid:
-        return {}
+        return 1.0, 0.0
     carrying = [k for k in range(len(family.layers)) if family.carries(k)]
     chosen, depth = getattr(family.text_model.config, "num_experts_per_tok", 0), len(family.layers)
     weights = [weights_passed(layer, chosen or 0) for layer in family.layers]
-    return {"attending": 1 - len(carrying) / depth, "weights": sum(weights) / depth}
+    return 1 - len(carrying) / depth, sum(weights) / depth
 
 
 def retention_by_layer(stages: Sequence[Step], num_layers: int) -> list[float]:

@@ -39,7 +39,7 @@ def inner_width(text_config: Any) -> int:
     plain_layers = len(getattr(text_config, "mlp_only_layers", None) or ())
     plain_layers += int(getattr(text_config, "first_k_dense_replace", None) or 0)
     experts = chosen * expert + shared
-    return round((experts * (depth - plain_layers) + int(plain or 0) * plain_layers) / depth)
+    return int((experts * (depth - plain_layers) + int(plain or 0) * plain_layers) / depth)
 
 
 def multimodal_rotary(text_config: Any) -> bool:

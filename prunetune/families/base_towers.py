@@ -103,12 +103,8 @@ class Towered:
             for name, module in self.tower.named_modules()
             if name.endswith("patch_embedding") and isinstance(module, nn.Linear)
         ]
-        width = max(
-            *(int(module.out_channels) for module in convolutions),
-            *(int(module.out_features) for module in linear),
-            0,
-            0,
-        )
+        widths = [int(module.out_channels) for module in convolutions]
+        width = max([*widths, *(int(module.out_features) for module in linear)])
         windowed = len([k for k in self.windowed_layers() if k < len(layers)])
         return Tower(
             patch=sum(map(_convolved, convolutions)) + sum(map(weights_passed, linear)),
