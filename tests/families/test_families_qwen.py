@@ -18,7 +18,7 @@ from prunetune.families import FAMILIES as TABLE
 from prunetune.families import VisionCall
 from prunetune.runtime.vision.tower import VisionTap, patch_entropy
 
-QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5")
 every = pytest.mark.parametrize("name", each(*QWEN))
 # Qwen2.5's tower sorts most of these by windows, some of which are cut off.
 ITEMS = [(24, 32), (16, 16), (8, 40), (56, 24), (4, 24, 32), (6, 16, 40)]
@@ -59,7 +59,7 @@ def test_rows_and_columns_are_the_rotary_positions(name, item):
     position = family(name).explicit_positions(model, batch.inputs)["position_ids"][1:, 0, slots]
     frames = item[0] // 2 if modality == "video" else 1
     size = len(slots) // frames
-    assert (slots.diff() > 1).sum() == (frames - 1 if name == "qwen3_vl" else 0)
+    assert (slots.diff() > 1).sum() == (frames - 1 if name in ("qwen3_vl", "qwen3_5") else 0)
     for frame in range(frames):
         own = slice(frame * size, (frame + 1) * size)
         time, row, col = position[:, own]
