@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 
 from prunetune.cli._app import AsJson, SkipBad, Threads, verb
+from prunetune.cli._bench_table import Price, TimeIt, bench_study, price_named, print_saving
 from prunetune.cli._loading import Loading
 from prunetune.cli._output import Output, progress
-from prunetune.cli._saving import Bench, Price, bench_study, price_named, print_saving
 from prunetune.errors import ConfigError
 
 
@@ -44,7 +44,7 @@ def report(
     show_samples: Annotated[
         bool, typer.Option("--show-samples", help="Show conversations, which may be somebody's.")
     ] = False,
-    bench: Bench = False,
+    bench: TimeIt = False,
     price: Price = None,
     skip_bad: SkipBad = False,
     threads: Threads = None,

@@ -23,10 +23,10 @@ from prunetune.cli._app import (
     one_of,
     verb,
 )
+from prunetune.cli._bench_table import Price, TimeIt, bench_study, price_named
 from prunetune.cli._flags import budget_of, optional_names, promise_of, space_of, template_of
 from prunetune.cli._loading import Loading
 from prunetune.cli._output import Output, note, progress
-from prunetune.cli._saving import Bench, Price, bench_study, price_named
 from prunetune.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def search(
     cache_limit: flags.CacheLimit = 20.0,
     no_cache: flags.NoCache = False,
     no_report: flags.NoReport = False,
-    bench: Bench = False,
+    bench: TimeIt = False,
     price: Price = None,
     skip_bad: SkipBad = False,
     threads: Threads = None,
