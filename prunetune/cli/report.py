@@ -9,7 +9,7 @@ import typer
 from prunetune.cli._app import AsJson, SkipBad, Threads, verb
 from prunetune.cli._loading import Loading
 from prunetune.cli._output import Output
-from prunetune.cli._saving import Bench, Price, bench_study, price_named, print_saving
+from prunetune.cli.printed.bench import Price, TimeIt, bench_study, price_named, print_saving
 from prunetune.cli.progress import progress
 from prunetune.errors import ConfigError
 
@@ -45,7 +45,7 @@ def report(
     show_samples: Annotated[
         bool, typer.Option("--show-samples", help="Show conversations, which may be somebody's.")
     ] = False,
-    bench: Bench = False,
+    bench: TimeIt = False,
     price: Price = None,
     skip_bad: SkipBad = False,
     threads: Threads = None,

@@ -22,7 +22,7 @@ from prunetune.cli._app import (
 from prunetune.cli._flags import budget_of, optional_names, promise_of, space_of, template_of
 from prunetune.cli._loading import Loading
 from prunetune.cli._output import Output, note
-from prunetune.cli._saving import Bench, Price, bench_study, price_named
+from prunetune.cli.printed.bench import Price, TimeIt, bench_study, price_named
 from prunetune.cli.progress import progress
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def search(
     cache_limit: flags.CacheLimit = 20.0,
     no_cache: flags.NoCache = False,
     no_report: flags.NoReport = False,
-    bench: Bench = False,
+    bench: TimeIt = False,
     price: Price = None,
     skip_bad: SkipBad = False,
     threads: Threads = None,

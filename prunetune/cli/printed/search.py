@@ -22,7 +22,7 @@ def report(out: Output, result: "SearchResult | FrontResult", prepared: "Prepare
         _print(out, result)
         out.line(f"next: {_export(prepared)}")
     if result.saving is not None:
-        from prunetune.cli._saving import print_saving
+        from prunetune.cli.printed.bench import print_saving
 
         print_saving(out, result.saving)
     if result.report is not None:
