@@ -113,7 +113,8 @@ def draw(found: list[Row], image: Path) -> None:
     axes.annotate(f"unpruned {100 * unpruned:.1f}", (0.048, 100 * unpruned + 0.8), color="#555555")
     for name, points in lines(found).items():
         colour, marker, label = STYLES[name]
-        x = [one.get("tokens") or one["keep"] for one in points]
+        # Smaller pictures have what a level leaves of the tokens, which is less than the budget.
+        x = [one["tokens"] if name == RESIZE else one["keep"] for one in points]
         y = [100 * one["accuracy"] for one in points]
         spread = [[100 * abs(one[side] - one["accuracy"]) for one in points] for side in SIDES]
         axes.errorbar(x, y, spread, color=colour, marker=marker, capsize=3, label=label)

@@ -8,12 +8,13 @@ from pathlib import Path
 from prunetune.calibration.options import read_options
 from prunetune.errors import DataError
 from prunetune.models.aliases import ALIASES
+from prunetune.models.embedded import is_embedded
 from prunetune.models.weights import existing
 from prunetune.spec import StudySpec
 
 FIELDS = ("model", "data", "held_out")
 _HUB = "hf:"
-_NO_PATHS = frozenset({"tiny", *(alias.alias for alias in ALIASES)})
+_NO_PATHS = frozenset(alias.alias for alias in ALIASES)
 
 
 def located(spec: StudySpec) -> StudySpec:
@@ -60,7 +61,7 @@ def _absolute(text: str) -> str:
 
 def _parts(text: str) -> tuple[str, str, str] | None:
     """Return ``hf:`` or nothing, the path, and the options with their question mark."""
-    if text in _NO_PATHS:
+    if text in _NO_PATHS or is_embedded(text):
         return None
     hub = _HUB if text.startswith(_HUB) else ""
     rest = text.removeprefix(hub)
