@@ -110,6 +110,8 @@ def _parts() -> dict[str, Any]:
             flops_ratio=maybe(_NUMBER),
             notes=_TEXT,
             is_tuned=_FLAG,
+            samples={"description": "That it was measured on.", **maybe(_COUNT)},
+            stopped={"description": "Why not on all of them.", **maybe(_TEXT)},
         ),
         "place": {
             "description": "A trial of the front: its number, metric and cost.",

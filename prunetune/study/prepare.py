@@ -83,6 +83,7 @@ def _prepare(
     from prunetune.models import load_model
     from prunetune.study.database.connect import check_folder
     from prunetune.study.database.urls import DATABASE
+    from prunetune.study.outcome.decision import check_enough
     from prunetune.study.places import located
 
     made = tuple(path for path in (folder, *folder.parents) if not path.exists())
@@ -97,6 +98,9 @@ def _prepare(
         spec.model, revision=spec.revision, processor=spec.processor or None, **loading
     )
     calibration, held_out = usable(sides, loaded, skip_bad)
+    if spec.promise is not None:
+        answered = any(sample.answer is not None for sample in held_out.samples)
+        check_enough(spec.promise, held_out.samples, answered)
     deepest, levels = first_stages(spec, loaded, calibration)
     if given.data is None and not is_embedded(spec.model):
         logger.warning(

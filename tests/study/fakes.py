@@ -91,7 +91,9 @@ def spec(**fields):
 
 def search(tmp_path, evaluator=None, held_out=None, **fields):
     options = {
-        k: fields.pop(k) for k in ("resume", "on_progress", "worker", "clock") if k in fields
+        k: fields.pop(k)
+        for k in ("resume", "on_progress", "worker", "clock", "timer")
+        if k in fields
     }
     return run_search(
         spec(**fields), evaluator or Fake(), held_out or Fake(seed=1), out=tmp_path, **options

@@ -148,7 +148,8 @@ def test_points_are_compared_at_their_own_cost_and_written(searched):
     data = json.loads(json.dumps(result.to_dict()))
     assert list(data) == [
         "study", "budget", "trials", "stopped", "seconds", "sample_evaluations", "objectives",
-        "front", "points", "knee", "unpruned", "judged", "tick", "verdict", "report",
+        "front", "points", "knee", "unpruned", "judged", "tick", "verdict", "saving",
+        "report",
     ]  # fmt: skip
     assert data["objectives"] == ["cosine", "mean_retention"]
     assert set(data["front"][0]) == {"trial", "cosine", "mean_retention"}

@@ -45,7 +45,7 @@ def test_the_json_of_a_search(tmp_path):
     data = json.loads(json.dumps(result.to_dict()))
     assert list(data) == [
         "study", "budget", "trials", "stopped", "seconds", "sample_evaluations", "best", "unpruned",
-        "baselines", "verdict", "config", "report",
+        "baselines", "judged", "tick", "verdict", "config", "saving", "report",
     ]  # fmt: skip
     assert list(data["best"]) == [
         "trial", "gap", "held_out_gap", "held_out_ci", "top1_agreement", "accuracy",

@@ -138,16 +138,29 @@ def check_promise(promise: Promise, held_out: Measures) -> None:
             too few samples even for a config that loses nothing.
     """
     answered = [right for right in held_out.unpruned_correct if right is not None]
-    if promise.loss == "accuracy":
-        if not answered:
-            raise StudyError(NO_ANSWERS)
-        if not any(answered):
-            raise StudyError(
-                f"a promise about accuracy: the unpruned model gives none of {len(answered)} "
-                "expected answers, so the data or the form of its answers is wrong; look at them "
-                "with: prunetune data check"
-            )
-    images = image_ids(held_out.samples)
+    if promise.loss == "accuracy" and answered and not any(answered):
+        raise StudyError(
+            f"a promise about accuracy: the unpruned model gives none of {len(answered)} expected "
+            "answers, so the data or the form of its answers is wrong; look at them with: "
+            "prunetune data check"
+        )
+    check_enough(promise, held_out.samples, bool(answered))
+
+
+def check_enough(promise: Promise, samples: Sequence[Any], answered: bool) -> None:
+    """Refuse before anything runs samples that are too few even for a config that loses nothing.
+
+    Args:
+        promise: What may be lost.
+        samples: The held-out ones.
+        answered: Whether any of them has an answer.
+
+    Raises:
+        StudyError: They are, or a promise is about answers and they have none.
+    """
+    if promise.loss == "accuracy" and not answered:
+        raise StudyError(NO_ANSWERS)
+    images = image_ids(samples)
     nothing = lost([0.0] * len(images), images)
     if promise.most > 0 and nothing.bound > promise.most:
         # Without any loss the error falls as one over the samples.
