@@ -98,6 +98,8 @@ def compared(family, schedule, flash_model, rows=None, **options):
 @pytest.mark.parametrize("family", family_models.each(*WEIGHED))
 @torch.no_grad()
 def test_every_family_equals_sdpa(family, flash_model):
+    if (flash := family_models.family(family).flash) is not True:
+        pytest.skip(str(flash))
     assert compared(family, "0+2+4", flash_model) < TOLERANCE
 
 
