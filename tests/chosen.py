@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from reference_models import LAYERS
+from reference_models import LAYERS, family
 
 from prunetune.config import ModelRef, PruningConfig, Stage
 from prunetune.selectors import SELECTORS
@@ -32,7 +32,12 @@ def staged(model: Any, *stages: dict[str, Any], **fields: Any) -> PruningConfig:
 
 
 def selecting(model: Any, kind: str, layer: int, **fields: Any) -> PruningConfig:
-    """Return a config whose first stage selects, and another one behind it without scorers."""
+    """Return a config whose first stage selects, and another one behind it without scorers.
+
+    Of a hybrid model the first stage alone, before layer 0.
+    """
     first = {"layer": layer, "retention": 0.4, "scorers": SCORED, "selector": SELECTED[kind]}
+    if family(model).hybrid:
+        return staged(model, first | {"layer": 0}, **fields)
     later = {"layer": 4, "retention": 0.15, "selector": {"name": "mmr"}}
     return staged(model, first, later, **fields)

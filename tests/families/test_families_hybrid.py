@@ -3,12 +3,14 @@
 import pytest
 import torch
 from family_models import each, family
-from reference import worst
-from reference_models import make_batch, make_config, tiny
+from reference import alive_slots, removed, worst
+from reference_models import LAYERS, make_batch, make_config, tiny
+from transformers import LlavaConfig, LlavaForConditionalGeneration, Qwen3NextConfig
 
 import prunetune
 from prunetune.errors import UnsupportedModelError
 from prunetune.release import cache_of
+from prunetune.runtime.apply import family_of
 
 TOLERANCE = 1e-5
 every = pytest.mark.parametrize("name", each("qwen3_5", "lfm2_vl"))
@@ -83,9 +85,59 @@ def test_padding_never_runs_through_a_state(name):
             model(**inputs, past_key_values=cache, use_cache=True)
 
 
-def test_mass_has_no_meaning_in_a_state():
-    model = tiny("qwen3_5")
-    data = make_config(model, [(0, 0.4, ("random",))]).model_dump(mode="json")
-    data["stages"][0]["mass"] = 1.0
-    with pytest.raises(UnsupportedModelError, match=r"\Amass: [^\n]+\Z"):
-        prunetune.apply(model, prunetune.PruningConfig.parse(data | {"version": 2}))
+# -- a family of any language model ---------------------------------------------------------------
+
+CARRYING = ["linear_attention", "full_attention"] * 3
+
+
+def hybrid(kinds):
+    """Return LLaVA over a language model of layers of these kinds."""
+    torch.manual_seed(0)
+    text = Qwen3NextConfig(
+        vocab_size=120, hidden_size=64, intermediate_size=96, num_hidden_layers=LAYERS,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=16, num_experts=0,
+        layer_types=kinds, pad_token_id=0, rms_norm_eps=1e-2, initializer_range=0.1,
+        linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=8,
+        linear_value_head_dim=8,
+    )  # fmt: skip
+    vision = family("llava").model().config.vision_config
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=99)
+    return LlavaForConditionalGeneration(config).eval()
+
+
+@pytest.mark.parametrize("kinds", [CARRYING, ["full_attention"] * 6], ids=["hybrid", "plain"])
+def test_behind_a_layer_that_carries_a_state_nothing_is_dropped(kinds):
+    """Its pair has attention everywhere."""
+    model = hybrid(kinds)
+    if kinds is CARRYING:
+        match = r"\A[^\n]*layer 2, allowed layer 0[^\n]*kind linear_attention[^\n]+\Z"
+        with pytest.raises(UnsupportedModelError, match=match):
+            prunetune.apply(model, make_config(model, "2+4"))
+    else:
+        prunetune.apply(model, make_config(model, "2+4")).remove()
+
+
+@torch.no_grad()
+def test_before_a_layer_that_carries_a_state_tokens_leave():
+    """What is left is all that the language model has seen."""
+    model = hybrid(CARRYING)
+    batch = make_batch(model)
+    plain = model(**batch.inputs).logits
+    with prunetune.apply(model, make_config(model, "0")) as handle:
+        pruned = model(**batch.inputs).logits
+    alive = alive_slots(tuple(batch.valid.shape), (0, handle.trace[-1]))
+    with removed(model, batch.valid, alive):
+        expected = model(**batch.inputs, use_cache=False).logits
+    left = batch.valid & alive[-1]
+    assert worst(pruned[left], expected[left]) < 1e-5
+    assert worst(pruned[:, -1], plain[:, -1]) > 0.02
+
+
+@pytest.mark.parametrize("kinds", [["mamba", "full_attention"] * 3, ["linear_attention"] * 6])
+def test_layers_of_other_kinds_are_refused(kinds):
+    """And a language model none of whose layers keeps keys."""
+    model = hybrid(CARRYING)
+    model.config.text_config.layer_types = kinds
+    match = r"\A[^\n]*(kind mamba|no layer[^\n]*keeps keys)[^\n]*\Z"
+    with pytest.raises(UnsupportedModelError, match=match):
+        family_of(model)

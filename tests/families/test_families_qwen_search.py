@@ -42,12 +42,14 @@ def test_a_deployment_from_the_folder(folder):
     loaded = load_model(str(folder))
     samples = [Sample((picture(1),), "what ?"), Sample((picture(2, (64, 90)), picture(3)), "and ?")]
     inputs = encode(loaded.processor, samples)
-    with prunetune.apply(loaded.model, make_config(loaded.model, "0+1+3")) as handle:
+    config = make_config(loaded.model, "0+1+3")
+    with prunetune.apply(loaded.model, config) as handle:
         loaded.model.generate(**inputs, max_new_tokens=3)
     [trace] = handle.trace
     assert list(map(len, trace.lengths)) == [1, 2]
     assert trace.stages[-1].after == [
-        sum(int(0.3 * n + 0.5) for n in lengths) for lengths in trace.lengths
+        sum(int(config.stages[-1].retention * n + 0.5) for n in lengths)
+        for lengths in trace.lengths
     ]
 
 

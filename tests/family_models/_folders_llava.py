@@ -41,18 +41,30 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def save(name: str, folder: Path) -> Path:
-    """Save a tiny model with tokenizer, picture processor and chat template to ``folder``."""
+def save(
+    name: str,
+    folder: Path,
+    made: Any = None,
+    kind: tuple[str, dict[str, Any]] | None = None,
+) -> Path:
+    """Save a tiny model with tokenizer, picture processor and chat template to ``folder``.
+
+    Args:
+        name: The family.
+        folder: Where to.
+        made: What builds the model; None: the tiny family itself.
+        kind: As the values of ``KINDS``; None: the one of ``name``.
+    """
     text = tokenizer()
     text.add_special_tokens({"additional_special_tokens": MARKERS})
-    model = family(name).model(vocab_size=len(text))
+    model = (made or family(name)).model(vocab_size=len(text))
     ids = text.convert_tokens_to_ids(MARKERS)
     model.config.image_token_id, model.config.video_token_id = ids
     model.generation_config.suppress_tokens = ids
     model.save_pretrained(folder)
     text.save_pretrained(folder)
-    where, settings = KINDS[name]
-    module, kind = where.split(":")
+    where, settings = kind or KINDS[name]
+    module, picture_class = where.split(":")
     side = model.config.vision_config.image_size
     pinpoints = getattr(model.config, "image_grid_pinpoints", None)
     sizes: dict[str, Any] = {"size": {"shortest_edge": side}, "crop_size": side}
@@ -60,7 +72,7 @@ def save(name: str, folder: Path) -> Path:
         sizes = {"size": {"height": side, "width": side}}
     if pinpoints:
         sizes["image_grid_pinpoints"] = pinpoints
-    processor = getattr(importlib.import_module(f"transformers.models.{module}"), kind)
+    processor = getattr(importlib.import_module(f"transformers.models.{module}"), picture_class)
     processor(**sizes).save_pretrained(folder)
     (folder / "processor_config.json").write_text(json.dumps(settings), "utf-8")
     (folder / "chat_template.jinja").write_text(TEMPLATE, "utf-8")

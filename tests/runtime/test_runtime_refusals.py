@@ -2,7 +2,6 @@
 
 import logging
 
-import family_models
 import pytest
 import torch
 import transformers
@@ -21,7 +20,6 @@ from transformers import (
 import prunetune
 from prunetune.config import PruningConfig
 from prunetune.errors import ConfigError, PrunetuneError, UnsupportedModelError
-from prunetune.runtime.apply import family_of
 
 ONE_LINE = r"\A[^\n]+\Z"
 
@@ -83,25 +81,6 @@ def test_models_that_cannot_work_are_refused_by_name(kind, reason):
         prunetune.apply(model, make_config(tiny("llava")))
     assert reason in str(error.value)
     assert model.config.model_type in str(error.value)
-
-
-@pytest.mark.parametrize("kinds", [["linear_attention", "full_attention"], ["full_attention"] * 2])
-def test_layers_that_carry_a_state_are_refused(kinds):
-    """LLaVA over a hybrid language model; its pair has attention everywhere."""
-    text = transformers.Qwen3NextConfig(
-        vocab_size=120, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=16, num_experts=0,
-        layer_types=kinds, pad_token_id=0,
-    )  # fmt: skip
-    vision = family_models.family("llava").model().config.vision_config
-    config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=99)
-    model = LlavaForConditionalGeneration(config)
-    if "linear_attention" in kinds:
-        match = r"\A[^\n]*kind linear_attention[^\n]+\Z"
-        with pytest.raises(UnsupportedModelError, match=match):
-            family_of(model)
-    else:
-        assert len(family_of(model).layers) == 2
 
 
 @pytest.mark.parametrize(
