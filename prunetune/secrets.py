@@ -11,8 +11,10 @@ from urllib.parse import quote, quote_plus, unquote, unquote_plus
 _HIDDEN = "***"
 _SHORTEST = 4
 _NAMES = r"(?:password|passwd|pwd|passphrase|secret|token|api_?key)"
-# Greedy: a user's name, a password and a message may hold "@" and blanks themselves.
-_USER = re.compile(r"(://[^:/\[\]]*:)(?!\*{3}).*(?=@)", re.DOTALL)
+# Greedy: a user's name, a password and a message may hold "@" and blanks themselves. It ends where
+# the next URL begins, or a port would be taken for the begin of that one's password.
+_NEXT = r"[\s'\"(,=]\w[\w+.-]*://"
+_USER = re.compile(rf"(://[^:/\[\]]*:)(?!\*{{3}})(?:(?!{_NEXT}).)*(?=@)", re.DOTALL)
 # The host is missing, or the password holds what ends one: the port is no number then.
 _PORT = re.compile(r"(://[^:/@\s\[\]]+:)(?!\*{3}|\d{1,5}(?:[/?#\s'\"),;:]|$))[^/?#\s'\"]+")
 _NAMED = re.compile(rf"({_NAMES}\s*=\s*)(?:'[^']*'|\"[^\"]*\"|[^&\s'\"]+)", re.I)

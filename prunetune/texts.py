@@ -8,16 +8,23 @@ from typing import Any
 _DEEPEST = 200
 
 
-def parse_json(text: str, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+def parse_json(
+    text: str,
+    pairs: Callable[[list[tuple[str, Any]]], Any] | None = None,
+    *,
+    halves: bool = False,
+) -> Any:
     """Return what a text of JSON says.
 
     Args:
         text: JSON.
         pairs: Makes the objects; by default dictionaries of keys that are there once.
+        halves: Let halves of surrogate pairs pass: whoever reads rows says which row has one, and
+            may leave it out.
 
     Raises:
         ValueError: It is no JSON, is nested too deeply, has a number of thousands of digits, a key
-            twice, or half of a surrogate pair, which is no character.
+            twice, or, without ``halves``, half of a surrogate pair, which is no character.
     """
     try:
         found = json.loads(text, object_pairs_hook=pairs or once)
@@ -27,7 +34,7 @@ def parse_json(text: str, pairs: Callable[[list[tuple[str, Any]]], Any] | None =
         raise
     except ValueError as error:
         raise ValueError(_short(str(error))) from None
-    check(found)
+    check(found, halves=halves)
     return found
 
 
@@ -59,8 +66,12 @@ def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return data
 
 
-def check(data: Any) -> None:
+def check(data: Any, *, halves: bool = False) -> None:
     """Refuse plain data that cannot be written as UTF-8, or not in JSON again.
+
+    Args:
+        data: What was read.
+        halves: Let halves of surrogate pairs pass.
 
     Raises:
         ValueError: It holds half of a surrogate pair or an endless whole number, or is nested too
@@ -74,7 +85,7 @@ def check(data: Any) -> None:
                 inner += [*value, *value.values()]
             elif isinstance(value, list | tuple):
                 inner += value
-            elif isinstance(value, str):
+            elif isinstance(value, str) and not halves:
                 _check_text(value)
             elif isinstance(value, int) and value.bit_length() > 1024:
                 raise ValueError("it holds a number of more than 300 digits")

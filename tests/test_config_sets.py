@@ -60,6 +60,9 @@ def test_what_a_golden_file_says_is_what_is_loaded():
     assert parts[1].scorers[0].weight == -0.5
 
 
+SCHEMA = jsonschema.Draft202012Validator(export_schema.schema())
+
+
 @given(st.data())
 def test_a_selector_survives_saving_and_loading(tmp_path_factory, data):
     """Every selector with its defaults, and with what the search draws of it."""
@@ -76,7 +79,7 @@ def test_a_selector_survives_saving_and_loading(tmp_path_factory, data):
     again = PruningConfig.load(saved)
     assert (again, again.digest()) == (config, config.digest())
     assert type(again.stages[0].selector) is kind
-    jsonschema.validate(json.loads(saved.read_text()), export_schema.schema())
+    SCHEMA.validate(json.loads(saved.read_text()))
 
 
 _data = data

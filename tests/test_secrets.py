@@ -1,5 +1,6 @@
 """Passwords stay off screens, wherever and however they were typed."""
 
+import json
 import signal
 
 import pytest
@@ -7,6 +8,7 @@ from cli_runner import call, refused
 
 from prunetune import secrets
 from prunetune.cli import _app
+from prunetune.cli._output import Output
 from prunetune.study.database.connect import open_storage
 
 PW = "hunter2 se@cret"
@@ -52,10 +54,25 @@ def test_the_forms_of_passwords():
         assert "hunter2" not in said.split("\n")[0]
     plain = "postgresql://me@h:5432/db, sqlite:////a/b.db, data:image/png, http://[::1]:80/x"
     assert secrets.redact(plain) == plain
+    # Where one URL ends the next begins: a port is no password.
+    two = "http://h:80/x, postgresql://me:hunter2 se@cret@h:1/db and mysql://a:hunter2@h/db"
+    hidden = "http://h:80/x, postgresql://me:***@h:1/db and mysql://a:***@h/db"
+    assert secrets.redact(two) == hidden
     # What was typed is hidden whatever is made of it; what was not is left alone.
     assert secrets.redact("hunter2secret") == "hunter2secret"
     secrets.remember(["--storage=postgresql://me:hunter2secret@h/db"])
     assert secrets.redact("it said hunter2secret") == "it said ***"
+
+
+def test_the_texts_of_json_are_looked_at_one_by_one(capsys):
+    secrets.remember(["postgresql://me:8000@h/db"])
+    shown = {"url": "http://h:80/x", "n": 8000, "of": [URLS[0], "a@b"], URLS[1]: None}
+    Output(as_json=True).finish(shown)
+    said = capsys.readouterr().out
+    user = "postgresql://me:***@h/db"
+    expected = {**shown, "of": ["postgresql://me@corp:***@h/db", "a@b"], user: None}
+    del expected[URLS[1]]
+    assert json.loads(said) == expected
 
 
 def test_ctrl_c_before_a_search_begins_repeats_no_password(monkeypatch):

@@ -65,7 +65,7 @@ class Output:
     def finish(self, payload: dict[str, Any]) -> None:
         """Print the JSON object as the last line of stdout, where it was asked for."""
         if self.as_json:
-            text = redact(json.dumps(jsonable(payload), ensure_ascii=False, allow_nan=False))
+            text = json.dumps(jsonable(payload), ensure_ascii=False, allow_nan=False)
             # Flushed: a verb that serves runs on, and whoever started it waits for this line.
             print(text, flush=True)
 
@@ -182,16 +182,19 @@ def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]], wrap: str
 
 
 def jsonable(value: Any) -> Any:
-    """Return ``value`` as plain JSON data; numbers that JSON has not become null."""
+    """Return ``value`` as plain JSON data without passwords; numbers JSON has not become null.
+
+    Each text is looked at alone: in a line of JSON one text's URL would run on into the next one.
+    """
     if isinstance(value, dict):
-        return {str(key): jsonable(item) for key, item in value.items()}
+        return {redact(str(key)): jsonable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [jsonable(item) for item in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    if value is None or isinstance(value, str | int | bool):
+    if value is None or isinstance(value, int):
         return value
-    return str(value)
+    return redact(str(value))
 
 
 def number(value: float | None, digits: int = 4) -> str:

@@ -132,7 +132,7 @@ def test_gaps_and_answers_of_many(tmp_path):
     assert load_calibration(str(folder), held_out=0, as_before=True)[0][0].answer != "yes"
 
 
-@pytest.mark.parametrize("field", ["question", "answer", "type", "image_id"])
+@pytest.mark.parametrize("field", ["question", "answer", "type", "image_id", "file_name"])
 def test_half_a_character_is_a_bad_row(tmp_path, field):
     folder = write_set(tmp_path, images=1, questions=1)
     row = {"file_name": "0.png", "question": "q", field: "half \ud83d"}

@@ -50,13 +50,13 @@ def together(url, out, rounds):
 
 @pytest.mark.slow
 def test_commands_that_start_together_on_sqlite(tmp_path):
-    together(None, tmp_path, int(os.environ.get("PRUNETUNE_ROUNDS", "3")))
+    together(None, tmp_path, int(os.environ.get("PRUNETUNE_ROUNDS", "1")))
 
 
 @pytest.mark.slow
 @needs_postgres
 def test_commands_that_start_together_on_postgresql(tmp_path):
-    rounds = int(os.environ.get("PRUNETUNE_ROUNDS", "2"))
+    rounds = int(os.environ.get("PRUNETUNE_ROUNDS", "1"))
     with Postgres() as server:
         for k in range(rounds):
             server.create(f"d{k}")
@@ -67,7 +67,7 @@ def test_commands_that_start_together_on_postgresql(tmp_path):
 def hurried(monkeypatch):
     monkeypatch.setattr(postgres, "CONNECT_SECONDS", 2)
     monkeypatch.setattr(postgres, "ANSWER_SECONDS", 1.0)
-    monkeypatch.setattr(connect, "PATIENCE_SECONDS", 3.0)
+    monkeypatch.setattr(connect, "PATIENCE_SECONDS", 1.5)
 
 
 class Stopping(Fake):
@@ -111,7 +111,7 @@ def test_a_database_that_stalls_for_a_while_is_waited_for(tmp_path, hurried, mon
 
         def stall():
             server.freeze()
-            threading.Timer(4.0, server.freeze, [signal.SIGCONT]).start()
+            threading.Timer(2.5, server.freeze, [signal.SIGCONT]).start()
 
         study = run_trials(spec(trials=16), Stopping(stall), out=tmp_path, storage=server.url)
         check(study.get_trials(), 16)
@@ -122,6 +122,8 @@ def test_sigterm_is_heeded_while_a_database_answers_nothing(tmp_path):
     code = (
         "import sys; sys.path[:0] = sys.argv[1:3]; from test_stalls import *; "
         "from prunetune.interrupts import heeded\n"
+        # What is asked when all is over waits as long as this.
+        "postgres.CONNECT_SECONDS, postgres.ANSWER_SECONDS = 2, 4.0\n"
         "def stop(): print('asks', flush=True); sys.stdin.readline()\n"
         "with heeded(signal.SIGTERM):\n"
         "    run_trials(spec(trials=16), Stopping(stop), out=Path(sys.argv[3]),"

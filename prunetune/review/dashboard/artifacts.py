@@ -66,10 +66,16 @@ class ArtifactFolder:
 
         Raises:
             ArtifactNotFound: The name is no plain one.
-            OSError: It cannot be written.
+            OSError: It cannot be written; it names the folder.
         """
-        with appearing(self._path(artifact_id)) as temporary, temporary.open("wb") as file:
-            shutil.copyfileobj(content_body, file)
+        path = self._path(artifact_id)
+        try:
+            with appearing(path) as temporary, temporary.open("wb") as file:
+                shutil.copyfileobj(content_body, file)
+        except OSError as error:
+            # The file's name is a new one at each try, and means nothing to whoever reads it.
+            reason = error.strerror or str(error)
+            raise OSError(error.errno, reason, str(self.folder)) from error
 
     def remove(self, artifact_id: str) -> None:
         """Remove a file; of a link, the link.

@@ -71,18 +71,20 @@ def join(order: Mapping[str, Any], stopped: Callable[[], bool], ready: Callable[
         stopped: Tells that no further trial is to be started.
         ready: Called before the first trial.
     """
+    # First, and before anything heavy is loaded: an order that is wrong is told at once.
+    from prunetune.spec import StudySpec
+
+    spec, options = StudySpec.parse(order["spec"]), dict(order["prepare"])
     import torch
 
     from prunetune.measure.evaluator import Evaluator
     from prunetune.models.embedded import is_embedded
-    from prunetune.spec import StudySpec
     from prunetune.study.clock import Clock
     from prunetune.study.prepare import prepare
     from prunetune.study.study import run_trials
     from prunetune.study.workers.crew import Cache
 
     torch.set_num_threads(order["threads"])
-    spec, options = StudySpec.parse(order["spec"]), dict(order["prepare"])
     devices = torch.cuda.device_count()
     spread = options.get("device_map") is not None
     if not (spread or options.get("device") or is_embedded(spec.model)) and devices > 1:
