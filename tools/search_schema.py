@@ -56,7 +56,9 @@ def schema() -> dict[str, Any]:
     """Return the schema: of a search at one budget, of a front, and of one with a promise."""
     definitions: dict[str, Any] = {}
     for kind in (Judged, Saving, Promise):
-        entry = kind.model_json_schema(mode="serialization")
+        # How it is written: Promise leaves out what is as ever, which hides its fields from pydantic.
+        mode = "validation" if kind is Promise else "serialization"
+        entry = kind.model_json_schema(mode=mode)
         definitions |= entry.pop("$defs", {})
         definitions[kind.__name__] = entry
     # Left out where it is "cost".

@@ -32,12 +32,21 @@ def report(
     name: Annotated[
         str | None, typer.Option("--study", metavar="NAME", help="Of several studies, this one.")
     ] = None,
+    other_name: Annotated[
+        str | None,
+        typer.Option("--other-study", metavar="NAME", help="The same of OTHER.  [default: NAME]"),
+    ] = None,
     storage: Annotated[
         str | None, typer.Option(metavar="URL", help="Database of the study, instead of STUDY.")
     ] = None,
     output: Annotated[
         str | None,
-        typer.Option("--output", "-o", metavar="FILE", help="[default: report.html in its folder]"),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="[default: report.html in its folder; of two comparison.html here]",
+        ),
     ] = None,
     pictures: Annotated[
         bool, typer.Option(help="Run the worst samples again and show what they keep.")
@@ -79,7 +88,13 @@ def report(
     if other is not None:
         if bench or price is not None or storage is not None:
             raise ConfigError("OTHER: a comparison times nothing and takes two studies, not a flag")
-        return _compare(Output(as_json), (study or "", other), name, target)
+        if not pictures or show_samples or skip_bad:
+            raise ConfigError(
+                "OTHER: a comparison shows no samples; leave out --no-pictures, --show-samples and "
+                "--skip-bad"
+            )
+        names = name, other_name or name
+        return _compare(Output(as_json), (study or "", other), names, target)
     hourly = price_named(price)
     found = find_study(study or storage or "", name)
     if pictures or bench or price:
@@ -118,12 +133,17 @@ def report(
     )
 
 
-def _compare(out: Output, targets: tuple[str, str], name: str | None, target: Path | None) -> None:
+def _compare(
+    out: Output,
+    targets: tuple[str, str],
+    names: tuple[str | None, str | None],
+    target: Path | None,
+) -> None:
     """Write the page about two studies."""
     from prunetune.review.report.versus_page import VERSUS_FILE, write_versus
     from prunetune.study.find import find_study
 
-    one, other = (find_study(place, name) for place in targets)
+    one, other = (find_study(*pair) for pair in zip(targets, names, strict=True))
     written = write_versus((one, other), target or Path(VERSUS_FILE))
     out.line(written.verdict)
     out.line(f"report: {written.path} ({written.size / 2**20:.1f} MiB)")

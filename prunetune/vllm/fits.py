@@ -74,7 +74,7 @@ def problem(config: PruningConfig) -> str | None:
         )
     layers = [stage.layer for stage in config.stages]
     if layers != [0]:
-        shown = ", ".join(map(str, layers))
+        shown = ", ".join(str(layer) for layer in layers if layer) or "none"
         return (
             f"it has a stage at layer {shown}, and vLLM can only drop tokens before the language "
             "model; search with --engine vllm (or --layers 0-0)"

@@ -85,8 +85,9 @@ def words(one: Side, other: Side) -> str:
         if missing:
             return f"{' and '.join(missing)} has no result on held-out data yet.{costs}"
         return (
-            f"They were measured on other held-out samples, so their figures cannot be paired: a "
-            f"difference may be the data's.{costs}"
+            "Their held-out samples, or the unpruned answers to them, are not the same (another "
+            "model, other data, another --match), so their figures cannot be paired: a difference "
+            f"may be theirs.{costs}"
         )
     unit, scale = ("points of accuracy", 100.0) if found.measure == "accuracy" else ("of gap", 1.0)
     form = ".1f" if scale > 1 else ".4f"
@@ -95,7 +96,8 @@ def words(one: Side, other: Side) -> str:
     if found.low > 0:
         return f"B is better than A, by {lead:{form}} {unit} {span}.{costs}"
     if found.high < 0:
-        return f"A is better than B: B is {lead:+{form}} {unit} {span} apart.{costs}"
+        back = f"({-high:+{form}} to {-low:+{form}})"
+        return f"A is better than B, by {-lead:{form}} {unit} {back}.{costs}"
     return f"A and B tie: B is {lead:+{form}} {unit} {span} apart, which is within noise.{costs}"
 
 

@@ -106,8 +106,8 @@ def both_types(one: Side, other: Side) -> go.Figure | None:
         return None
     axis = f"{measured} lost against unpruned (points, 95% interval)"
     most = max(kinds, key=lambda kind: abs(tables[1][kind].mean - tables[0][kind].mean))
-    a, b = (100 * side[most].mean for side in tables)
-    title = f"They differ most on “{most}” questions: A loses {a:.1f} points there, B {b:.1f}"
+    a, b = (_told(100 * side[most].mean) for side in tables)
+    title = f"They differ most on “{most}” questions: A {a} there, B {b}"
     found = figure(title, axis, "kind of question")
     for k, (side, losses) in enumerate(zip((one, other), tables)):
         shown = [losses[kind] for kind in kinds]
@@ -135,3 +135,9 @@ def both_types(one: Side, other: Side) -> go.Figure | None:
     found.update_yaxes(tickvals=places, ticktext=labels, autorange="reversed", zeroline=False)
     found.update_layout(height=190 + 44 * len(kinds))
     return found
+
+
+def _told(points: float) -> str:
+    return (
+        f"gains {-points:.1f} points" if points < -0.05 else f"loses {max(0.0, points):.1f} points"
+    )

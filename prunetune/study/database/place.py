@@ -54,7 +54,8 @@ def _check_database(path: Path, target: str) -> None:
                 f"give {study!r}; a trial is named by --trial {trial} in export, and by STUDY:N in "
                 "show and diff only"
             )
-        raise StudyError(f"no study at {target!r}: {path} does not exist; {wanted}")
+        there = "is no file" if path.exists() else "does not exist"
+        raise StudyError(f"no study at {target!r}: {path} {there}; {wanted}")
     # An empty file is what SQLite leaves where a search was killed before its first write.
     if not is_database(path):
         raise StudyError(f"no study at {target!r}: {path} is not a database; {wanted}")

@@ -84,6 +84,8 @@ class Decision:
     def _loses(self, loses: Loses) -> str:
         """Return what is lost, and the bound that the promise is held against."""
         most = f"at most {self.promise.shown(loses.bound)} with 95% confidence"
+        if self.promise.loss == "accuracy" and loses.mean < 0:
+            most = f"and loses {most}"
         if self.promise.loss == "accuracy":
             apart = loses.low > 0 or loses.high < 0
             loss = Loss(
@@ -92,7 +94,7 @@ class Decision:
                 of=self.unpruned_accuracy,
                 beyond_noise=apart,
             )
-            return f"{accuracy_lost(loss)}, {most}"
+            return f"{accuracy_lost(loss)}{' ' if loses.mean < 0 else ', '}{most}"
         shown = self.promise.shown
         what = "has a gap of" if self.promise.loss == "gap" else "gives another next token on"
         return f"{what} {shown(loses.mean)} ({shown(loses.low)} to {shown(loses.high)}), {most}"

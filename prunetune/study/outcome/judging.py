@@ -47,6 +47,11 @@ def judge(
         outcomes[rival.outcome] = (*outcomes.get(rival.outcome, ()), rival.name)
     problem = _problem(tuned, unpruned, len(set(images)), bool(known) or promise_kept is not None)
     outcome = _outcome(outcomes) if problem in (None, "answers_nothing") else "unknown"
+    if outcome == "unknown" and known:
+        # Too little is known of each of them, too.
+        known = [rival.model_copy(update={"outcome": "unknown"}) for rival in known]
+        whole = [rival.model_copy(update={"outcome": "unknown"}) for rival in whole]
+        outcomes = {"unknown": tuple(rival.name for rival in known)}
     itself = tuple(row.name for row in baselines if row.is_tuned)
     success = outcome == "better" and not itself
     if promise_kept is not None:
