@@ -197,8 +197,11 @@ def test_other_routes_are_checked_too(server, path):
         assert (status, "message" in json.loads(text)["error"]) == (400, True), text
     # The twin: what is right is answered.
     right = {field: "what is it ?", "max_output_tokens" if field == "input" else "max_tokens": 2}
-    status, text = server.ask(right, path)
-    assert status == 200, text
+    for more in ({}, {"stream": None}, {"stream": True}):
+        status, text = server.ask({**right, **more}, path)
+        assert status == 200, text
+        # Whole unless a stream was asked for.
+        assert text.startswith(b"data: " if more.get("stream") else b"{"), text
 
 
 def test_what_is_right_is_answered(server):
