@@ -14,9 +14,16 @@ _NAMES = r"(?:password|passwd|pwd|passphrase|secret|token|api_?key)"
 # Greedy: a user's name, a password and a message may hold "@" and blanks themselves. It ends where
 # the next URL begins, or a port would be taken for the begin of that one's password.
 _NEXT = r"[\s'\"(,=]\w[\w+.-]*://"
-_USER = re.compile(rf"(://[^:/\[\]]*:)(?!\*{{3}})(?:(?!{_NEXT}).)*(?=@)", re.DOTALL)
+# No password: what follows hf://, whose "@" begins a revision; a port that stands where one ends.
+_NUMBER = r"\d{1,5}(?:/[\w.%-]*(?=['\"),;?:]|$)|(?=['\"),;]|$))"
+_WEB = r"(?<=http)|(?<=https)"
+_USER = re.compile(
+    rf"((?<!\bhf)(?!(?:{_WEB})://[^:/\[\]@\s]*:\d{{1,5}}(?:[/?#\s'\"),;:]|$))://[^:/\[\]]*:)"
+    rf"(?!\*{{3}}|{_NUMBER})(?:(?!{_NEXT}).)*(?=@)",
+    re.DOTALL,
+)
 # The host is missing, or the password holds what ends one: the port is no number then.
-_PORT = re.compile(r"(://[^:/@\s\[\]]+:)(?!\*{3}|\d{1,5}(?:[/?#\s'\"),;:]|$))[^/?#\s'\"]+")
+_PORT = re.compile(r"((?<!\bhf)://[^:/@\s\[\]]+:)(?!\*{3}|\d{1,5}(?:[/?#\s'\"),;:]|$))[^/?#\s'\"]+")
 _NAMED = re.compile(rf"({_NAMES}\s*=\s*)(?:'[^']*'|\"[^\"]*\"|[^&\s'\"]+)", re.I)
 _QUERY = re.compile(rf"[?&]{_NAMES}=([^&]*)", re.I)
 _known: set[str] = set()

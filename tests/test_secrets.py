@@ -1,6 +1,7 @@
 """Passwords stay off screens, wherever and however they were typed."""
 
 import json
+import re
 import signal
 
 import pytest
@@ -54,6 +55,17 @@ def test_the_forms_of_passwords():
         assert "hunter2" not in said.split("\n")[0]
     plain = "postgresql://me@h:5432/db, sqlite:////a/b.db, data:image/png, http://[::1]:80/x"
     assert secrets.redact(plain) == plain
+    # Neither a revision nor a port is one, whoever's "@" stands behind it.
+    for plain in (
+        "received 'hf://A': there is no file; allowed hf://ORG/NAME/FILE.json[@REVISION]",
+        "hf://A: give one with @REVISION",
+        '{"url": "http://127.0.0.1:8000", "model": "m", "config": "c.prune.json@v1"}',
+        "http://localhost:8000 serves it; ask a@b",
+        "postgresql://h:5432/db: no such host; ask a@b",
+    ):
+        assert secrets.redact(plain) == plain
+    for url in ("http://me:1234@h/x", "postgresql://me:12 34@h/db", "mysql://me:1/2 3@h/db"):
+        assert re.sub("//me:.*@", "//me:***@", url) == secrets.redact(url)
     # Where one URL ends the next begins: a port is no password.
     two = "http://h:80/x, postgresql://me:hunter2 se@cret@h:1/db and mysql://a:hunter2@h/db"
     hidden = "http://h:80/x, postgresql://me:***@h:1/db and mysql://a:***@h/db"

@@ -78,19 +78,39 @@ def on_meta(folder: str | Path) -> Any:
             "file of the checkpoint: config.json"
         )
     try:
-        kind = json.loads(file.read_text("utf-8")).get("model_type")
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        kind = _kind(json.loads(file.read_text("utf-8")))
+        # The folder's own code is neither run nor offered to be.
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers raises errors of many kinds for a bad config
-        line = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise ConfigError(f"--check: {file} cannot be read: {line}") from error
+        raise ConfigError(f"--check: {file} cannot be read: {_line(error)}") from error
     try:
         with torch.device("meta"):
-            return AutoModelForImageTextToText.from_config(config)
+            return AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
     except Exception as error:
-        line = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise UnsupportedModelError(
-            f"model_type {kind!r}: transformers makes no model of pictures and text of it ({line})"
+            f"model_type {kind!r}: transformers makes no model of pictures and text of it "
+            f"({_line(error)})"
         ) from error
+
+
+def _kind(said: Any) -> Any:
+    if not isinstance(said, dict):
+        raise ValueError(f"received {type(said).__name__}, allowed a JSON object")
+    if "auto_map" in said:
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+        if said.get("model_type") not in CONFIG_MAPPING:
+            raise ValueError(
+                f"model_type {said.get('model_type')!r} is code of the folder's own (auto_map), "
+                "which is not run; allowed a class that transformers has"
+            )
+    return said.get("model_type")
+
+
+def _line(error: Exception) -> str:
+    """Return a reason as one line: what ends at a colon goes on in the next one."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else f"{text[:297]}..."
 
 
 def anatomy(model: Any) -> Anatomy:

@@ -197,8 +197,11 @@ def test_other_routes_are_checked_too(server, path):
         assert (status, "message" in json.loads(text)["error"]) == (400, True), text
     # The twin: what is right is answered.
     right = {field: "what is it ?", "max_output_tokens" if field == "input" else "max_tokens": 2}
-    status, text = server.ask(right, path)
-    assert status == 200, text
+    for more in ({}, {"stream": None}, {"stream": True}):
+        status, text = server.ask({**right, **more}, path)
+        assert status == 200, text
+        # Whole unless a stream was asked for.
+        assert text.startswith(b"data: " if more.get("stream") else b"{"), text
 
 
 def test_what_is_right_is_answered(server):
@@ -398,16 +401,20 @@ def test_while_the_model_works_others_are_answered_and_too_many_refused(server, 
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_frees_the_model(server, loaded, stream):
     before = server.metric('prunetune_tokens_total{kind="generated"}')
+    left = server.metric("prunetune_cancelled_total")
     with Held(loaded.model) as held:
         # Words that never end the answer: without the client's leaving it would take minutes.
         endless = asked(uri(png()), logit_bias=NO_END, stream=stream) | {"max_tokens": 3000}
         connection = server.send("POST", CHAT, endless)
         assert held.inside.wait(30)
         connection.close()
-        while server.metric("prunetune_cancelled_total") < 1:
+        while server.metric("prunetune_cancelled_total") < left + 1:
             pass
         held.go.set()
-        assert server.ask(asked(uri(png())))[0] == 200
+        # The twin: who waited for the answer did not leave.
+        for more in ({}, {"stream": True}):
+            assert server.ask(asked(uri(png()), **more))[0] == 200
+    assert server.metric("prunetune_cancelled_total") == left + 1
     made = server.metric('prunetune_tokens_total{kind="generated"}') - before
     assert made < 50
 

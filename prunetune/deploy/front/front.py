@@ -237,6 +237,9 @@ class Front:
         """Wait for the client to leave, and end its request."""
         while (await receive())["type"] != "http.disconnect":
             continue
+        if work.done():
+            # Said of every request whose answer was sent, too.
+            return
         self.metrics.left()
         self._abandon(turn, work)
 

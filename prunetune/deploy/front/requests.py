@@ -116,6 +116,8 @@ class Checker:
             content.messages(said.get("messages"))
         elif path == RESPONSES:
             content.input(said.get("input"))
+            # The server behind streams where nothing is said; OpenAI's does not.
+            said["stream"] = bool(said.get("stream"))
         elif not isinstance(said.get("prompt"), str) or not said["prompt"]:
             raise Refused(
                 400, "prompt: it is missing or empty, or no text; give one text", "prompt"
