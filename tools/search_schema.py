@@ -56,7 +56,7 @@ def schema() -> dict[str, Any]:
     """Return the schema: of a search at one budget, of a front, and of one with a promise."""
     definitions: dict[str, Any] = {}
     for kind in (Judged, Saving, Promise):
-        # How it is written: Promise leaves out what is as ever, which hides its fields from pydantic.
+        # Promise leaves out what is as ever when it is written: pydantic does not see its fields.
         mode = "validation" if kind is Promise else "serialization"
         entry = kind.model_json_schema(mode=mode)
         definitions |= entry.pop("$defs", {})

@@ -47,7 +47,7 @@ def test_the_config_that_ships_is_the_last_that_passed(kept):
     (point,) = result.points
     assert point.trial == ship.trial
     assert point.held_out.gap == pytest.approx(ship.loses.mean)
-    # Of the stand-in no answer is right once it is pruned, and a promise about the gap does not ask.
+    # Pruned, the stand-in answers nothing right, and a promise about the gap does not ask.
     assert f"Trial {ship.trial} (mean retention" in result.verdict
     assert result.verdict.startswith("Do not ship it")
     data = json.loads(json.dumps(result.to_dict()))["decision"]
