@@ -53,7 +53,12 @@ HeldOut = Annotated[
     str | None,
     typer.Option(metavar="SOURCE", help="Held-out data.  [default: a part of --data]"),
 ]
-Samples = Annotated[int | None, typer.Option(metavar="N", help="At most N calibration samples.")]
+Samples = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", help="At most N calibration samples; for a quick look --held-out-samples, too."
+    ),
+]
 HeldOutSamples = Annotated[
     int | None,
     typer.Option(metavar="N", help="At most N held-out samples, drawn by picture."),
