@@ -34,7 +34,8 @@ def models(
 
     Memory is what a device needs in bfloat16. Any hub id or folder of a supported family works too.
     With --check: what a folder's model needs to be pruned and what was found, from its config.json
-    alone; for a class without a family, the file of one to go on from.
+    alone; for a class without a family, the file of one to go on from. Exit status 1: the model
+    cannot be pruned.
     """
     if check is not None:
         if name is not None:
@@ -74,6 +75,8 @@ def _check(folder: str, checkout: str | None, out: Output) -> None:
             "written": [str(path) for path in written],
         }
     )
+    if found.problem:
+        raise typer.Exit(1)
 
 
 def _list(name: str | None, out: Output) -> None:

@@ -12,6 +12,8 @@ from prunetune.models.skeleton import class_name, family_file, lineage, table_li
 Row = tuple[str, str]
 """What is asked, and what was found."""
 
+_NORMS = 2
+"""Of a decoder layer: before the attention, and before the MLP."""
 TABLE = Path("prunetune/families/__init__.py")
 _FAMILIES, _TESTS = TABLE.parent, Path("tests/family_models")
 
@@ -24,8 +26,8 @@ class Check:
         model_type: As in the config.
         supported: Whether there is a family for it.
         rows: What was found.
-        problem: Why this model cannot be pruned although there is one; empty where it can.
-        skeleton: The file of a family, where there is none.
+        problem: Why this model cannot be pruned; empty where it can, or could with a family.
+        skeleton: The file of a family, where there is none and one would do.
         found: What it was made from.
     """
 
@@ -55,6 +57,13 @@ def check_folder(folder: str | Path) -> Check:
     if kind in FAMILIES:
         return _of_family(model)
     found = anatomy(model)
+    if len(found.norms) < _NORMS:
+        problem = (
+            f"a layer of {found.decoder}.layers has {len(found.norms)} norm(s), and scores need "
+            "one before the attention and one before the MLP; no family can add it"
+        )
+        rows = [("family", "none, and none is possible"), *_found(found)[1:]]
+        return Check(kind, False, rows, problem=problem)
     return Check(kind, False, _found(found), skeleton=family_file(found), found=found)
 
 
@@ -66,8 +75,11 @@ def add_to(checkout: str | Path, check: Check) -> list[Path]:
 
     Raises:
         ConfigError: That is no checkout, or has such a family.
+        UnsupportedModelError: No family would make this class prunable.
     """
     root = Path(checkout)
+    if check.problem and not check.supported:
+        raise UnsupportedModelError(f"--add: {check.model_type} cannot be pruned: {check.problem}")
     if check.found is None or check.supported:
         raise ConfigError(
             f"--add: {check.model_type} has a family already; there is nothing to add"
@@ -100,7 +112,9 @@ def _of_family(model: Any) -> Check:
     try:
         family = family_of(model)
     except UnsupportedModelError as error:
-        return Check(kind, True, [("family", "there is one")], problem=str(error))
+        # Who shows it says the rest.
+        problem = str(error).partition(" cannot be pruned: ")[2] or str(error)
+        return Check(kind, True, [("family", "there is one")], problem=problem)
     readable = family.vision_attention_module() is not None
     last, depth = family.last_stage, len(family.layers)
     where = f"layers 0 to {depth - 1}" if last == depth - 1 else _narrow(last, family)
@@ -131,16 +145,7 @@ def _found(found: Anatomy) -> list[Row]:
     return [
         ("family", f"none; {class_name(found)} on {base.name}, because {base.why}"),
         ("decoder layers", f"{found.decoder}.layers: {found.depth}, {', '.join(kinds)}"),
-        (
-            "norms of a layer",
-            (", ".join(found.norms) or "none found")
-            + (
-                ""
-                if len(found.norms) > 1
-                else ": scores need one before the attention and one "
-                "before the MLP, so this class is refused"
-            ),
-        ),
+        ("norms of a layer", ", ".join(found.norms) or "none found"),
         ("vision tower", f"{found.tower or 'not found'}, layers at {found.tower_layers or '?'}"),
         (
             "its attention",

@@ -35,9 +35,9 @@ def pruned_app(
 ) -> "tuple[Any, Handle]":
     """Return an ASGI application that serves a model with a config applied.
 
-    Its routes: ``/v1/chat/completions``, ``/v1/responses``, ``/v1/completions``, ``/v1/models``;
-    ``/health``, ``/metrics``; and ``GET /prunetune``: the config, and what it did in the last
-    forward with images.
+    Its routes: ``/v1/chat/completions``, ``/v1/responses``, ``/v1/completions``, ``/v1/models``
+    and ``/v1/models/NAME``; ``/health``, ``/metrics``; and ``GET /prunetune``: the config, and what
+    it did in the last forward with images.
 
     Args:
         loaded: The model and its processor.
@@ -68,6 +68,7 @@ def pruned_app(
     pages = {
         "/prunetune": status.read,
         "/v1/models": lambda: {"object": "list", "data": [model]},
+        f"/v1/models/{name}": lambda: model,
     }
     return Front(behind, checker, limits, pages, status.visual), handle
 

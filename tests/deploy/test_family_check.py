@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from cli_runner import call
 from family_models import family
 from transformers import Lfm2VlConfig
 
@@ -62,6 +63,30 @@ def test_what_is_wrong_is_said_in_a_line(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     with pytest.raises(UnsupportedModelError, match=r"\A[^\n]+llama[^\n]+\Z"):
         check_folder(tmp_path)
+    for wrong in ([], {"model_type": "own", "auto_map": {"AutoConfig": "x.Y"}}):
+        # Were the folder's code offered to be run, this would wait for an answer.
+        (tmp_path / "config.json").write_text(json.dumps(wrong))
+        with pytest.raises(
+            ConfigError, match=r"\A[^\n]+(allowed a JSON object|is not run)[^\n]*\Z"
+        ):
+            check_folder(tmp_path)
     Lfm2VlConfig().save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match=r"has a family already"):
         add_to(tmp_path, check_folder(tmp_path))
+
+
+def test_a_class_that_no_family_can_prune_is_a_problem(tmp_path):
+    text = {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4}
+    text |= {"model_type": "cohere2", "num_key_value_heads": 4, "intermediate_size": 128}
+    vision = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4}
+    vision |= {"model_type": "siglip_vision_model", "intermediate_size": 64}
+    said = {"model_type": "aya_vision", "text_config": text, "vision_config": vision}
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    check = check_folder(tmp_path)
+    assert "1 norm(s)" in check.problem
+    assert not check.skeleton
+    with pytest.raises(UnsupportedModelError, match=r"--add: aya_vision cannot be pruned"):
+        add_to(tmp_path, check)
+    ran = call("models", "--check", tmp_path)
+    assert ran.status == 1
+    assert ran.out.count("cannot be pruned") == 1

@@ -152,6 +152,11 @@ MALFORMED = {
     "stream": said("x", stream="yes"),
     "tools": said("x", tools="x"),
     "unknown field": said("x", wings=2),
+    "response_format": said("x", response_format={"type": "json_object"}),
+    "logprobs": said("x", logprobs=True),
+    "top_logprobs": said("x", top_logprobs=3),
+    "tool_choice": said("x", tool_choice="required"),
+    "presence_penalty": said("x", presence_penalty=1.0),
     "other model": said("x", model="gpt"),
     "config, no JSON": said("x", generation_config="{"),
     "config, many rows": said("x", generation_config='{"num_return_sequences": 999}'),
@@ -200,6 +205,8 @@ def test_other_routes_are_checked_too(server, path):
     for more in ({}, {"stream": None}, {"stream": True}):
         status, text = server.ask({**right, **more}, path)
         assert status == 200, text
+        ends = text.endswith(b"\n\ndata: [DONE]\n\n")
+        assert ends == (more.get("stream") is True and field == "prompt"), text
         # Whole unless a stream was asked for.
         assert text.startswith(b"data: " if more.get("stream") else b"{"), text
 
@@ -209,7 +216,9 @@ def test_what_is_right_is_answered(server):
     assert status == 200, text
     answer = json.loads(text)["choices"][0]["message"]["content"]
     assert answer
-    for more in ({"temperature": 0, "seed": 3, "n": 1}, {"stop": "zzz"}, {"user": "me"}):
+    assert json.loads(text)["model"] == "tiny"
+    plain = {"response_format": {"type": "text"}, "logprobs": False, "presence_penalty": 0.0}
+    for more in ({"temperature": 0, "seed": 3, "n": 1}, {"stop": "zzz"}, {"user": "me"}, plain):
         status, text = server.ask(asked(uri(png()), **more))
         assert json.loads(text)["choices"][0]["message"]["content"] == answer
     stopped = json.loads(server.ask(asked(uri(png()), stop=[answer[:2]]))[1])
@@ -248,12 +257,16 @@ def test_a_body_too_large_or_too_slow_is_refused(server):
         ("GET", "/health", {"Host": "localhost:1"}, 200),
         ("GET", "/metrics", {}, 200),
         ("GET", "/v1/models", {}, 200),
+        ("GET", "/v1/models/tiny", {}, 200),
+        ("GET", "/v1/models/other", {}, 404),
+        ("HEAD", "/health", {}, 200),
+        ("HEAD", CHAT, {}, 405),
     ],
 )
 def test_who_asks_what(server, method, path, headers, status):
     found, text = server.ask(b"{}" if method == "POST" else None, path, method, headers)
     assert found == status
-    assert status == 200 or json.loads(text)["error"]["message"]
+    assert status == 200 or method == "HEAD" or json.loads(text)["error"]["message"]
 
 
 def test_names_that_a_server_has():

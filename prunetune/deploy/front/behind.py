@@ -214,10 +214,12 @@ def _manager(loaded: "LoadedModel", name: str) -> Any:
     base: Any = _module("model_manager").ModelManager
 
     class OneModel(base):  # type: ignore[misc]
-        def load_model_and_processor(
-            self, model_id_and_revision: str, *args: Any, **kwargs: Any
-        ) -> tuple[Any, Any]:
-            asked = model_id_and_revision.partition("@")[0]
+        @staticmethod
+        def process_model_name(model_id: str) -> str:
+            # Answers say it: the name that requests use, and no revision of the hub's.
+            return model_id
+
+        def load_model_and_processor(self, asked: str, *args: Any, **kwargs: Any) -> Any:
             if asked != name:
                 raise ValueError(f"this server has the model {name!r} only; requested {asked!r}")
             return loaded.model, loaded.processor

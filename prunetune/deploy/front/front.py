@@ -24,7 +24,7 @@ from prunetune.deploy.front.replies import (
     send_json,
     send_refusal,
 )
-from prunetune.deploy.front.requests import ASKED, LOAD, Checker
+from prunetune.deploy.front.requests import ASKED, CHAT, COMPLETIONS, LOAD, Checker
 from prunetune.deploy.front.turns import Turn, Turns
 
 logger = logging.getLogger(__name__)
@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 _RESET = "/reset"
 _ENDING = Refused(503, "this server is about to end")
 _ERROR_EVENT = b'data: {"error": "'
+# The last event of OpenAI's streams; those of /v1/responses end without.
+_DONE = b"data: [DONE]\n\n"
 
 
 class Front:
@@ -92,7 +94,8 @@ class Front:
 
         try:
             self._admit(path, method, headers, known)
-            if method == "GET":
+            if method in ("GET", "HEAD"):
+                # Of an answer to HEAD the listener sends no body.
                 await self._tell(path, count)
             elif path == _RESET:
                 await send_json(count, 200, {"status": "ok"})
@@ -120,7 +123,7 @@ class Front:
         if not known:
             raise Refused(404, f"there is no {path[:100]!r} here")
         wanted = "POST" if path in (*ASKED, LOAD, _RESET) else "GET"
-        if method != wanted:
+        if method != wanted and (method, wanted) != ("HEAD", "GET"):
             raise Refused(405, f"{path} takes {wanted}; received {method[:20]}")
         kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
         # A page of another site can send all but this without the browser asking first.
@@ -151,11 +154,12 @@ class Front:
             if self._stopping:
                 raise _ENDING
             self.turns.check_room()
+            end = _DONE if said.get("stream") and path in (CHAT, COMPLETIONS) else b""
             turn, out = Turn(), asyncio.Queue[Message | Exception | None]()
             work = asyncio.create_task(self._generate(path, said, references, turn, out))
             watch = asyncio.create_task(self._watch(receive, turn, work))
             try:
-                await self._relay(out, send)
+                await self._relay(out, send, end)
             finally:
                 watch.cancel()
                 self._abandon(turn, work)
@@ -248,7 +252,9 @@ class Front:
         if self.turns.current is not turn:
             work.cancel()
 
-    async def _relay(self, out: "asyncio.Queue[Message | Exception | None]", send: Send) -> None:
+    async def _relay(
+        self, out: "asyncio.Queue[Message | Exception | None]", send: Send, end: bytes
+    ) -> None:
         """Send an answer as it comes; one of an error becomes OpenAI's error object."""
         failed: int | None = None
         detail = b""
@@ -263,6 +269,8 @@ class Front:
                 part = message.get("body", b"")
                 if part.startswith(_ERROR_EVENT):
                     message = {**message, "body": _error_event(part)}
+                elif not _goes_on(message):
+                    message = {**message, "body": part + end}
                 await asyncio.wait_for(send(message), self._limits.write_seconds)
         if failed is not None:
             raise Refused(failed, told(detail))

@@ -1,6 +1,7 @@
 """Whether a request is one that the model can be asked, field by field.
 
-What OpenAI's API allows and the server behind leaves alone (``user``, ``store``) is not looked at;
+What OpenAI's API allows and the server behind leaves alone is not looked at where it changes no
+answer (``user``, ``store``), and refused where it would (``unheeded``);
 fields that neither knows the server behind refuses.
 """
 
@@ -14,6 +15,7 @@ from prunetune.deploy.front.limits import Limits
 from prunetune.deploy.front.messages import Content
 from prunetune.deploy.front.pictures import Reference
 from prunetune.deploy.front.replies import Refused
+from prunetune.deploy.front.unheeded import refuse_unheeded
 
 CHAT, RESPONSES, COMPLETIONS = "/v1/chat/completions", "/v1/responses", "/v1/completions"
 LOAD = "/load_model"
@@ -111,6 +113,7 @@ class Checker:
                 raise Refused(400, "model: it is missing, or no text", "model")
             return []
         self._fields(said)
+        refuse_unheeded(path, said)
         content = Content(self._limits)
         if path == CHAT:
             content.messages(said.get("messages"))
