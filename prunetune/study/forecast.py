@@ -171,10 +171,11 @@ class Forecast:
         few = "" if self.held_out == self.there else f" (of {self.there}; no time for more)"
         left = max(0, self.trials - self.done)
         more = f"{left} more trials ({self.done} of {self.trials} are done)"
+        trials = more if self.done else f"{self.trials} trials"
         said = (
             f"plan: unpruned run of {self.calibration} calibration and {self.held_out} held-out "
             f"samples{few}, about {shown(self.unpruned)}; up to "
-            f"{more if self.done else f'{self.trials} trials'} of at most {bound(self.trial)} each; "
+            f"{trials} of at most {bound(self.trial)} each; "
             f"held-out table, at most {bound(self.table)}"
         )
         if self.requests:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from prunetune.calibration import Sample, encode
@@ -112,7 +112,10 @@ def fitted(image: Image.Image) -> Image.Image:
     """Scale to fit the box; small pictures with hard pixels, so that they stay legible."""
     up = max(image.size) < BOX
     method = Image.Resampling.NEAREST if up else Image.Resampling.LANCZOS
-    return ImageOps.contain(image, (BOX, BOX), method)
+    longer = max(image.size)
+    # A side of less than a pixel has one.
+    width, height = (max(1, round(side * BOX / longer)) for side in image.size)
+    return image.resize((width, height), method)
 
 
 def kept_panel(
