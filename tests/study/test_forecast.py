@@ -6,8 +6,10 @@ from types import SimpleNamespace
 import pytest
 
 from prunetune.calibration import CalibrationSet, Sample, load_calibration
+from prunetune.cli.printed import bench as printed
 from prunetune.errors import ConfigError, StudyError
 from prunetune.models import load_model
+from prunetune.review.report import report_file
 from prunetune.spec import StudySpec
 from prunetune.study import forecast as module
 from prunetune.study.clock import Clock
@@ -80,6 +82,26 @@ def test_what_is_done_and_what_follows_are_counted(pace):
     assert "up to 2 more trials (4 of 6 are done)" in plan.words()
     assert "36 timed requests, about 36 s" in plan.words()
     assert plan.after == plan.table + 36
+
+
+def test_timed_requests_end_by_the_clock_and_in_words(monkeypatch, caplog, tmp_path):
+    study, ran = SimpleNamespace(out=tmp_path, loaded=None, held_out=CalibrationSet(())), []
+    monkeypatch.setattr(report_file, "found_search", lambda *names, **more: None)
+
+    def bench(found, loaded, samples, price, show):
+        for done in range(1, 37):
+            times[0] += 1.0
+            show("timed requests", done, 36)
+
+    monkeypatch.setattr(printed, "bench_study", bench)
+    times = [0.0]
+    ends = Clock(10.0, begun=0.0, page=3.0, now=lambda: times[0])
+    assert printed.bench_search(study, {}, None, lambda *step: ran.append(step), ends) is None
+    assert len(ran) == 7
+    assert "not timed: the timeout of 10 s has come after 7 of 36 timed" in caplog.text
+    times[0] = 0.0
+    printed.bench_search(study, {}, None, lambda *step: ran.append(step), Clock())
+    assert len(ran) == 7 + 37
 
 
 def test_bounds_are_rounded_up():
