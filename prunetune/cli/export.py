@@ -180,6 +180,11 @@ def _verify(config: Path, spec: "StudySpec") -> str:
         words += ["--data", str(spec.data)]
     if spec.held_out:
         words += ["--held-out", spec.held_out]
+    if spec.held_out_samples is not None:
+        # How many calibration samples there were the config's digest tells.
+        words += ["--held-out-samples", str(spec.held_out_samples)]
+    if spec.allow_remote:
+        words.append("--allow-remote")
     for key, value in (spec.template_args or {}).items():
         words += ["--template-arg", f"{key}={json.dumps(value)}"]
     if spec.match != "vqa":

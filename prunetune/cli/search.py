@@ -22,11 +22,16 @@ from prunetune.cli._app import (
 from prunetune.cli._flags import budget_of, optional_names, promise_of, space_of, template_of
 from prunetune.cli._loading import Loading
 from prunetune.cli._output import Output, note
-from prunetune.cli.printed.bench import Price, TimeIt, bench_study, price_named
+from prunetune.cli.printed.bench import (
+    Price,
+    TimeIt,
+    bench_search,
+    price_named,
+    timed_requests,
+)
 from prunetune.cli.progress import progress
 
 if TYPE_CHECKING:
-    from prunetune.provenance import Saving
     from prunetune.spec import StudySpec
     from prunetune.study.clock import Clock
     from prunetune.study.outcome.front_summary import FrontResult
@@ -232,29 +237,16 @@ def _run(
             progress=lambda step: show(step.name, step.done, step.total, step.detail),
             clock=clock,
             told=note,
+            requests=timed_requests() if then.bench else 0,
         )
-        if then.bench and not clock.over:
-            result = replace(result, saving=_time(prepared, names, then.price, show))
+        if then.bench:
+            result = replace(result, saving=bench_search(prepared, names, then.price, show, clock))
         if then.report and not clock.over:
             show("report", 0)
             result = replace(result, report=_write_page(prepared, names, show))
         elif then.report:
             note(f"no time for the report; write it with: prunetune report {prepared.out}")
     return result, prepared
-
-
-def _time(
-    prepared: "Prepared", names: dict[str, Any], price: float | None, show: Any
-) -> "Saving | None":
-    """Time what was found; whatever is wrong there, the search and its config stand."""
-    from prunetune.review.report.report_file import found_search
-
-    try:
-        found, samples = found_search(prepared, **names), prepared.held_out.samples
-        return bench_study(found, prepared.loaded, samples, price, show)
-    except Exception as error:
-        logger.warning("not timed: %s: %s", type(error).__name__, error)
-        return None
 
 
 def _write_page(prepared: "Prepared", names: dict[str, Any], show: Any) -> str | None:

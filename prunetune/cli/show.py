@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 _QUESTION = "Describe the image."
 _NEW_TOKENS = 24
 _MOST = 32
+_LONGEST = {"WEBP": 16383, "JPEG": 65500}
+"""Pixels of a side that a format, and its encoder, know."""
 _TARGET = "A config file, STUDY:N (a trial), or a study (its best trial)."
 
 
@@ -249,8 +251,14 @@ def _save(sheet: Any, target: Path) -> None:
 
     from prunetune.files import write_atomically
 
-    buffer = io.BytesIO()
-    sheet.save(buffer, format=_kind(target))
+    buffer, kind = io.BytesIO(), _kind(target)
+    most = _LONGEST.get(str(kind))
+    if most is not None and max(sheet.size) > most:
+        raise ConfigError(
+            f"--output: received {str(target)!r} for a sheet of {sheet.width} x {sheet.height} "
+            f"pixels, allowed at most {most} a side in {kind}; give a .png, or fewer pictures"
+        )
+    sheet.save(buffer, format=kind)
     try:
         write_atomically(target, buffer.getvalue())
     except OSError as error:

@@ -58,6 +58,9 @@ def verify(
     samples: Annotated[
         int | None, typer.Option(metavar="N", help="At most N samples of each split.")
     ] = None,
+    held_out_samples: Annotated[
+        int | None, typer.Option(metavar="N", help="Of the held-out split.  [default: --samples]")
+    ] = None,
     max_gap: Annotated[
         float | None, typer.Option(metavar="X", help="Exit 1 if the gap measured is above X.")
     ] = None,
@@ -91,6 +94,7 @@ def verify(
     at_least("--max-gap", max_gap, 0)
     at_least("--batch-size", batch_size, 1)
     at_least("--samples", samples, 1)
+    at_least("--held-out-samples", held_out_samples, 1)
     at_least("--self-test", self_test, 0)
     if self_test > 32:
         raise ConfigError(f"--self-test: received {self_test}, allowed 0 to 32")
@@ -117,6 +121,7 @@ def verify(
         data or shipped_data(name),
         held_out=held_out,
         samples=samples,
+        held_out_samples=held_out_samples,
         skip_bad=skip_bad,
         processor=first and first.processor,
         template=template,

@@ -94,6 +94,7 @@ def load_splits(
     *,
     held_out: str | None = None,
     samples: int | None = None,
+    held_out_samples: int | None = None,
     skip_bad: bool = False,
     processor: Any = None,
     template: Mapping[str, Any] | None = None,
@@ -109,6 +110,7 @@ def load_splits(
         data: Calibration source.
         held_out: Held-out source; by default the other side of ``data``.
         samples: At most so many samples of each side.
+        held_out_samples: Of the held-out side, where another number is wanted there.
         skip_bad: Leave out bad pictures and rows.
         processor: Of the model; with ``skip_bad`` what it refuses is left out, too.
         template: Options of the model's chat template.
@@ -122,7 +124,7 @@ def load_splits(
             source,
             seed=config.provenance.seed or 0,
             samples=samples,
-            held_out_samples=samples,
+            held_out_samples=held_out_samples or samples,
             skip_bad=skip_bad,
             template=template,
             allow_remote=allow_remote,

@@ -232,10 +232,18 @@ def measured_config(
 
 def _trial(found: Found, number: int) -> Any:
     trials = found.study.get_trials(deepcopy=False)
-    if not 0 <= number < len(trials):
+    # Queued ones have numbers, too.
+    ended = [trial.number for trial in trials if trial.state in FINISHED]
+    if not 0 <= number < len(trials) and ended:
+        gaps = "" if len(ended) == ended[-1] - ended[0] + 1 else f" ({len(ended)} finished ones)"
         raise StudyError(
-            f"--trial: received {number}, allowed 0 to {len(trials) - 1} in study "
+            f"--trial: received {number}, allowed {ended[0]} to {ended[-1]}{gaps} in study "
             f"{found.study.study_name!r}"
+        )
+    if not ended:
+        raise StudyError(
+            f"--trial: received {number}, but study {found.study.study_name!r} has no finished "
+            "trial; run the search longer"
         )
     if trials[number].state not in FINISHED:
         raise StudyError(

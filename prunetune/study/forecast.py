@@ -1,5 +1,6 @@
 """What a run will do and how long, from one timed sample; how many held-out samples fit."""
 
+import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -8,14 +9,16 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from prunetune.calibration import CalibrationSet, Sample
-from prunetune.errors import ConfigError
+from prunetune.errors import ConfigError, StudyError
 from prunetune.measure.scores import image_ids
 from prunetune.presets import preset_names
 from prunetune.study.clock import Clock
-from prunetune.study.outcome.decision import CANDIDATES
+from prunetune.study.durations import bound, shown
+from prunetune.study.outcome.decision import CANDIDATES, check_enough
 from prunetune.study.outcome.table import ANSWERED
 
 if TYPE_CHECKING:
+    from prunetune.promise import Promise
     from prunetune.study.prepare import Prepared
 
 _QUICK = 0.4
@@ -26,6 +29,9 @@ _UNPRUNED_SHARE = 0.45
 _UNPRUNED_MOST = 0.7
 """What they may take at most."""
 PAGE_SECONDS = 3.0
+_PAGE_SHARE = 0.05
+_SPARE = 1.1
+"""Times what was found to be enough: loading and a sample do not take the same time twice."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +125,8 @@ class Forecast:
         configs: That are measured on held-out data at most.
         rescored: Configs that are measured on calibration data again.
         clock: Of the run.
+        done: Trials that the study has finished before.
+        requests: That are timed after the table.
     """
 
     pace: Pace
@@ -130,6 +138,8 @@ class Forecast:
     configs: float
     rescored: int
     clock: Clock
+    done: int = 0
+    requests: int = 0
 
     @property
     def trial(self) -> float:
@@ -138,9 +148,19 @@ class Forecast:
 
     @property
     def table(self) -> float:
-        """Seconds of all that follows the trials."""
+        """Seconds of the held-out table, of what is measured again for it, and of the report."""
         held = ANSWERED * self.pace.trial * self.configs * self.held_out
         return self.rescored * self.trial + held + PAGE_SECONDS
+
+    @property
+    def bench(self) -> float:
+        """Seconds of the timed requests; about, since answers may be longer than expected ones."""
+        return self.requests * self.pace.unpruned
+
+    @property
+    def after(self) -> float:
+        """Seconds of all that follows the trials."""
+        return self.table + self.bench
 
     def at(self, pace: float | None) -> "Forecast":
         """Return the forecast for another pace of trials, as they have shown it."""
@@ -149,22 +169,34 @@ class Forecast:
     def words(self) -> str:
         """Return what will be done, and how long it takes, in one line."""
         few = "" if self.held_out == self.there else f" (of {self.there}; no time for more)"
+        left = max(0, self.trials - self.done)
+        more = f"{left} more trials ({self.done} of {self.trials} are done)"
+        trials = more if self.done else f"{self.trials} trials"
         said = (
             f"plan: unpruned run of {self.calibration} calibration and {self.held_out} held-out "
-            f"samples{few}, about {shown(self.unpruned)}; up to {self.trials} trials of at most "
-            f"{shown(self.trial)} each; held-out table, at most {shown(self.table)}"
+            f"samples{few}, about {shown(self.unpruned)}; up to "
+            f"{trials} of at most {bound(self.trial)} each; "
+            f"held-out table, at most {bound(self.table)}"
         )
+        if self.requests:
+            said += f"; {self.requests} timed requests, about {shown(self.bench)}"
         if self.clock.seconds is None:
-            most = self.unpruned + self.trials * self.trial + self.table
-            return f"{said}; at most {shown(most)} in all"
-        return f"{said}; ends after {shown(self.clock.seconds)}, with what is measured by then"
+            most = self.unpruned + left * self.trial + self.after
+            return f"{said}; at most {bound(most)} in all"
+        return f"{said}; ends after {bound(self.clock.seconds)}, with what is measured by then"
 
 
-def forecast(prepared: "Prepared", clock: Clock) -> Forecast:
+def forecast(prepared: "Prepared", clock: Clock, requests: int = 0) -> Forecast:
     """Time a sample, and fit what will be done into the run's time.
 
+    Args:
+        prepared: What was loaded.
+        clock: Of the run.
+        requests: That will be timed after the table.
+
     Raises:
-        ConfigError: Not even the unpruned run of the calibration samples fits.
+        ConfigError: Not even the unpruned run of the calibration samples fits, and of as many
+            held-out ones as a promise needs.
     """
     pace, spec = timed(prepared), prepared.spec
     there, each = len(prepared.held_out), pace.of(prepared.held_out)
@@ -175,10 +207,14 @@ def forecast(prepared: "Prepared", clock: Clock) -> Forecast:
     count = there
     if clock.seconds is not None:
         allowed = _UNPRUNED_SHARE * clock.left - first
-        least = min(there, _LEAST_HELD_OUT)
+        least = _least(prepared.held_out, spec.promise)
         count = max(least, min(there, int(allowed / max(each, 1e-9))))
+        # Pictures stay whole: what is planned is what is measured.
+        count = max(least, len(first_pictures(prepared.held_out, count)))
         if first + least * each > _UNPRUNED_MOST * clock.left:
-            raise ConfigError(_too_short(clock, len(prepared.calibration), first, each))
+            promised = spec.promise is not None and least > _LEAST_HELD_OUT
+            calibration = len(prepared.calibration)
+            raise ConfigError(_too_short(clock, calibration, least, first, each, promised))
     return Forecast(
         pace=pace,
         unpruned=first + count * each,
@@ -189,21 +225,60 @@ def forecast(prepared: "Prepared", clock: Clock) -> Forecast:
         configs=points * rivals + (CANDIDATES / 2 if spec.promise else 0),
         rescored=points if spec.pareto else spec.rescored,
         clock=clock,
+        done=prepared.done,
+        requests=requests,
     )
 
 
-def _too_short(clock: Clock, calibration: int, first: float, each: float) -> str:
+def _least(held_out: CalibrationSet, promise: "Promise | None") -> int:
+    """Return the fewest held-out samples, whole pictures, that a run is worth its time with."""
+    there = len(held_out)
+    low = len(first_pictures(held_out, min(there, _LEAST_HELD_OUT)))
+    if promise is None or _enough(promise, first_pictures(held_out, low)):
+        return low
+    high = there
+    while high - low > 1:
+        middle = (low + high) // 2
+        if _enough(promise, first_pictures(held_out, middle)):
+            high = middle
+        else:
+            low = middle
+    return len(first_pictures(held_out, high))
+
+
+def _enough(promise: "Promise", samples: CalibrationSet) -> bool:
+    answered = any(sample.answer is not None for sample in samples)
+    try:
+        check_enough(promise, samples.samples, answered)
+    except StudyError:
+        return False
+    return True
+
+
+def _too_short(
+    clock: Clock, calibration: int, held_out: int, first: float, each: float, promised: bool
+) -> str:
     """Return words on a timeout that not even the unpruned run fits into."""
-    seconds = clock.seconds or 0.0
-    needed = seconds - clock.left + (first + _LEAST_HELD_OUT * each) / _UNPRUNED_MOST
-    spare = _UNPRUNED_MOST * clock.left - _LEAST_HELD_OUT * each
+    seconds, before = clock.seconds or 0.0, clock.now() - clock.begun
+    unpruned = first + held_out * each
+    needed = before + unpruned / _UNPRUNED_MOST
+    needed = min(needed + PAGE_SECONDS, needed / (1 - _PAGE_SHARE))
+    spare = _UNPRUNED_MOST * clock.left - held_out * each
     fits = int(spare * calibration / max(first, 1e-9))
-    fewer = f", or --samples {fits}" if fits >= _LEAST_HELD_OUT else ""
+    fewer = f", or --samples {fits}" if _LEAST_HELD_OUT <= fits < calibration else ""
+    held = f"{held_out} held-out samples" + (", as many as the promise needs," if promised else "")
+    less = ", or promise less" if promised else ""
     return (
-        f"--timeout: received {seconds:g}, allowed here about {needed:.0f} or more: the unpruned "
-        f"run of {calibration} calibration samples alone takes about {shown(first)}; give more "
-        f"time{fewer}"
+        f"--timeout: received {seconds:g}, allowed here about {math.ceil(_SPARE * needed)} or "
+        f"more: loading and timing took {shown(before)}, the unpruned run of {calibration} "
+        f"calibration and {held} takes about {shown(unpruned)}, and {_UNPRUNED_MOST:.0%} of the "
+        f"time left is the most it may take; give more time{fewer}{less}"
     )
+
+
+def page_seconds(timeout: float | None) -> float:
+    """Return the seconds of a run's time that are kept for its report."""
+    return min(PAGE_SECONDS, _PAGE_SHARE * (timeout or 0.0))
 
 
 def first_pictures(samples: CalibrationSet, count: int) -> CalibrationSet:
@@ -223,14 +298,3 @@ def first_pictures(samples: CalibrationSet, count: int) -> CalibrationSet:
         chosen.update(group)
     kept = tuple(samples[index] for index in sorted(chosen))
     return replace(samples, samples=kept)
-
-
-def shown(seconds: float) -> str:
-    """Return a duration for people."""
-    if seconds < 1:
-        return f"{seconds:.2g} s"
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    if seconds < 6000:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"

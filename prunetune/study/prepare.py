@@ -33,6 +33,7 @@ class Prepared:
         deepest: Last layer at which a first stage can be.
         levels: Of pixels, that the search may choose.
         made: Folders that were made for the run, innermost first.
+        done: Trials that the study has finished before.
     """
 
     spec: StudySpec
@@ -43,6 +44,7 @@ class Prepared:
     deepest: int
     levels: "tuple[Level, ...]" = ()
     made: tuple[Path, ...] = ()
+    done: int = 0
 
     @property
     def skipped(self) -> tuple[str, ...]:
@@ -89,7 +91,7 @@ def _prepare(
     made = tuple(path for path in (folder, *folder.parents) if not path.exists())
     given, spec = spec, with_data(spec)
     check_folder(folder)
-    spec, stored = _gone_on_with(spec, located(spec), folder, storage, study_name)
+    spec, stored, done = _gone_on_with(spec, located(spec), folder, storage, study_name)
     if storage is None and study_name is None and (folder / DATABASE).exists():
         # Before minutes are spent; `run_trials` looks again, at what came meanwhile.
         refuse_other(folder, spec)
@@ -108,7 +110,7 @@ def _prepare(
             "give pictures and questions like yours for a config that fits them",
             spec.model,
         )
-    return Prepared(spec, folder, loaded, calibration, held_out, deepest, levels, made)
+    return Prepared(spec, folder, loaded, calibration, held_out, deepest, levels, made, done)
 
 
 def with_data(spec: StudySpec) -> StudySpec:
@@ -205,8 +207,8 @@ def first_stages(
 
 def _gone_on_with(
     given: StudySpec, spec: StudySpec, folder: Path, storage: str | None, name: str | None
-) -> tuple[StudySpec, dict[str, Any]]:
-    """Return the spec as the study that it goes on with has it, and that study's attributes.
+) -> tuple[StudySpec, dict[str, Any], int]:
+    """Return the spec as the study that it goes on with has it, its attributes, finished trials.
 
     Args:
         given: The spec as it was given: studies of before are named after it.
@@ -223,13 +225,21 @@ def _gone_on_with(
     there = (folder / DATABASE).exists() if storage is None else file == url or Path(file).exists()
     if not there:
         # Opened, it would be made.
-        return spec, {}
+        return spec, {}, 0
     opened = open_storage(url)
     for one in (spec, given):
         stored = _stored(opened, name or one.study_name)
         if "spec" in stored:
-            return _as_stored(spec, stored), stored
-    return spec, {}
+            return _as_stored(spec, stored), stored, _finished(opened, name or one.study_name)
+    return spec, {}, 0
+
+
+def _finished(storage: "BatchedStorage", name: str) -> int:
+    """Return how many trials of a study are finished."""
+    from prunetune.study.trials.best import FINISHED
+
+    study = storage.get_study_id_from_name(name)
+    return len(storage.get_all_trials(study, deepcopy=False, states=FINISHED))
 
 
 def _as_stored(spec: StudySpec, stored: Mapping[str, Any]) -> StudySpec:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from prunetune.study.outcome.summary import SearchResult
 
 BATCH_SIZE = 8
-LOADING = "model and data were loaded; give more time"
+LOADING = "model and data were loaded; give more time: without a timeout the plan says how much"
 """What a run's time may be up for before it has begun."""
 _CACHE, _ALONE = Cache(), Workers()
 # A held-out split is measured a few times only: keeping states of more layers would not pay.
@@ -130,6 +130,7 @@ def run_prepared(
     progress: Callable[[Step], None] | None = None,
     clock: Clock | None = None,
     told: Callable[[str], None] = lambda line: None,
+    requests: int = 0,
 ) -> "SearchResult | FrontResult":
     """Run or resume the study of what was prepared; see ``search``.
 
@@ -137,8 +138,9 @@ def run_prepared(
         options: What else ``prepare`` was given, for further workers.
         clock: Of the run, which has begun with loading; None: ``spec.timeout`` from now on.
         told: Is told what will be done, and how long it takes.
+        requests: That are timed afterwards, for which time is kept.
     """
-    from prunetune.study.forecast import PAGE_SECONDS, first_pictures, forecast
+    from prunetune.study.forecast import first_pictures, forecast, page_seconds
     from prunetune.study.study import Progress, run_search
 
     clock = clock or Clock(prepared.spec.timeout)
@@ -150,15 +152,17 @@ def run_prepared(
             progress(step)
 
     report(Step("timing a sample", 0))
-    clock.page = min(PAGE_SECONDS, 0.05 * (clock.seconds or 0.0))
-    with clock.alarmed("a sample was timed; give more time"):
-        plan = forecast(prepared, clock)
+    clock.page = page_seconds(clock.seconds)
+    with clock.alarmed(
+        "a sample was timed; give more time: without a timeout the plan says how much"
+    ):
+        plan = forecast(prepared, clock, requests)
     told(plan.words())
     prepared = replace(prepared, held_out=first_pictures(prepared.held_out, plan.held_out))
     evaluator, held_out = evaluators(
         prepared, batch_size=batch_size, cache=cache, progress=report, clock=clock
     )
-    clock.keep_back(plan.table)
+    clock.keep_back(plan.after)
     others = None
     if workers.count > 1:
         names = {"storage": storage, "study_name": study_name}
@@ -168,7 +172,7 @@ def run_prepared(
 
     def after(trial: Progress) -> None:
         # As it really is: the sample may have been a large one, or other processes come and go.
-        clock.keep_back(plan.at(clock.pace).table)
+        clock.keep_back(plan.at(clock.pace).after)
         best = "" if trial.best is None else f"best {prepared.spec.metric} {trial.best:.4f}"
         report(Step("trials", trial.finished, trial.total, best))
 
@@ -177,7 +181,7 @@ def run_prepared(
 
         return first_token_ms(prepared.loaded, configs, prepared.calibration.samples)
 
-    report(Step("trials", 0, prepared.spec.trials))
+    report(Step("trials", prepared.done, prepared.spec.trials))
     result = run_search(
         prepared.spec,
         evaluator,

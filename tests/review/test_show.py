@@ -75,6 +75,16 @@ def test_every_stage_is_drawn_with_the_tokens_it_kept(tiny, config, size):
         assert len(part.getcolors(1 << 24)) > 20
 
 
+@pytest.mark.parametrize("size", [(1, 3000), (3000, 1)])
+def test_a_picture_thinner_than_its_tokens_is_drawn(tiny, config, size):
+    image = picture(3, (64, 64)).resize(size)
+    row = Row("", image, kept_tokens(tiny, config, image, "what ?"))
+    for scores in (False, True):
+        assert sheet([row, Row("", image, row.kept, row.kept)], scores=scores).width > 250
+        shown = printed([row], scores=scores, color_system="truecolor", force_terminal=True)
+        assert len(shown.splitlines()) < 4000
+
+
 def test_kept_cells_are_clear_and_dropped_ones_grey(tiny, config):
     image = Image.new("RGB", (128, 128), (200, 20, 20))
     kept = kept_tokens(tiny, config, image, "what ?")

@@ -1,18 +1,23 @@
 """What ``bench`` prints, and ``--bench`` and ``--price`` of other verbs."""
 
+import logging
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from prunetune.cli._output import Output, number
-from prunetune.errors import StudyError
+from prunetune.errors import PrunetuneError, StudyError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from prunetune.deploy.bench import Bench, CaseResult
     from prunetune.provenance import Saving
+    from prunetune.study.clock import Clock
     from prunetune.study.find import Found
+    from prunetune.study.prepare import Prepared
+
+logger = logging.getLogger(__name__)
 
 
 def print_bench(out: Output, result: "Bench", name: str | None, where: dict[str, Any]) -> None:
@@ -102,6 +107,13 @@ def price_named(text: str | None) -> float | None:
     return None if text is None else price_of(text)
 
 
+def timed_requests() -> int:
+    """Return how many requests ``bench_study`` runs at most: both cases, and once to warm up."""
+    from prunetune.deploy.saving import REQUESTS, ROUNDS
+
+    return 2 * (ROUNDS + 1) * REQUESTS
+
+
 def bench_study(
     found: "Found",
     loaded: Any,
@@ -132,6 +144,38 @@ def bench_study(
     )
     keep_saving(found.study, trial, saving, files_of(found, trial))
     return saving
+
+
+def bench_search(
+    prepared: "Prepared",
+    names: dict[str, Any],
+    price: float | None,
+    show: Any,
+    clock: "Clock",
+) -> "Saving | None":
+    """Time what was found; whatever is wrong there, the search and its config stand."""
+    from prunetune.review.report.report_file import found_search
+    from prunetune.study.clock import OutOfTime
+
+    def shown(name: str, done: int, total: int) -> None:
+        # The report's time is not the bench's.
+        if clock.up and done < total:
+            raise OutOfTime(
+                f"the timeout of {clock.seconds:g} s has come after {done} of {total} timed "
+                f"requests; time it with: prunetune report {prepared.out} --bench"
+            )
+        show(name, done, total)
+
+    try:
+        shown("timed requests", 0, timed_requests())
+        found, samples = found_search(prepared, **names), prepared.held_out.samples
+        return bench_study(found, prepared.loaded, samples, price, shown)
+    except PrunetuneError as error:
+        logger.warning("not timed: %s", error)
+        return None
+    except Exception as error:
+        logger.warning("not timed: %s: %s", type(error).__name__, error)
+        return None
 
 
 def print_saving(out: "Output", saving: "Saving") -> None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from prunetune.calibration import Sample, encode
@@ -112,7 +112,10 @@ def fitted(image: Image.Image) -> Image.Image:
     """Scale to fit the box; small pictures with hard pixels, so that they stay legible."""
     up = max(image.size) < BOX
     method = Image.Resampling.NEAREST if up else Image.Resampling.LANCZOS
-    return ImageOps.contain(image, (BOX, BOX), method)
+    longer = max(image.size)
+    # A side of less than a pixel has one.
+    width, height = (max(1, round(side * BOX / longer)) for side in image.size)
+    return image.resize((width, height), method)
 
 
 def kept_panel(
@@ -141,15 +144,21 @@ def kept_panel(
 
 
 def cell(geometry: ImageGeometry, i: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Return the rectangle of token ``i`` in a picture of ``size``: left, top, right, bottom."""
+    """Return the rectangle of token ``i`` in a picture of ``size``: left, top, right, bottom.
+
+    All four are inside it; a token narrower than a pixel has one.
+    """
     y, x = float(geometry.y[i]), float(geometry.x[i])
     half_y, half_x = float(geometry.height[i]) / 2, float(geometry.width[i]) / 2
-    return (
-        round((x - half_x) * size[0]),
-        round((y - half_y) * size[1]),
-        round((x + half_x) * size[0]) - 1,
-        round((y + half_y) * size[1]) - 1,
-    )
+    left, right = _pixels(x - half_x, x + half_x, size[0])
+    top, bottom = _pixels(y - half_y, y + half_y, size[1])
+    return left, top, right, bottom
+
+
+def _pixels(low: float, high: float, size: int) -> tuple[int, int]:
+    """Return the first and last pixel of a stretch, given as shares of ``size`` pixels."""
+    first = min(max(0, round(low * size)), size - 1)
+    return first, min(max(first, round(high * size) - 1), size - 1)
 
 
 def dropped(picture: Image.Image) -> Image.Image:

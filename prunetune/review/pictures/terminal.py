@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 _GAP = 2
 _MOST, _LEAST = 44, 16
+_TALLEST = 400
+"""Pixels, two a line: what is taller is pressed together, not printed for pages."""
 _DIM = (38, 38, 38)
 _SHADES = {True: "░▒▓█", False: "-=*#"}
 _GONE = {True: "·", False: "."}
@@ -108,7 +110,7 @@ def _picture(
     """Print one half-block picture a stage, side by side as far as the console is wide."""
     each = min(_MOST, max(_LEAST, console.width // len(kept.stages) - _GAP))
     fits = max(1, (console.width + _GAP) // (each + _GAP))
-    height = max(2, round(each * image.height / image.width / 2) * 2)
+    height = min(_TALLEST, max(2, round(each * image.height / image.width / 2) * 2))
     panels = [
         _panel(image.convert("RGB"), kept, stage, member, scores).resize(
             (each, height), Image.Resampling.BOX
