@@ -49,6 +49,7 @@ FLOORS = {
         "places",
         "trials",
         "clock",
+        "durations",
         "database",
     ),
     "runtime": (
