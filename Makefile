@@ -44,7 +44,7 @@ VERSION := -c 'from importlib.metadata import version; print(version("transforme
 DEMO := demo/tiny-max-drop$(MAX_DROP)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz test-scripts test-oldest test-upper test-newest test-vllm test-lmms test-recipes support lint format schema screenshots docs wheel lock clean
+.PHONY: help demo test fuzz test-scripts test-chaos test-oldest test-upper test-newest test-vllm test-lmms test-recipes support lint format schema screenshots docs wheel lock clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -68,14 +68,17 @@ demo: $(STAMP)  ## Find the cheapest config of the embedded model that loses at 
 	@echo "config: demo/tiny.prune.json; report: $(DEMO)/report.html"
 	@echo "serve it: $(BIN)/prunetune serve demo/tiny.prune.json"
 
-test: $(DEV_STAMP)  ## Run all tests on two processes (those of scripts apart: test-scripts)
-	@OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m "not script"
+test: $(DEV_STAMP)  ## Run all tests on two processes (apart: test-scripts, test-chaos)
+	@OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m "not script and not chaos"
 
 fuzz: $(DEV_STAMP)  ## Attack every verb with random commands and files (FUZZ=SECONDS)
 	@OMP_NUM_THREADS=1 PRUNETUNE_FUZZ_SECONDS=$(FUZZ) PRUNETUNE_FUZZ_SEED=$$(date +%s) $(BIN)/python -m pytest -x tests/fuzz
 
 test-scripts: $(DEV_STAMP)  ## Run every script of benchmarks/ and training/ at its smallest size
 	@OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m script
+
+test-chaos: $(DEV_STAMP)  ## Kill searches, and stall and restart their databases
+	@OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m chaos
 
 test-oldest: .venv-oldest/.installed  ## Run the contract tests on the oldest supported transformers
 	@OMP_NUM_THREADS=1 $(OLDEST_BIN)/python $(PYTEST) $(CONTRACT)

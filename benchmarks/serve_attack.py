@@ -92,7 +92,12 @@ class Attack:
             return
         if status == 200 and stream:
             lines = [line[6:] for line in text.decode().split("\n") if line.startswith("data: {")]
-            deltas = [json.loads(line)["choices"][0]["delta"] for line in lines]
+            events = [json.loads(line) for line in lines]
+            if self.ending and any("error" in event for event in events):
+                # What is cut short by the end says so.
+                self.seen["cut, and said"] += 1
+                return
+            deltas = [event["choices"][0]["delta"] for event in events]
             found = "".join(delta.get("content") or "" for delta in deltas)
         else:
             found = json.loads(text)["choices"][0]["message"]["content"] if status == 200 else text
@@ -104,7 +109,9 @@ class Attack:
         """Send what has to be refused."""
         name, body = dice.choice(malformed(self.port, self.silent.getsockname()[1]))
         status, text = self.post(body)
-        if status in (400, 413, 429) and "message" in json.loads(text)["error"]:
+        if status == 503 and self.ending:
+            self.seen["503, as it should"] += 1
+        elif status in (400, 413, 429) and "message" in json.loads(text)["error"]:
             self.seen["malformed, refused"] += 1
         else:
             self.seen["MALFORMED, NOT REFUSED"] += 1

@@ -29,6 +29,11 @@ _QUERY = re.compile(rf"[?&]{_NAMES}=([^&]*)", re.I)
 _known: set[str] = set()
 
 
+def forget() -> None:
+    """Know none of the passwords that were typed: a command line has ended."""
+    _known.clear()
+
+
 def remember(words: Iterable[str]) -> None:
     """Know the passwords in what was typed: they are hidden from then on, whatever is said."""
     for word in words:

@@ -45,6 +45,15 @@ def pytest_collection_finish():
 
 
 @pytest.fixture(autouse=True)
+def no_secrets():
+    """Passwords that one test typed are words of others."""
+    from prunetune import secrets
+
+    yield
+    secrets.forget()
+
+
+@pytest.fixture(autouse=True)
 def no_network(monkeypatch):
     """Fail at once, and in the same way everywhere, where a test would reach the network."""
     connect, resolve = socket.socket.connect, socket.getaddrinfo

@@ -34,6 +34,7 @@ def printed(notebook):
 
 
 @pytest.mark.slow
+@pytest.mark.script
 def test_the_notebook_runs(tmp_path, monkeypatch):
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     cell = next(cell for cell in notebook.cells if "trials=6" in cell.source)

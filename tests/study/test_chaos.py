@@ -11,7 +11,7 @@ from cluster import FINISHED, Postgres, Team, binaries, check
 from prunetune.study.database.connect import open_storage
 from prunetune.study.database.urls import storage_url
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(600)]
 
 NAME = "fake/keep0.25/cosine"
 # PRUNETUNE_KILLS asks for more: a kill at every place takes hundreds.

@@ -23,6 +23,8 @@ from prunetune.study.database.urls import storage_url
 from prunetune.study.find import find_study
 from prunetune.study.study import run_trials
 
+pytestmark = pytest.mark.chaos
+
 NAME = "fake/keep0.25/cosine"
 needs_postgres = pytest.mark.skipif(
     binaries() is None, reason="PostgreSQL's initdb and pg_ctl are not here (pg_config --bindir)"
