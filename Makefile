@@ -15,8 +15,9 @@ MAX_DROP ?= 2
 LMMS ?= lmms-eval==0.7.3 torchvision==0.28.0
 # Quantisers of docs/recipes.md. Where torchao is installed transformers imports it in every process.
 QUANTISERS ?= torchao==0.18.0 bitsandbytes==0.50.2
-TRIALS ?= 100
-TIMEOUT ?= 140
+TRIALS ?= 30
+TIMEOUT ?= 165
+HELD_OUT ?= 240
 WORKERS ?= 2
 FUZZ ?= 1800
 
@@ -63,7 +64,7 @@ $(DEV_STAMP): $(STAMP)
 
 # One thread a process: a small model's sums are too short to share. The time bounds the whole run.
 demo: $(STAMP)  ## Find the cheapest config of the embedded model that loses at most 2 points
-	$(BIN)/prunetune search --model tiny --max-drop $(MAX_DROP) --trials $(TRIALS) --timeout $(TIMEOUT) --workers 2 --threads 1 --seed 0 --out $(DEMO)
+	$(BIN)/prunetune search --model tiny --max-drop $(MAX_DROP) --trials $(TRIALS) --held-out-samples $(HELD_OUT) --timeout $(TIMEOUT) --workers 2 --threads 1 --seed 0 --out $(DEMO)
 	$(BIN)/prunetune export $(DEMO) -o demo/tiny.prune.json
 	@echo "config: demo/tiny.prune.json; report: $(DEMO)/report.html"
 	@echo "serve it: $(BIN)/prunetune serve demo/tiny.prune.json"

@@ -98,7 +98,7 @@ def rest(judged: Judged) -> list[str]:
     best = judged.best_baseline
     if best is None:
         if not judged.itself:
-            found.append("No baseline could be run at this budget: of the gain nothing is known.")
+            found.append("No baseline was measured at this budget: of the gain nothing is known.")
         return found
     found.append(f"{_against(judged, best)}: {_figures(judged, best)}.")
     level = {*judged.baselines.get("tie", ()), *judged.baselines.get("worse", ())}
