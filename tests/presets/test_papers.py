@@ -1,6 +1,7 @@
 """The methods as the papers have them: acceptance tests (a) to (f), on the real runtime."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -215,7 +216,9 @@ def test_e_the_nearest_released_budget_is_moved(keep, threshold):
 
 
 def test_vflowopts_own_search_is_five_reals_at_its_layers():
-    spec = StudySpec.load("studies/vflowopt-llava-next.toml")
+    spec = StudySpec.load(
+        Path(__file__).resolve().parents[2] / "studies" / "vflowopt-llava-next.toml"
+    )
     assert (spec.sampler, spec.trials, spec.startup, spec.samples) == ("gp", 300, 27, 30)
     space = Space(spec.space, spec.keep, facts(32))
     names = [d.name for d in space.dimensions()]
