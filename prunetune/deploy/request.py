@@ -169,13 +169,18 @@ def processed_request(
     image_tokens = int(marks.sum())
     if image_tokens % images:
         raise ConfigError(f"--images: {images} pictures of one size take unequal token counts")
-    dtype = loaded.model.dtype
-    placed = {
+    return Request(
+        placed(inputs, loaded.model.dtype, device), (image_tokens // images,) * images, text
+    )
+
+
+def placed(inputs: Mapping[str, Any], dtype: Any, device: Any) -> dict[str, Tensor]:
+    """Return a processor's tensors on a device, those of real numbers in the model's format."""
+    return {
         name: value.to(device, dtype) if value.is_floating_point() else value.to(device)
         for name, value in inputs.items()
         if isinstance(value, Tensor)
     }
-    return Request(placed, (image_tokens // images,) * images, text)
 
 
 def noise(size: tuple[int, int], seed: int) -> Any:

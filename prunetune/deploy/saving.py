@@ -12,6 +12,7 @@ from torch import Tensor
 from prunetune.calibration import Sample, answer_ids, encode
 from prunetune.config import PruningConfig
 from prunetune.deploy.memory import MIB
+from prunetune.deploy.request import placed
 from prunetune.deploy.timing import Run, Stopwatch, interleave, spread
 from prunetune.errors import ConfigError
 from prunetune.models.devices import device_of
@@ -67,11 +68,10 @@ def measure_saving(
         ConfigError: The config is for another model.
     """
     family, device = family_of(loaded.model), device_of(loaded.model)
-    watch, kind = Stopwatch(family), family.config.model_type
-    small = replace(loaded, processor=at_level(loaded.processor, config.pixels, kind))
+    watch = Stopwatch(family)
+    small, pruning = _parted(loaded, config, family.config.model_type)
     chosen, lengths = spread_requests(loaded, samples, requests)
     new_tokens = answer_length(loaded.processor, samples)
-    pruning = config.model_copy(update={"pixels": None}) if config.stages else None
     total, done = 2 * (rounds + 1) * len(chosen), 0
 
     def one() -> None:
@@ -139,12 +139,17 @@ def first_token_ms(
     for sample in chosen:
         cases = {}
         for number, config in enumerate(configs):
-            small = replace(loaded, processor=at_level(loaded.processor, config.pixels, kind))
-            pruning = config.model_copy(update={"pixels": None}) if config.stages else None
+            small, pruning = _parted(loaded, config, kind)
             cases[str(number)] = watch.case(pruning, request_of(small, sample), 1)
         for name, runs in interleave(cases, rounds).items():
             spent[int(name)] += 1e3 * statistics.median(run.first for run in runs) / len(chosen)
     return spent
+
+
+def _parted(loaded: Any, config: PruningConfig, kind: str) -> tuple[Any, PruningConfig | None]:
+    """Return the model with the processor of a config's pictures, and what prunes then."""
+    small = replace(loaded, processor=at_level(loaded.processor, config.pixels, kind))
+    return small, config.model_copy(update={"pixels": None}) if config.stages else None
 
 
 def spread_requests(
@@ -179,12 +184,8 @@ def answer_length(processor: Any, samples: Sequence[Sample]) -> int:
 
 def request_of(loaded: Any, sample: Sample) -> dict[str, Tensor]:
     """Return a sample's inputs of ``generate``, on the model's device."""
-    device, dtype = device_of(loaded.model), loaded.model.dtype
-    return {
-        name: value.to(device, dtype) if value.is_floating_point() else value.to(device)
-        for name, value in dict(encode(loaded.processor, [sample])).items()
-        if isinstance(value, Tensor)
-    }
+    inputs = dict(encode(loaded.processor, [sample]))
+    return placed(inputs, loaded.model.dtype, device_of(loaded.model))
 
 
 def device_shown(device: Any) -> str:

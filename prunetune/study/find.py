@@ -9,10 +9,10 @@ import optuna
 
 from prunetune.config import PruningConfig
 from prunetune.errors import StudyError
+from prunetune.secrets import redact
 from prunetune.spec import StudySpec
 from prunetune.study.database.connect import open_storage
 from prunetune.study.database.place import locate
-from prunetune.study.database.urls import redact
 from prunetune.study.outcome.pareto import FOLDER, choose_point, front_file
 from prunetune.study.outcome.record import FRONT, read_record
 from prunetune.study.resumed import SPEC_FILE
@@ -196,7 +196,7 @@ def measured_config(
     from prunetune.models.options import differing
     from prunetune.space.space import Space
     from prunetune.study.opening import warn_other_weights
-    from prunetune.study.outcome.judging import judge_alone, worth
+    from prunetune.study.outcome.judging import judge_config, worth
     from prunetune.study.outcome.selection import Winner, choose, with_provenance
     from prunetune.study.prepare import Prepared, first_stages, load_data, usable
     from prunetune.study.run import Watched, evaluators
@@ -227,7 +227,7 @@ def measured_config(
     warn_other_weights(found.study, space.facts.weights_digest)
     tuned = measure(other, winner.config)
     config = with_provenance(found.study, spec, space, winner, watched, tuned)
-    return worth(config, judge_alone(config, tuned, second))
+    return worth(config, judge_config(config, tuned, second))
 
 
 def _trial(found: Found, number: int) -> Any:

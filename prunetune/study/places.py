@@ -73,10 +73,15 @@ def _parts(text: str) -> tuple[str, str, str] | None:
     return hub, name, rest[len(name) :]
 
 
+def missing(folder: Path) -> tuple[Path, ...]:
+    """Return what is to be made of a folder and those around it, innermost first."""
+    return tuple(path for path in (folder, *folder.parents) if not path.exists())
+
+
 @contextmanager
 def leaving_nothing(folder: Path) -> Iterator[None]:
     """Remove the folders made for a run that fails before anything is in them."""
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    made = missing(folder)
     try:
         yield
     except BaseException:
@@ -84,7 +89,7 @@ def leaving_nothing(folder: Path) -> Iterator[None]:
         raise
 
 
-def remove_empty(folders: "list[Path] | tuple[Path, ...]") -> None:
+def remove_empty(folders: tuple[Path, ...]) -> None:
     """Remove folders, innermost first, up to the first that holds something."""
     for path in folders:
         try:

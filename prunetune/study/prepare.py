@@ -86,9 +86,9 @@ def _prepare(
     from prunetune.study.database.connect import check_folder
     from prunetune.study.database.urls import DATABASE
     from prunetune.study.outcome.decision import check_enough
-    from prunetune.study.places import located
+    from prunetune.study.places import located, missing
 
-    made = tuple(path for path in (folder, *folder.parents) if not path.exists())
+    made = missing(folder)
     given, spec = spec, with_data(spec)
     check_folder(folder)
     spec, stored, done = _gone_on_with(spec, located(spec), folder, storage, study_name)

@@ -14,11 +14,12 @@ from optuna.trial import FrozenTrial
 from prunetune.errors import StudyError
 from prunetune.files import alone_in
 from prunetune.measure.scores import Measures
+from prunetune.secrets import redact
 from prunetune.space.space import Space
 from prunetune.spec import StudySpec
 from prunetune.study.clock import Clock
 from prunetune.study.database.connect import check_folder, open_storage
-from prunetune.study.database.urls import DATABASE, redact, storage_url
+from prunetune.study.database.urls import DATABASE, storage_url
 from prunetune.study.database.watch import Watch
 from prunetune.study.opening import Seat, open_study
 from prunetune.study.outcome import selection

@@ -16,9 +16,7 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
-from prunetune.config import PruningConfig
 from prunetune.models import load_model
-from prunetune.presets import load_preset
 
 pytest.importorskip("fastapi")
 pytest.importorskip("prometheus_client")
@@ -33,17 +31,6 @@ JSON = {"Content-Type": "application/json"}
 LIMITS = Limits(
     body=1 << 20, body_seconds=1.0, waiting=1, picture_seconds=0.5, pixels=1 << 20, text=1 << 12
 )
-
-
-@pytest.fixture(scope="module")
-def loaded():
-    return load_model("tiny")
-
-
-@pytest.fixture(scope="module")
-def config():
-    found, _ = load_preset("topv", model_type="llava_next", num_layers=16, keep=0.2)
-    return PruningConfig.parse(found.model_dump() | {"model": found.model.model_dump()})
 
 
 class Running:

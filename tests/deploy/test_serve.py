@@ -17,26 +17,13 @@ from cli_runner import refused
 
 import prunetune
 from prunetune.calibration import encode, load_calibration
-from prunetune.config import PruningConfig
 from prunetune.errors import ConfigError
 from prunetune.models import load_model
-from prunetune.presets import load_preset
 
 pytest.importorskip("fastapi")
 
 from prunetune.deploy import serve
 from prunetune.deploy.serve import Server, pruned_app
-
-
-@pytest.fixture(scope="module")
-def loaded():
-    return load_model("tiny")
-
-
-@pytest.fixture(scope="module")
-def config():
-    found, _ = load_preset("topv", model_type="llava_next", num_layers=16, keep=0.2)
-    return PruningConfig.parse(found.model_dump() | {"model": found.model.model_dump()})
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,11 @@ import pytest
 from fakes import Fake, search, spec, trials_of
 
 from prunetune.errors import ConfigError, StudyError
+from prunetune.secrets import redact
 from prunetune.spec import SpaceSpec
 from prunetune.study.database.connect import _unusable as unusable_text
 from prunetune.study.database.connect import open_storage
-from prunetune.study.database.urls import redact, storage_url
+from prunetune.study.database.urls import storage_url
 from prunetune.study.find import find_study
 from prunetune.study.study import run_trials
 

@@ -12,11 +12,12 @@ from cli_runner import call, write_set
 from fakes import SUMS, Fake, search, spec, trials_of, wait
 
 from prunetune.errors import StudyError
+from prunetune.secrets import redact
 from prunetune.space.space import Space
 from prunetune.spec import SpaceSpec
 from prunetune.study.database.connect import open_storage
 from prunetune.study.database.storage import quiet
-from prunetune.study.database.urls import redact, storage_url
+from prunetune.study.database.urls import storage_url
 from prunetune.study.study import run_trials
 from prunetune.study.trials import loop
 from prunetune.study.trials.trials import Objective

@@ -48,24 +48,21 @@ def explain(error: Exception, argv: Sequence[str], verbs: Sequence[str]) -> tupl
         name = str(error.name).partition(".")[0]
         if name in EXTRA:
             return 2, f"{name} is not installed; run: pip install 'prunetune[search]'"
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if _out_of_memory(error):
         return 2, "out of memory; lower --batch-size or --samples, or use --dtype bfloat16"
     if isinstance(error, OSError) and error.filename is not None:
         return 2, f"{error.filename}: {error.strerror}; check the path, its rights and the disk"
     if isinstance(error, OSError) and error.errno in _FULL:
         return 2, f"cannot write: {error.strerror}; check the disk, and where stdout goes"
-    if (where := _exhausted(error)) is not None:
-        return 2, where
     shown = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
     return 3, f"{shown}; this is a bug, run with --debug for the traceback"
 
 
-def _exhausted(error: Exception) -> str | None:
-    """Return what to say where a library's plain error means that memory, or a number, is over."""
-    text = str(error)
-    if isinstance(error, RuntimeError) and any(word in text for word in _NO_MEMORY):
-        return "out of memory; lower --batch-size or --samples, or use --dtype bfloat16"
-    return None
+def _out_of_memory(error: Exception) -> bool:
+    """Tell whether memory is over, also where a library says so by a plain error."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in _NO_MEMORY)
 
 
 def _usage(error: Exception, argv: Sequence[str], verbs: Sequence[str]) -> str:

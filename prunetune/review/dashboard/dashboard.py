@@ -18,7 +18,7 @@ from prunetune.errors import ConfigError, PrunetuneError
 from prunetune.review.dashboard.artifacts import ArtifactFolder
 from prunetune.review.dashboard.importance import App, OneImportance
 from prunetune.review.dashboard.publish import Publisher
-from prunetune.study.database.urls import redact
+from prunetune.secrets import redact
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from optuna_dashboard import get_note, save_note, save_plotly_graph_object
 from prunetune.review.dashboard import notes
 from prunetune.review.dashboard.artifacts import ArtifactFolder, attach, attached, samples_csv
 from prunetune.review.facts import StudyFacts, TrialFacts, study_facts
-from prunetune.study.database.urls import redact
+from prunetune.secrets import redact
 from prunetune.study.outcome.savings import KEY as SAVINGS
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from prunetune.review.report.sample_plots import best_baseline
 from prunetune.review.theme import BLUE, VERMILLION, figure, plain
 from prunetune.study.outcome.promise import Loses, lost
 
-_MOST_TYPES = 14
+MOST_TYPES = 14
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def types_figure(facts: StudyFacts) -> go.Figure | None:
     name, rows = by_type(facts)
     if not rows:
         return None
-    shown = rows[:_MOST_TYPES]
+    shown = rows[:MOST_TYPES]
     axis = f"{name} lost against unpruned (points, 95% interval)"
     chart = figure(_title(name, rows), axis, "kind of question")
     labels = [f"{plain(r.name, 24)} (n = {r.count})" for r in shown]
@@ -80,31 +80,52 @@ def types_figure(facts: StudyFacts) -> go.Figure | None:
         tuned = source == "tuned"
         found = [row.losses[source] for row in shown]
         colour = VERMILLION if tuned else BLUE
-        chart.add_trace(
-            go.Scatter(
-                x=[100 * one.mean for one in found],
-                y=[i + 0.2 * (k - (len(sources) - 1) / 2) for i in range(len(shown))],
-                name=plain(source if tuned else f"{source} (best baseline)"),
-                mode="markers",
-                marker={"color": colour, "symbol": "circle" if tuned else "square", "size": 10},
-                error_x={
-                    "type": "data",
-                    "symmetric": False,
-                    "array": [100 * (one.high - one.mean) for one in found],
-                    "arrayminus": [100 * (one.mean - one.low) for one in found],
-                    "width": 0,
-                    "thickness": 2,
-                },
-                text=[f"{label}: {_points(one)}" for label, one in zip(labels, found)],
-                hovertemplate="%{text}<extra>%{fullData.name}</extra>",
-            )
+        add_losses(
+            chart,
+            found,
+            0.2 * (k - (len(sources) - 1) / 2),
+            name=plain(source if tuned else f"{source} (best baseline)"),
+            marker={"color": colour, "symbol": "circle" if tuned else "square", "size": 10},
+            text=[f"{label}: {_points(one)}" for label, one in zip(labels, found)],
+            hovertemplate="%{text}<extra>%{fullData.name}</extra>",
         )
-    chart.add_vline(x=0, line={"color": "#8C8C8C", "width": 1.5})
-    chart.update_yaxes(
-        tickvals=list(range(len(shown))), ticktext=labels, autorange="reversed", zeroline=False
-    )
-    chart.update_layout(height=190 + 44 * len(shown))
+    name_kinds(chart, labels)
     return chart
+
+
+def add_losses(chart: go.Figure, losses: Sequence[Loses], lift: float, **more: Any) -> None:
+    """Draw what a config loses on each kind of question, with its interval.
+
+    Args:
+        chart: Kinds are its rows, see ``name_kinds``.
+        losses: One a kind.
+        lift: How far beside a row's middle, in rows.
+        more: Of the trace.
+    """
+    chart.add_trace(
+        go.Scatter(
+            x=[100 * one.mean for one in losses],
+            y=[i + lift for i in range(len(losses))],
+            mode="markers",
+            error_x={
+                "type": "data",
+                "symmetric": False,
+                "array": [100 * (one.high - one.mean) for one in losses],
+                "arrayminus": [100 * (one.mean - one.low) for one in losses],
+                "width": 0,
+                "thickness": 2,
+            },
+            **more,
+        )
+    )
+
+
+def name_kinds(chart: go.Figure, labels: Sequence[str]) -> None:
+    """Name the rows of a chart by kind of question, and mark where nothing is lost."""
+    chart.add_vline(x=0, line={"color": "#8C8C8C", "width": 1.5})
+    places = list(range(len(labels)))
+    chart.update_yaxes(tickvals=places, ticktext=labels, autorange="reversed", zeroline=False)
+    chart.update_layout(height=190 + 44 * len(labels))
 
 
 def _title(name: str, rows: Sequence[TypeRow]) -> str:

@@ -8,7 +8,7 @@ from prunetune.budget import retention_by_layer
 from prunetune.review.facts import StudyFacts, TrialFacts
 from prunetune.review.points import hover, log_if_wide
 from prunetune.review.report.report import chosen_config
-from prunetune.review.report.type_plots import by_type
+from prunetune.review.report.type_plots import MOST_TYPES, add_losses, by_type, name_kinds
 from prunetune.review.report.versus import Side
 from prunetune.review.theme import BLUE, VERMILLION, figure, plain
 
@@ -101,7 +101,7 @@ def both_types(one: Side, other: Side) -> go.Figure | None:
     if measured != too:
         return None
     tables = [{row.name: row.losses["tuned"] for row in side} for side in (rows, others)]
-    kinds = [name for name in tables[0] if name in tables[1]][:14]
+    kinds = [name for name in tables[0] if name in tables[1]][:MOST_TYPES]
     if not kinds:
         return None
     axis = f"{measured} lost against unpruned (points, 95% interval)"
@@ -111,29 +111,15 @@ def both_types(one: Side, other: Side) -> go.Figure | None:
     found = figure(title, axis, "kind of question")
     for k, (side, losses) in enumerate(zip((one, other), tables)):
         shown = [losses[kind] for kind in kinds]
-        found.add_trace(
-            go.Scatter(
-                x=[100 * loss.mean for loss in shown],
-                y=[i + 0.2 * (k - 0.5) for i in range(len(kinds))],
-                name=side.name,
-                mode="markers",
-                marker={"color": _COLOURS[k], "symbol": _SHAPES[k], "size": 10},
-                error_x={
-                    "type": "data",
-                    "symmetric": False,
-                    "array": [100 * (loss.high - loss.mean) for loss in shown],
-                    "arrayminus": [100 * (loss.mean - loss.low) for loss in shown],
-                    "width": 0,
-                    "thickness": 2,
-                },
-                hovertemplate="%{x:.1f} points<extra>%{fullData.name}</extra>",
-            )
+        add_losses(
+            found,
+            shown,
+            0.2 * (k - 0.5),
+            name=side.name,
+            marker={"color": _COLOURS[k], "symbol": _SHAPES[k], "size": 10},
+            hovertemplate="%{x:.1f} points<extra>%{fullData.name}</extra>",
         )
-    found.add_vline(x=0, line={"color": "#8C8C8C", "width": 1.5})
-    labels = [plain(kind, 24) for kind in kinds]
-    places = list(range(len(kinds)))
-    found.update_yaxes(tickvals=places, ticktext=labels, autorange="reversed", zeroline=False)
-    found.update_layout(height=190 + 44 * len(kinds))
+    name_kinds(found, [plain(kind, 24) for kind in kinds])
     return found
 
 

@@ -3,10 +3,6 @@
 import re
 from pathlib import Path
 
-from prunetune.secrets import redact
-
-__all__ = ["DATABASE", "file_url", "redact", "storage_url"]
-
 DATABASE = "study.db"
 
 

@@ -177,13 +177,21 @@ def worth(config: PruningConfig, judged: Judged) -> PruningConfig:
     return config.model_copy(update={"provenance": made})
 
 
-def judge_alone(config: PruningConfig, tuned: Sequence[SampleScore], held_out: Measures) -> Judged:
-    """Return what a config is worth against unpruned, where no baselines are measured."""
+def judge_config(
+    config: PruningConfig,
+    tuned: Sequence[SampleScore],
+    held_out: Measures,
+    baselines: Sequence[Baseline] = (),
+    promise_kept: bool | None = None,
+) -> Judged:
+    """Return what a config with provenance is worth on the split that it was measured on."""
     made = config.provenance
     return judge(
         tuned,
         held_out.unpruned_correct,
         image_ids(held_out.samples),
+        baselines,
         costs=(cast(float, made.kv_ratio), cast(float, made.flops_ratio)),
+        promise_kept=promise_kept,
         seed=made.seed or 0,
     )

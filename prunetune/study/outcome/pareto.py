@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
 
 from optuna import Study
 from optuna.trial import FrozenTrial
@@ -23,7 +22,7 @@ from prunetune.study.outcome.baselines import compare_presets, resize_at
 from prunetune.study.outcome.decision import Decision, decide
 from prunetune.study.outcome.front_summary import FrontResult, Point
 from prunetune.study.outcome.intervals import bootstrap_ci
-from prunetune.study.outcome.judging import judge, worth
+from prunetune.study.outcome.judging import judge_config, worth
 from prunetune.study.outcome.promise import knee
 from prunetune.study.outcome.record import write_front
 from prunetune.study.outcome.selection import (
@@ -244,16 +243,8 @@ class _Measuring:
         baselines = compare_presets(
             controls, measured, held_out, space.facts, spec.seed, config, clock
         )
-        images, made = image_ids(held_out.samples), config.provenance
-        judged = judge(
-            tuned,
-            held_out.unpruned_correct,
-            images,
-            baselines,
-            costs=(cast(float, made.kv_ratio), cast(float, made.flops_ratio)),
-            promise_kept=self.kept,
-            seed=spec.seed,
-        )
+        images = image_ids(held_out.samples)
+        judged = judge_config(config, tuned, held_out, baselines, self.kept)
         config = worth(config, judged)
         file = config.save(front_file(self.folder, trial.number))
         return Point(

@@ -24,7 +24,7 @@ from prunetune.spec import StudySpec
 from prunetune.study.clock import Clock
 from prunetune.study.outcome.baselines import compare_presets, resize_at
 from prunetune.study.outcome.intervals import bootstrap_ci
-from prunetune.study.outcome.judging import judge, worth
+from prunetune.study.outcome.judging import judge_config, worth
 from prunetune.study.outcome.noise import settle
 from prunetune.study.outcome.record import write_record
 from prunetune.study.outcome.summary import SearchResult
@@ -174,14 +174,7 @@ def conclude(
     )
     trials = study.get_trials(deepcopy=False)
     provenance = config.provenance
-    judged = judge(
-        tuned,
-        held_out.unpruned_correct,
-        image_ids(held_out.samples),
-        baselines,
-        costs=(cast(float, provenance.kv_ratio), cast(float, provenance.flops_ratio)),
-        seed=spec.seed,
-    )
+    judged = judge_config(config, tuned, held_out, baselines)
     config = worth(config, judged)
     config.save(path)
     result = SearchResult(

@@ -127,6 +127,8 @@ class Table:
         self._total = len(held_out.samples)
         self._images = image_ids(held_out.samples)
         self._complete: list[Row] = []
+        self._tuned_gap = math.fsum(result.gap for result in tuned)
+        self._tuned_wrong = sum(result.correct is False for result in tuned)
 
     def measure(self, presets: Sequence[Preset]) -> dict[str, Row]:
         """Return a row for every rival that can be run, some of them on fewer samples."""
@@ -188,10 +190,9 @@ class Table:
         count = len(row.results)
         if not self._complete or len(set(self._images[:count])) < _LEAST_PICTURES:
             return False
-        tuned = Row(row.preset, list(self._tuned))
-        best_gap = min(other.gap for other in self._complete)
-        fewest_wrong = min(other.wrong for other in self._complete)
-        if row.gap <= max(best_gap, tuned.gap) or row.wrong < max(fewest_wrong, tuned.wrong):
+        gap = max(self._tuned_gap, min(other.gap for other in self._complete))
+        wrong = max(self._tuned_wrong, min(other.wrong for other in self._complete))
+        if row.gap <= gap or row.wrong < wrong:
             return False
         apart = [ours.gap - theirs.gap for ours, theirs in zip(self._tuned, row.results)]
         # What is left is said to be worse beyond noise, by gap and by answers.
