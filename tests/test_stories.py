@@ -1,7 +1,7 @@
 """Three users who want a decision: with labels, without, and with too little data.
 
 Each story is what README shows, run through the command line on the embedded model and on parts of
-its data, so that it takes seconds.
+its data. The first one measures a whole table and is run by `make test-scripts`.
 """
 
 import copy
@@ -55,6 +55,7 @@ def labelled(tmp_path_factory):
     return folder / "run", ran
 
 
+@pytest.mark.script
 def test_labelled_data_ends_with_a_config_to_ship(labelled, tmp_path):
     out, ran = labelled
     found = ran.json
@@ -128,6 +129,7 @@ def test_one_budget_and_a_front_are_valid_too(tmp_path):
         jsonschema.validate(ran.json, search_schema.schema())
 
 
+@pytest.mark.script
 @pytest.mark.parametrize(
     ("path", "value"),
     [

@@ -99,15 +99,14 @@ def test_a_trial_measures_what_a_deployment_does(own):
     }
 
 
-@pytest.mark.parametrize("own", [0, 3])
-def test_answers_to_smaller_pictures_are_judged_alike(own):
+def test_answers_to_smaller_pictures_are_judged_alike():
     """In another spelling they are right at every level, as a deployment counts."""
     loaded = load_model("tiny")
     samples, _ = load_calibration("tiny", samples=6)
     spelled = tuple(replace(s, answer=f"{s.answer.capitalize()}.") for s in samples)
     samples = replace(samples, samples=spelled)
     vqa, exact = (
-        Evaluator(loaded, samples, deepest=2, own=own, match=match) for match in ("vqa", "exact")
+        Evaluator(loaded, samples, deepest=2, own=3, match=match) for match in ("vqa", "exact")
     )
     assert sum(vqa.unpruned_correct) > 2
     assert not any(exact.unpruned_correct)

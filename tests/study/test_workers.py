@@ -93,7 +93,7 @@ def test_a_crew_ends_with_whoever_started_it(tmp_path):
     assert all(p.process.poll() is not None for p in crew.processes)
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_stopped_search_leaves_no_orphan_and_can_be_resumed(tmp_path, number):
     data, tmp_path = write_set(tmp_path / "data"), tmp_path / "run"
