@@ -25,15 +25,20 @@ WAYS = {
 INTRO = """\
 # A second opinion
 
-The same measurements on every witness (a model with a data set of its own), written by
-`python benchmarks/second_opinion.py`; a claim about pruning is worth what the witnesses agree on.
-Presets are moved onto each budget (mean retention over all decoder layers); a selector stands by
-its own defaults, in one stage before the language model; `resize` shows smaller pictures instead;
-searches take the calibration side only. Everything below is of the held-out side, the best preset
-or control is named after its figures there: a favour to it, not to the searches. Gap: 1 - cosine of
-the last prompt token's final state to the unpruned one; KL of the next token in nats; accuracy: the
-answer exactly, in percent, then by kind of question. ± is half of a 95% interval, over pictures.
-Best accuracy first.
+Does a result on one model hold on another? This page has the same measurements on every *witness*,
+a model with a data set of its own. A claim about pruning is worth what the witnesses agree on.
+Written by `python benchmarks/second_opinion.py`.
+
+- Presets are moved onto each budget (mean retention over all decoder layers). A row `selector NAME`
+  is that selector with its defaults, in one stage before the language model. `resize` sends smaller
+  pictures and prunes nothing.
+- Searches see calibration data only. All figures are measured on held-out data, and the best preset
+  or control is chosen by them: that favours it, not the searches.
+- Columns: the gap (1 - cosine of the last prompt token's final state, pruned against unpruned); KL
+  of the next token in nats; accuracy (exact answers) in percent, in all and by kind of question.
+  ± is half of a 95% interval, over pictures. Best accuracy first.
+- "Won alone": the kinds of questions on which the best case of one way of choosing tokens (by
+  saliency, as a set, or evenly spread) has a higher accuracy than the best of each other way.
 """
 
 
