@@ -68,7 +68,7 @@ def _worth(judged: Judged) -> list[Card]:
     if lost.accuracy is not None and lost.accuracy.of is not None:
         of, less = lost.accuracy.of, lost.accuracy.mean
         found = [
-            Card("accuracy lost", f"{100 * less:.1f} points", _points(lost.accuracy)),
+            Card("against unpruned", f"{-100 * less:+.1f} points", _points(lost.accuracy)),
             Card("accuracy", tenths(of - less), f"unpruned {tenths(of)}"),
         ]
     agrees = tenths(1.0 - lost.agreement.mean)
@@ -82,7 +82,7 @@ def _worth(judged: Judged) -> list[Card]:
 def _points(loss: Loss) -> str:
     low, high = loss.interval
     doubt = "" if loss.beyond_noise else ", within noise"
-    return f"95%: {100 * low:.1f} to {100 * high:.1f}{doubt}"
+    return f"of accuracy; 95%: {-100 * high:+.1f} to {-100 * low:+.1f}{doubt}"
 
 
 def _of_before(facts: StudyFacts, shown: Mapping[str, Any] | None) -> list[Card]:
