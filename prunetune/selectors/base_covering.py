@@ -17,9 +17,10 @@ def most_covering(rows: Tensor, factor: Tensor, count: int) -> Tensor:
 
     Covered is the maximum over the taken rows, entry by entry, 0 at first. A row's gain is
     ``factor`` times the sum of what it has above that. Of many rows on the host gains are computed
-    lazily (Minoux 1978): a gain never rises, nor does it as rounded here, so a stale one is a bound, and
-    who leads with a fresh one leads. Elsewhere every step looks at all rows, without waiting for
-    the device. Both give the same answer, as one row's sum does not depend on the others'.
+    lazily (Minoux 1978): a gain never rises, nor does it as rounded here, so a stale one is a
+    bound, and who leads with a fresh one leads. Elsewhere every step looks at all rows, without
+    waiting for the device. Both give the same answer, as one row's sum does not depend on the
+    others'.
 
     Args:
         rows: ``[n, m]`` float32, at least 0.
