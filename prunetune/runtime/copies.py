@@ -59,9 +59,9 @@ class Before:
             given = {k: v for k, v in now.items() if before.get(k, _MISSING) is not v}
             hooked = any(numbers & now.get(name, {}).keys() for name in _HOOKS)
             if given or hooked:
-                own = {k: before.get(k, _MISSING) for k in given}
+                earlier = {k: before.get(k, _MISSING) for k in given}
                 say = tell if module is base else None
-                now[_STATE] = _state(module, given, own, numbers, say)
+                now[_STATE] = _state(module, given, earlier, numbers, say)
                 changed.append(module)
         self._before.clear()
 
@@ -76,7 +76,7 @@ class Before:
 def _state(
     module: nn.Module,
     given: Mapping[str, Any],
-    own: Mapping[str, Any],
+    earlier: Mapping[str, Any],
     numbers: set[int],
     say: Callable[[], None] | None,
 ) -> Callable[[], dict[str, Any]]:
@@ -86,12 +86,13 @@ def _state(
         if say is not None:
             say()
         # Of the class: it may have one of its own.
-        found: dict[str, Any] = dict(type(module).__getstate__(module))
+        kind: Any = type(module)
+        found: dict[str, Any] = dict(kind.__getstate__(module))
         found.pop(_STATE, None)
         for name, value in given.items():
             # Somebody may have put another one there meanwhile.
             if found.get(name, _MISSING) is value:
-                found[name] = own[name]
+                found[name] = earlier[name]
         for name in _HOOKS:
             if numbers & found.get(name, {}).keys():
                 kept = [(k, v) for k, v in found[name].items() if k not in numbers]

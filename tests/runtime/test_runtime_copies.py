@@ -23,7 +23,7 @@ def saved(model):
 
 COPIED = {
     "deepcopy": copy.deepcopy,
-    "pickle": lambda model: pickle.loads(pickle.dumps(model)),
+    "pickle": lambda model: pickle.loads(pickle.dumps(model)),  # noqa: S301
     "torch.save": saved,
 }
 # Qwen3-VL's language model is given another method; the tower is read for cls_attention.
@@ -80,10 +80,12 @@ def test_only_what_apply_put_on_is_left_out(caplog):
         copy.deepcopy(model)
         shallow = copy.copy(layer)
         assert len(layer._forward_pre_hooks) == 3
-    assert len(caplog.records) == 1 and "apply the config to the copy" in caplog.text
+    (record,) = caplog.records
+    assert "apply the config to the copy" in record.getMessage()
     one(**make_batch(model).inputs)
     assert calls == ["before", "after"]
-    assert one.model.note == "mine" and len(shallow._forward_pre_hooks) == 2
+    assert one.model.note == "mine"
+    assert len(shallow._forward_pre_hooks) == 2
 
 
 @torch.no_grad()
@@ -113,6 +115,5 @@ def test_without_the_watch_a_copy_carries_hooks(monkeypatch):
     model = tiny("llava")
     layers = model.model.language_model.layers
     with prunetune.apply(model, make_config(model)):
-        assert parts(copy.deepcopy(layers)) != parts(layers[:0])
-        copied = copy.deepcopy(layers[2])
-    assert copied._forward_pre_hooks and not layers[2]._forward_pre_hooks
+        copied = copy.deepcopy(layers)
+    assert parts(copied) != parts(layers)

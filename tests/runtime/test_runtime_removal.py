@@ -1,6 +1,5 @@
 """Keeping everything is the identity, and a handle leaves nothing behind."""
 
-import copy
 import threading
 from contextlib import nullcontext
 
