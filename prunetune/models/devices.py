@@ -121,7 +121,9 @@ def device_map_named(device_map: Any) -> Any:
         try:
             return parse_json(device_map)
         except ValueError as error:
-            raise ConfigError(f"device_map is {shown(device_map)}, which is not JSON: {error}") from None
+            raise ConfigError(
+                f"device_map is {shown(device_map)}, which is not JSON: {error}"
+            ) from None
     if isinstance(device_map, str) and device_map not in _MAPS:
         raise ConfigError(
             f"device_map is {device_map!r}; allowed: {', '.join(_MAPS)}, or JSON like "
