@@ -130,3 +130,13 @@ def device_map_named(device_map: Any) -> Any:
             '{"model.vision_tower": 0, "": 1}'
         )
     return device_map
+
+
+def device_shown(device: Any) -> str:
+    """Return a device as people call it."""
+    import torch
+
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    threads = torch.get_num_threads()
+    return f"{device.type}, {threads} thread{'s' if threads > 1 else ''}"
