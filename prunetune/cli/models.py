@@ -111,7 +111,8 @@ def _list(name: str | None, out: Output) -> None:
 
 def _short(row: dict[str, Any]) -> tuple[str, ...]:
     here = "yes" if row["here"] else "no"
-    return str(row["name"]), str(row["model_type"]), here, str(row["size"]), _memory(row)
+    size = str(row["size"]).removesuffix(", embedded")
+    return str(row["name"]), str(row["model_type"]), here, size, _memory(row)
 
 
 def _whole(row: dict[str, Any]) -> list[tuple[str, str]]:
