@@ -8,6 +8,7 @@ from prunetune.provenance import Judged, Loss, Saving
 from prunetune.review.facts import StudyFacts
 from prunetune.review.fronts import cost_shown
 from prunetune.review.report.tables import shown_point
+from prunetune.review.saved import NOISE
 from prunetune.review.theme import number, percent, tenths
 
 _MOST = 6
@@ -103,7 +104,8 @@ def _saved(saving: Saving) -> list[Card]:
     found = [Card("to the first token", f"{first.pruned:.3g} ms", f"unpruned {first.unpruned:.3g}")]
     if money is not None:
         about = f"unpruned {money.unpruned:.3g}, at {saving.price_per_hour:g} an hour"
-        found.append(Card("a million requests", f"{money.pruned:.3g}", about))
+        value = NOISE if saving.told == NOISE else f"{money.pruned:.3g}"
+        found.append(Card("a million requests", value, about))
     return found
 
 
