@@ -33,7 +33,7 @@ __all__ = ["FORMAT", "VERSIONS", "ModelRef", "Provenance", "PruningConfig", "Sta
 FORMAT: Final = "prunetune.config"
 VERSIONS: Final = (1, 2)
 """Of the schema: 2 has selectors, mass, exits and pixels."""
-_MOST_BYTES = 16 << 20
+MOST_BYTES = 16 << 20
 
 
 def _scorer(value: Any) -> Any:
@@ -236,7 +236,7 @@ class PruningConfig(Frozen, OnHub):
     def read(cls, path: Path, origin: str) -> "PruningConfig":
         """Read a file of this machine, which messages call ``origin``; see ``load``."""
         try:
-            text = read_plain(path, _MOST_BYTES).decode("utf-8-sig")
+            text = read_plain(path, MOST_BYTES).decode("utf-8-sig")
         except (OSError, ValueError) as error:
             undecoded = isinstance(error, UnicodeDecodeError)
             reason = "it is not UTF-8 text" if undecoded else getattr(error, "strerror", error)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import IO
 
 MOST_BYTES = 256 << 20
 """Of a file that is read as a whole."""
@@ -61,16 +62,38 @@ def read_plain(path: Path, most: int = MOST_BYTES) -> bytes:
     Raises:
         OSError: It cannot be read, is a pipe or a device, which may never end, or is too large.
     """
-    # A pipe without a writer would keep an open for reading waiting.
-    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    with os.fdopen(handle, "rb") as file:
-        found = os.fstat(file.fileno())
-        if not stat.S_ISREG(found.st_mode):
-            raise OSError(errno.EINVAL, "not a plain file; copy it into one", str(path))
+    with open_plain(path) as file:
         data = file.read(most + 1)
     if len(data) > most:
         raise OSError(errno.EFBIG, f"larger than {most >> 20} MiB", str(path))
     return data
+
+
+def open_plain(path: Path, how: int = os.O_RDONLY) -> IO[bytes]:
+    """Open a plain file, by flags of ``os.open``; to write, a new one is its owner's alone.
+
+    Raises:
+        OSError: It cannot be opened, or is a pipe or a device.
+    """
+    # A pipe without somebody at its other end would keep us waiting.
+    handle = os.open(path, how | getattr(os, "O_NONBLOCK", 0), 0o600)
+    file = os.fdopen(handle, "ab" if how & os.O_APPEND else "rb")
+    try:
+        check_plain(file)
+    except OSError:
+        file.close()
+        raise
+    return file
+
+
+def check_plain(file: IO[bytes]) -> None:
+    """Refuse an open file that may never end, or takes what is written for something else.
+
+    Raises:
+        OSError: It is a pipe or a device.
+    """
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        raise OSError(errno.EINVAL, "not a plain file; copy it into one", str(file.name))
 
 
 def write_atomically(path: Path, content: bytes) -> Path:

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ValidationError, WrapValidator
 from prunetune.errors import ConfigError
 
 _SHOWN = 80
+_LINE = 300
 
 
 def allowed(what: str) -> WrapValidator:
@@ -49,6 +50,12 @@ def shown(value: Any) -> str:
 def plain(text: str) -> str:
     """Keep what came from a file on one line of printable characters."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's reason as one line: what ends at a colon goes on in the next one."""
+    text = plain(" ".join(str(error).split())) or type(error).__name__
+    return text if len(text) <= _LINE else f"{text[: _LINE - 3]}..."
 
 
 def check_kinds(data: Mapping[str, Any], spec: type[BaseModel], origin: str) -> None:

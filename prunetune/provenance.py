@@ -178,6 +178,14 @@ class Saving(Frozen):
     price_per_hour: Number | None = None
     million_requests: Pair | None = None
 
+    @property
+    def told(self) -> Literal["faster", "slower", "within noise"]:
+        """What the rounds tell: a side only where the whole interval and the medians are on it."""
+        (low, high), gained = self.faster_interval, self.total_ms.unpruned - self.total_ms.pruned
+        if low > 1 and gained > 0:
+            return "faster"
+        return "slower" if high < 1 and gained < 0 else "within noise"
+
 
 class Provenance(Frozen):
     """Where a config comes from; every field is optional, none changes what the config does.

@@ -1,4 +1,4 @@
-"""Passwords in storage URLs and elsewhere, and how they stay off every screen, log and report.
+"""Passwords in URLs, tokens, and how they stay off every screen, log and report.
 
 What a message may hold is known in two ways: by its form, and, where a command line was read, by
 what stood in it. A form can be broken (a password with a blank); what was typed is known as it is.
@@ -24,6 +24,10 @@ _USER = re.compile(
 )
 # The host is missing, or the password holds what ends one: the port is no number then.
 _PORT = re.compile(r"((?<!\bhf)://[^:/@\s\[\]]+:)(?!\*{3}|\d{1,5}(?:[/?#\s'\"),;:]|$))[^/?#\s'\"]+")
+# What the hub's client and HTTP libraries repeat: tokens, and logins without a password.
+_TOKEN = re.compile(
+    r"(?i)(bearer\s+(?=\S{16}))[^\s'\"]+|\bhf_[a-z0-9]{20,}|(?:(?<=http://)|(?<=https://))[^/:@\s]+(?=@)"
+)
 _NAMED = re.compile(rf"({_NAMES}\s*=\s*)(?:'[^']*'|\"[^\"]*\"|[^&\s'\"]+)", re.I)
 _QUERY = re.compile(rf"[?&]{_NAMES}=([^&]*)", re.I)
 _known: set[str] = set()
@@ -32,6 +36,13 @@ _known: set[str] = set()
 def forget() -> None:
     """Know none of the passwords that were typed: a command line has ended."""
     _known.clear()
+
+
+def know(secrets: Iterable[str]) -> None:
+    """Know secrets that were not typed, as they are and as a message of Python quotes them."""
+    for secret in secrets:
+        forms = {secret, repr(secret)[1:-1]}
+        _known.update(form for form in forms if len(form) >= _SHORTEST)
 
 
 def remember(words: Iterable[str]) -> None:
@@ -50,6 +61,7 @@ def redact(message: str) -> str:
     if "://" in message:
         message = _USER.sub(rf"\1{_HIDDEN}", message)
         message = _PORT.sub(rf"\1{_HIDDEN}", message)
+    message = _TOKEN.sub(lambda found: f"{found[1] or ''}{_HIDDEN}", message)
     return _NAMED.sub(rf"\1{_HIDDEN}", message)
 
 

@@ -65,6 +65,7 @@ FLOORS = {
         "vision",
         "trace",
         "compiled",
+        "copies",
     ),
 }
 # What only lmms-eval's processes may load.

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from prunetune.files import appearing, is_database, read_plain, write_atomically
+from prunetune.files import appearing, is_database, open_plain, read_plain, write_atomically
 from training.tiny import optimiser
 from training.tiny.optimiser import Optimiser
 
@@ -140,6 +140,9 @@ def test_what_is_no_plain_file_is_neither_replaced_nor_read(tmp_path):
             write_atomically(path, b"new")
         with pytest.raises(OSError, match=r"plain file|directory"):
             read_plain(path)
+        # A pipe without a reader has no such address.
+        with pytest.raises(OSError, match=r"plain file|directory|address"):
+            open_plain(path, os.O_WRONLY | os.O_APPEND)
     assert stat.S_ISFIFO(fifo.stat().st_mode)
     assert link.is_symlink()
     # The twin: a plain file is both, and keeps its mode.
@@ -147,7 +150,9 @@ def test_what_is_no_plain_file_is_neither_replaced_nor_read(tmp_path):
     file.write_bytes(b"old")
     file.chmod(0o600)
     assert write_atomically(file, b"new").stat().st_mode & 0o777 == 0o600
-    assert read_plain(file) == b"new"
+    with open_plain(file, os.O_WRONLY | os.O_APPEND) as more:
+        more.write(b"er")
+    assert read_plain(file) == b"newer"
     with pytest.raises(OSError, match="larger"):
         read_plain(file, 2)
     assert {path.name for path in tmp_path.iterdir()} == {"fifo", "link", "folder", "file"}

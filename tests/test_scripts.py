@@ -25,6 +25,7 @@ SCRIPTS = {
         "--samplers tpe --keeps 0.25 --seeds 0 --patience 1 --trials 5 --samples 4"
     ),
     "benchmarks/precision.py": "--samples 2 --layers 0 --keep 0.1 --selectors cover",
+    "benchmarks/precision_sets.py": "--samples 2 --layers 0 --selectors dpp",
     "benchmarks/pixels.py": (
         "--keeps 0.5 --seeds 0 --presets uniform --trials 1 --samples 4 --docs="
     ),

@@ -66,6 +66,13 @@ def test_the_forms_of_passwords():
         assert secrets.redact(plain) == plain
     for url in ("http://me:1234@h/x", "postgresql://me:12 34@h/db", "mysql://me:1/2 3@h/db"):
         assert re.sub("//me:.*@", "//me:***@", url) == secrets.redact(url)
+    # Tokens, as the hub's client repeats them; words that only look like one are left.
+    for token in ("hf_" + "a1" * 17, "https://a1b2c3@h/x", "b'Bearer " + "x" * 40 + "'"):
+        assert "***" in secrets.redact(f"refused {token}")
+    for plain in ("a ring bearer walks", "hf_datasets/hf_hub_download", "HF_HUB_OFFLINE is set"):
+        assert secrets.redact(plain) == plain
+    secrets.know(["Zaphod\x0bB"])
+    assert secrets.redact(repr("Zaphod\x0bB") + "Zaphod\x0bB") == "'***'***"
     # Where one URL ends the next begins: a port is no password.
     two = "http://h:80/x, postgresql://me:hunter2 se@cret@h:1/db and mysql://a:hunter2@h/db"
     hidden = "http://h:80/x, postgresql://me:***@h:1/db and mysql://a:***@h/db"

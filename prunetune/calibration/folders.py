@@ -65,6 +65,9 @@ class Tree:
         """List the archives beside a file; other files there are found by their names."""
         files: dict[str, Source] = {}
         for archive in sorted(path.parent.glob("*.zip")):
+            # Of what lies there by chance nothing is said; a pipe would keep us waiting.
+            if not archive.is_file():
+                continue
             files[archive.name] = Source(str(archive), partial(read_plain, archive, MOST_TABLE))
             files.update(_archived(archive, f"{archive.name}/"))
         return cls(path.parent, files)

@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 from prunetune.calibration.pictures import SUFFIXES, Source
 from prunetune.calibration.rows import RowError, missing
 from prunetune.errors import DataError
-from prunetune.files import read_plain
+from prunetune.files import open_plain, read_plain
 from prunetune.models.weights import existing
 
 _MOST_BYTES = 256 << 20
@@ -175,7 +175,7 @@ class Member:
     def __call__(self) -> bytes:
         """Return the encoded picture."""
         try:
-            with zipfile.ZipFile(self.archive) as archive:
+            with open_plain(Path(self.archive)) as file, zipfile.ZipFile(file) as archive:
                 if archive.getinfo(self.name).file_size > _MOST_BYTES:
                     raise OSError(f"larger than {_MOST_BYTES >> 20} MiB in its archive")
                 return archive.read(self.name)

@@ -57,7 +57,8 @@ def read_source(spec: str, reading: Reading | None = None) -> Iterator[Record]:
     if path.is_file() and path.suffix in (".jsonl", ".json"):
         rows = Source(str(path), partial(read_plain, path, MOST_TABLE))
         return _read_metadata(Tree.beside(path), path.name, rows, None, question, reading)
-    raise DataError(f"calibration source {name!r} is a file, not a folder; {_ALLOWED}")
+    what = "a file, not a folder" if path.is_file() else "a pipe or a device, no plain file"
+    raise DataError(f"calibration source {name!r} is {what}; {_ALLOWED}")
 
 
 def _hint(name: str) -> str:

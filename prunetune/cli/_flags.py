@@ -1,11 +1,11 @@
 """Flags of ``search`` that are more than one value."""
 
-import json
 import math
 from collections.abc import Sequence
 from typing import Any
 
 from prunetune.errors import ConfigError
+from prunetune.texts import parse_json
 
 
 def space_of(
@@ -117,7 +117,7 @@ def template_of(given: Sequence[str] | None) -> dict[str, Any] | None:
 def json_or_text(value: str) -> Any:
     """Return what ``KEY=VALUE`` sets: JSON where it can be, else the text."""
     try:
-        return json.loads(value)
+        return parse_json(value)
     except ValueError:
         return value
 

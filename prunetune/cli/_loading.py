@@ -160,12 +160,11 @@ def wanted_config(
     else:
         if model is None:
             raise ConfigError(f"--preset {preset}: no model is named; say which with --model")
-        from transformers import AutoConfig
-
+        from prunetune.models.described import config_of
         from prunetune.models.load import find_model
 
         folder, kind = find_model(model, loading["revision"])
-        depth = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
+        depth = config_of(folder).get_text_config()
         made, said = wanted.config_for(kind, int(depth.num_hidden_layers), f"--model {model}")
     if said:
         note(f"note: {said}")

@@ -14,6 +14,7 @@ from prunetune.errors import ConfigError
 if TYPE_CHECKING:
     from prunetune.calibration import Sample
     from prunetune.config import PruningConfig
+    from prunetune.deploy.verify import Splits
     from prunetune.deploy.vllm_bench import Served
     from prunetune.deploy.vllm_verify import InVllm
 
@@ -37,12 +38,28 @@ def check_runs(origin: str, config: "PruningConfig") -> None:
         )
 
 
+def prompts(splits: "Splits", *, held_out: bool) -> dict[str, list["Sample"]]:
+    """Return what is asked, by split: calibration samples, and held-out ones where they are wanted.
+
+    Raises:
+        ConfigError: They are, and there are none.
+    """
+    found = {"calibration": list(splits.calibration)}
+    if held_out:
+        if splits.held_out is None:
+            raise ConfigError(
+                "--held-out-samples: the data has no held-out split; give one with --held-out"
+            )
+        found["held-out"] = list(splits.held_out)
+    return found
+
+
 def verify_there(
     out: Output,
     origin: str,
     config: "PruningConfig",
     name: str,
-    samples: "Sequence[Sample]",
+    splits: "dict[str, list[Sample]]",
     loading: Loading,
     match: str,
 ) -> None:
@@ -52,6 +69,7 @@ def verify_there(
 
     revision = loading.get("revision")
     loaded = load_model(name, **loading)
+    samples = [sample for split in splits.values() for sample in split]
     done, total = 0, 2 * len(samples)
     with progress() as show:
 
@@ -70,16 +88,20 @@ def verify_there(
             match=match,
             advance=advance,
         )
-    _print(out, result)
-    found = {"passed": result.passed, **asdict(result), "match": match}
+    asked = {name: len(split) for name, split in splits.items()}
+    _print(out, result, asked)
+    found = {"passed": result.passed, **asdict(result), "asked": asked, "match": match}
     out.finish({"config": origin, "engine": "vllm", **found})
     if not result.passed:
         raise typer.Exit(1)
 
 
-def _print(out: Output, result: "InVllm") -> None:
+def _print(out: Output, result: "InVllm", asked: dict[str, int]) -> None:
     n = result.samples
     out.line(f"vLLM {result.versions['vllm']}, transformers {result.versions['transformers']}")
+    said = " and ".join(f"{count} {name}" for name, count in asked.items())
+    more = "" if len(asked) > 1 else "; --held-out-samples N asks held-out ones, too"
+    out.line(f"prompts: {said} samples{more}")
     out.line()
     out.table(
         ("vLLM against transformers", ">same answers", ">of", ">tokens a prompt"),

@@ -223,20 +223,12 @@ def _where(family: "Family") -> dict[str, Any]:
     import torch
     import transformers
 
-    from prunetune.models.devices import device_of
+    from prunetune.models.devices import device_of, device_shown
 
-    device = device_of(family.model)
-    cuda = device.type == "cuda"
     return {
-        "device": torch.cuda.get_device_name(device) if cuda else f"cpu, {_threads()} thread(s)",
+        "device": device_shown(device_of(family.model)),
         "dtype": str(family.model.dtype).removeprefix("torch."),
         "attn": str(family.text_model.config._attn_implementation),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-
-
-def _threads() -> int:
-    import torch
-
-    return torch.get_num_threads()

@@ -14,6 +14,8 @@ from prunetune.cli._loading import Loading
 from prunetune.cli._output import Output, number, percent
 from prunetune.cli.progress import progress
 from prunetune.errors import ConfigError
+from prunetune.files import read_plain
+from prunetune.texts import parse_json
 
 if TYPE_CHECKING:
     from prunetune.config import PruningConfig
@@ -162,11 +164,11 @@ def check_replaceable(path: Path, force: bool) -> None:
 
 
 def _is_config(path: Path) -> bool:
-    from prunetune.config import FORMAT
+    from prunetune.config import FORMAT, MOST_BYTES
 
     try:
-        data = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
+        data = parse_json(read_plain(path, MOST_BYTES).decode("utf-8-sig"))
+    except (OSError, ValueError):
         return False
     return isinstance(data, dict) and data.get("format") == FORMAT
 

@@ -1,6 +1,6 @@
 """``models``: the models that have a short name, and what one of another class would need."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -98,24 +98,38 @@ def _list(name: str | None, out: Output) -> None:
         }
         for alias in named("models", name, {alias.alias: alias for alias in ALIASES})
     ]
-    out.table(
-        ("name", "family", "status", "here", "size", ">memory", "hub id", "proven by"),
-        [
-            (
-                str(row["name"]),
-                str(row["model_type"]),
-                str(row["status"]),
-                "yes" if row["here"] else "no",
-                str(row["size"]),
-                "-" if row["memory_gb_bf16"] is None else f"{row['memory_gb_bf16']:.0f} GB",
-                str(row["hub_id"]),
-                str(row["proof"]),
-            )
-            for row in rows
-        ],
-        wrap="proven by",
-    )
+    if name is None:
+        out.table(("name", "family", "here", "size", ">memory"), [_short(row) for row in rows])
+        unsupported = [f"{row['name']} is {row['status']}" for row in rows if not row["supported"]]
+        for line in unsupported:
+            out.line(line)
+        out.line("hub id, support and its proof of one: prunetune models NAME")
+    else:
+        out.table(("what", str(rows[0]["name"])), _whole(rows[0]), wrap=str(rows[0]["name"]))
     out.finish({"models": rows})
+
+
+def _short(row: dict[str, Any]) -> tuple[str, ...]:
+    here = "yes" if row["here"] else "no"
+    size = str(row["size"]).removesuffix(", embedded")
+    return str(row["name"]), str(row["model_type"]), here, size, _memory(row)
+
+
+def _whole(row: dict[str, Any]) -> list[tuple[str, str]]:
+    return [
+        ("family", str(row["model_type"])),
+        ("status", str(row["status"])),
+        ("hub id", str(row["hub_id"])),
+        ("weights here", "yes" if row["here"] else "no"),
+        ("size", str(row["size"])),
+        ("memory, bfloat16", _memory(row)),
+        ("study spec", str(row["study_spec"] or "-")),
+        ("proven by", str(row["proof"])),
+    ]
+
+
+def _memory(row: dict[str, Any]) -> str:
+    return "-" if row["memory_gb_bf16"] is None else f"{row['memory_gb_bf16']:.0f} GB"
 
 
 def _here(alias: "Alias") -> bool:

@@ -213,14 +213,14 @@ def _run(
 ) -> "tuple[SearchResult | FrontResult, Prepared]":
     from prunetune.cli._environment import quieten_optuna, set_threads
     from prunetune.study.prepare import prepare
-    from prunetune.study.run import LOADING, run
+    from prunetune.study.run import LATE_SECONDS, LOADING, run
 
     quieten_optuna()
     how["workers"] = share_threads(how["workers"])
     set_threads(how["workers"].threads)
     with progress(phases=True) as show:
         show("loading", 0)
-        with clock.alarmed(LOADING):
+        with clock.alarmed(LOADING, LATE_SECONDS):
             prepared = prepare(spec, out=out, **names, **options)
         if prepared.skipped:
             note(f"skipped {len(prepared.skipped)} bad: {'; '.join(prepared.skipped[:3])}")

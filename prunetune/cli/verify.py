@@ -27,7 +27,7 @@ from prunetune.cli._loading import (
     wanted_config,
 )
 from prunetune.cli._output import Output, number, percent
-from prunetune.cli._vllm import ENGINES, check_runs, verify_there
+from prunetune.cli._vllm import ENGINES, check_runs, prompts, verify_there
 from prunetune.cli.progress import progress
 
 if TYPE_CHECKING:
@@ -103,6 +103,11 @@ def verify(
     one_of("--engine", engine, ENGINES)
     shown = config or f"preset {preset}"
     if engine == "vllm":
+        if max_gap is not None:
+            raise ConfigError(
+                f"--max-gap: received {max_gap:g} with --engine vllm, which gives no hidden states "
+                "to measure a gap on; leave it out, or verify in transformers"
+            )
         check_runs(shown, pruning)
     name = model_named(shown, pruning.model, model, loading)
     prepare_pictures(pruning.provenance.processor, loading)
@@ -128,7 +133,8 @@ def verify(
         allow_remote=allow_remote,
     )
     if engine == "vllm":
-        asked = list(splits.calibration)
+        more = held_out is not None or held_out_samples is not None
+        asked = prompts(splits, held_out=more)
         out = Output(as_json)
         return verify_there(out, shown, pruning, name, asked, loading, match or "vqa")
     if max_gap is not None and data is None and samples is None and not splits.same:

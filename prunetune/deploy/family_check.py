@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from prunetune.errors import ConfigError, UnsupportedModelError
+from prunetune.files import read_plain
 from prunetune.models.anatomy import Anatomy, anatomy, on_meta
 from prunetune.models.skeleton import class_name, family_file, lineage, table_line, test_file
 
@@ -96,7 +97,7 @@ def add_to(checkout: str | Path, check: Check) -> list[Path]:
             raise ConfigError(f"--add: {root / path} is there already; move it away first")
     for path, text in files.items():
         (root / path).write_text(text, "utf-8")
-    lines = (root / TABLE).read_text("utf-8").splitlines()
+    lines = read_plain(root / TABLE).decode("utf-8").splitlines()
     entries = [k for k, line in enumerate(lines) if '": "prunetune.families.' in line]
     line = table_line(check.found)
     at = next((k for k in entries if lines[k] > line), entries[-1] + 1)

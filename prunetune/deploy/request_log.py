@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prunetune.errors import ConfigError
+from prunetune.files import open_plain
 
 PATH = "/v1/chat/completions"
 _MOST_BYTES = 64 << 20
@@ -65,7 +66,7 @@ class RequestLog:
     def _note(self, body: bytes) -> None:
         try:
             said = json.loads(body)
-        except ValueError:
+        except (ValueError, RecursionError):
             return
         if not isinstance(said, dict) or not _has_picture(said):
             return
@@ -81,7 +82,7 @@ class RequestLog:
 
 def opened(path: Path) -> Any:
     """Open a log for appending; a new one is its owner's alone."""
-    return os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab")
+    return open_plain(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
 
 def check(path: str) -> Path:

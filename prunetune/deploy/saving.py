@@ -15,7 +15,7 @@ from prunetune.deploy.memory import MIB
 from prunetune.deploy.request import placed
 from prunetune.deploy.timing import Run, Stopwatch, interleave, spread
 from prunetune.errors import ConfigError
-from prunetune.models.devices import device_of
+from prunetune.models.devices import device_of, device_shown
 from prunetune.pixels.processors import at_level
 from prunetune.provenance import Pair, Saving
 from prunetune.runtime.apply import family_of
@@ -186,14 +186,6 @@ def request_of(loaded: Any, sample: Sample) -> dict[str, Tensor]:
     """Return a sample's inputs of ``generate``, on the model's device."""
     inputs = dict(encode(loaded.processor, [sample]))
     return placed(inputs, loaded.model.dtype, device_of(loaded.model))
-
-
-def device_shown(device: Any) -> str:
-    """Return a device as people call it."""
-    if device.type == "cuda":
-        return str(torch.cuda.get_device_name(device))
-    threads = torch.get_num_threads()
-    return f"{device.type}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def _pair(

@@ -19,6 +19,7 @@ from prunetune.deploy.bench import UNPRUNED, uniform_like
 from prunetune.deploy.engines import asked
 from prunetune.deploy.request import largest_within, noise
 from prunetune.deploy.timing import Spread, spread
+from prunetune.models.described import config_of
 from prunetune.models.load import find_model
 from prunetune.models.processors import load_processor
 from prunetune.vllm.jobs import Asked, Job, ask
@@ -159,11 +160,9 @@ def _smaller(
     config: PruningConfig, processor: Any, folder: Path, size: tuple[int, int]
 ) -> tuple[int, int] | None:
     """Return the size of pictures that take as many tokens as are kept; None: they cannot."""
-    from transformers import AutoConfig
-
     from prunetune.vllm.choosing import family_like
 
-    family = family_like(AutoConfig.from_pretrained(folder))
+    family = family_like(config_of(folder))
 
     def count(pixels: tuple[int, int]) -> int:
         ids = encode(processor, [Sample((noise(pixels, 0),), QUESTION)])["input_ids"]

@@ -82,7 +82,7 @@ def _parted(card: str) -> tuple[dict[str, Any], str]:
         return {}, card
     try:
         metadata = yaml.safe_load(found[1])
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):  # a date that is none, or too deep
         metadata = None
     if not isinstance(metadata, dict | None) or (metadata is None and found[1].strip()):
         raise ConfigError(

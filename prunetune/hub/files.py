@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prunetune.errors import ConfigError
+from prunetune.files import read_plain
 from prunetune.hub.reasons import cause_of, reason_of
 from prunetune.hub.uris import Place
 
@@ -134,7 +135,7 @@ def text_there(place: Place, file: str, *, token: str | bool | None = None) -> s
         path = hf_hub_download(
             place.repo, file, revision=place.revision, repo_type=place.kind, token=token
         )
-        return Path(path).read_text("utf-8", "replace")
+        return read_plain(Path(path)).decode("utf-8", "replace")
 
 
 @contextmanager

@@ -1,11 +1,10 @@
 """Why the hub did not do what was asked, in words that hold no secret."""
 
 import os
-import re
 
 from prunetune.messages import plain
+from prunetune.secrets import know, redact
 
-_TOKEN = re.compile(r"(?i)(bearer\s+)[^\s'\"]+|\bhf_[a-z0-9]{8,}|(?<=://)[^/@\s]+(?=@)")
 _LONGEST = 160
 
 
@@ -29,16 +28,9 @@ def cause_of(error: BaseException) -> BaseException | None:
 
 
 def without_secrets(text: str) -> str:
-    """Return a text without tokens and passwords."""
-    for secret in _secrets():
-        text = text.replace(secret, "***")
-    return _TOKEN.sub(lambda found: f"{found[1] or ''}***", text)
-
-
-def _secrets() -> list[str]:
+    """Return a text without tokens and passwords, those of the hub's client among them."""
     from huggingface_hub import get_token
 
     named = [os.environ.get(name) for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")]
-    found = {part for secret in [*named, get_token()] if secret for part in (secret, repr(secret))}
-    # As a message of Python quotes it, too.
-    return sorted({*found, *(part[1:-1] for part in found if part[0] in "'\"")}, key=len)[::-1]
+    know(secret for secret in (*named, get_token()) if secret)
+    return redact(text)

@@ -1,9 +1,13 @@
 """From lmms-eval's messages to model inputs."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from prunetune.errors import DataError, UnsupportedModelError
+from prunetune.calibration.pictures import Source, decode
+from prunetune.errors import UnsupportedModelError
+from prunetune.files import read_plain
 
 _PLAIN = {"user": "USER: {} ", "assistant": "ASSISTANT: {} ", "system": "{} "}
 _MARKERS = ("image_token", "video_token")
@@ -81,14 +85,8 @@ def _part(part: Mapping[str, Any], markers: Sequence[str]) -> dict[str, Any]:
 
 
 def _picture(value: Any) -> Any:
-    from PIL import Image
-
     if isinstance(value, str):
-        try:
-            with Image.open(value) as image:
-                return image.convert("RGB")
-        except OSError as error:
-            raise DataError(f"a task's picture {value!r} cannot be read: {error}") from None
+        return decode(Source(value, partial(read_plain, Path(value))))
     return value.convert("RGB")
 
 

@@ -17,12 +17,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
-from prunetune.files import write_atomically
+from prunetune.files import read_plain, write_atomically
 from prunetune.measure.cache_room import make_room, remove_leftovers, taken_by_others
 from prunetune.measure.memos import Memos
 from prunetune.measure.packing import pack, unpack
 from prunetune.measure.reference import Reference
 from prunetune.models.fingerprint import weights_digest
+from prunetune.texts import parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +129,7 @@ class DiskStore:
         except FileNotFoundError:
             self._checked.discard(path.name)
             return None
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             logger.warning("cache file %s is damaged and is computed again: %s", path, error)
             self._checked.discard(path.name)
             return None
@@ -187,7 +188,7 @@ class DiskStore:
             self._said.add(kind)
 
     def _intact(self, path: Path) -> bool:
-        sums = json.loads(path.with_suffix(".json").read_text())
+        sums = parse_json(read_plain(path.with_suffix(".json")).decode())
         if path.stat().st_size != sums["size"]:
             raise ValueError(f"{path.stat().st_size} bytes instead of {sums['size']}")
         crc = 0

@@ -4,7 +4,6 @@ No weights are read and none are allocated, so it takes seconds for a model of a
 """
 
 import inspect
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,9 @@ from typing import Any
 from torch import nn
 
 from prunetune.errors import ConfigError, UnsupportedModelError
+from prunetune.messages import one_line, shown
+from prunetune.models.described import CONFIG, config_of, described
+from prunetune.models.weights import existing
 
 _TOWERS = ("vision", "visual", "image", "siglip")
 _METHODS = {"image": "get_image_features", "video": "get_video_features"}
@@ -69,48 +71,36 @@ def on_meta(folder: str | Path) -> Any:
         UnsupportedModelError: It is not a vision-language model that transformers has a class for.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForImageTextToText
+    from transformers import AutoModelForImageTextToText
 
-    file = Path(folder) / "config.json"
-    if not file.is_file():
+    file = Path(folder) / CONFIG
+    if existing(str(file)) is None:
         raise ConfigError(
             f"--check: received {str(folder)!r}, allowed a folder with a config.json; download one "
             "file of the checkpoint: config.json"
         )
-    try:
-        kind = _kind(json.loads(file.read_text("utf-8")))
-        # The folder's own code is neither run nor offered to be.
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # transformers raises errors of many kinds for a bad config
-        raise ConfigError(f"--check: {file} cannot be read: {_line(error)}") from error
+    kind = _kind(described(file), file)
+    config = config_of(file.parent)
     try:
         with torch.device("meta"):
             return AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
     except Exception as error:
         raise UnsupportedModelError(
-            f"model_type {kind!r}: transformers makes no model of pictures and text of it "
-            f"({_line(error)})"
+            f"model_type {shown(kind)}: transformers makes no model of pictures and text of it "
+            f"({one_line(error)})"
         ) from error
 
 
-def _kind(said: Any) -> Any:
-    if not isinstance(said, dict):
-        raise ValueError(f"received {type(said).__name__}, allowed a JSON object")
+def _kind(said: dict[str, Any], file: Path) -> Any:
     if "auto_map" in said:
         from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
         if said.get("model_type") not in CONFIG_MAPPING:
-            raise ValueError(
-                f"model_type {said.get('model_type')!r} is code of the folder's own (auto_map), "
-                "which is not run; allowed a class that transformers has"
+            raise ConfigError(
+                f"--check: {file}: model_type {shown(said.get('model_type'))} is code of the "
+                "folder's own (auto_map), which is not run; allowed a class that transformers has"
             )
     return said.get("model_type")
-
-
-def _line(error: Exception) -> str:
-    """Return a reason as one line: what ends at a colon goes on in the next one."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else f"{text[:297]}..."
 
 
 def anatomy(model: Any) -> Anatomy:

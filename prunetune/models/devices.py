@@ -1,9 +1,10 @@
 """Devices and number formats by name, and where a model wants its inputs."""
 
-import json
 from typing import Any
 
 from prunetune.errors import ConfigError
+from prunetune.messages import shown
+from prunetune.texts import parse_json
 
 _MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
@@ -118,12 +119,24 @@ def device_map_named(device_map: Any) -> Any:
         )
     if isinstance(device_map, str) and device_map.lstrip().startswith("{"):
         try:
-            return json.loads(device_map)
+            return parse_json(device_map)
         except ValueError as error:
-            raise ConfigError(f"device_map is {device_map!r}, which is not JSON: {error}") from None
+            raise ConfigError(
+                f"device_map is {shown(device_map)}, which is not JSON: {error}"
+            ) from None
     if isinstance(device_map, str) and device_map not in _MAPS:
         raise ConfigError(
             f"device_map is {device_map!r}; allowed: {', '.join(_MAPS)}, or JSON like "
             '{"model.vision_tower": 0, "": 1}'
         )
     return device_map
+
+
+def device_shown(device: Any) -> str:
+    """Return a device as people call it."""
+    import torch
+
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    threads = torch.get_num_threads()
+    return f"{device.type}, {threads} thread{'s' if threads > 1 else ''}"

@@ -1,6 +1,5 @@
 """Models by name: aliases, hub ids, folders and the embedded ``tiny``."""
 
-import json
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,7 +9,9 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from prunetune.errors import ConfigError, PrunetuneError, UnsupportedModelError
+from prunetune.messages import one_line
 from prunetune.models.aliases import ALIASES
+from prunetune.models.described import model_type_of
 from prunetune.models.devices import attn_named, device_map_named, device_named, dtype_named
 from prunetune.models.embedded import EMBEDDED, folder_of, is_embedded
 from prunetune.models.fingerprint import fingerprint
@@ -102,7 +103,7 @@ def load_model(
     except PrunetuneError:
         raise
     except Exception as error:  # transformers raises errors of many packages for a bad checkpoint
-        raise ConfigError(f"model {shown!r} cannot be loaded: {_first_line(error)}") from error
+        raise ConfigError(f"model {shown!r} cannot be loaded: {one_line(error)}") from error
     return LoadedModel(model.eval(), prepares, shown, commit, fingerprint(model.config))
 
 
@@ -130,7 +131,7 @@ def processor_of(
     except PrunetuneError:
         raise
     except Exception as error:  # as above
-        raise ConfigError(f"model {shown!r} cannot be loaded: {_first_line(error)}") from error
+        raise ConfigError(f"model {shown!r} cannot be loaded: {one_line(error)}") from error
     processor.tokenizer.padding_side = "left"
     return processor
 
@@ -183,7 +184,7 @@ def find_model(name: str, revision: str | None = None) -> tuple[Path, str]:
     """
     folder, shown, _ = _locate(name, revision, False)
     _refuse_unsupported(folder, shown)
-    return folder, str(json.loads((folder / "config.json").read_text("utf-8")).get("model_type"))
+    return folder, model_type_of(folder)
 
 
 def _locate(name: str, revision: str | None, code: bool) -> tuple[Path, str, str | None]:
@@ -231,12 +232,8 @@ def _refuse_unsupported(folder: Path, shown: str) -> None:
     """Refuse an unknown family before gigabytes of weights are read."""
     from prunetune.families import FAMILIES
 
-    kind = json.loads((folder / "config.json").read_text("utf-8")).get("model_type")
+    kind = model_type_of(folder)
     if kind not in FAMILIES:
         raise UnsupportedModelError(
             f"model {shown!r} has model_type {kind!r}; supported: {', '.join(FAMILIES)}"
         )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

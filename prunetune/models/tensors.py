@@ -11,6 +11,7 @@ from prunetune.errors import ConfigError
 _SHOWN = 3
 POINTER = b"version https://git-lfs.github.com/spec/"
 _POINTER_BYTES = 1024
+_MOST_HEADER = 100_000_000  # of safetensors itself
 
 
 def refuse_unfit(folder: Path, found: Mapping[str, Any]) -> None:
@@ -80,10 +81,10 @@ def _stated_size(path: Path) -> int | None:
     try:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
-            if length > path.stat().st_size:
+            if length > min(path.stat().st_size, _MOST_HEADER):
                 return None
             header = json.loads(file.read(length))
         ends = [v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"]
         return 8 + int(length) + max(ends, default=0)
-    except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError, RecursionError):
         return None

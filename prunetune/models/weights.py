@@ -1,12 +1,12 @@
 """Where a model's files are: a folder, the local hub cache, or fetched once from the hub."""
 
-import json
 import logging
 from pathlib import Path
 
 from prunetune.errors import ConfigError
 from prunetune.hub.reasons import cause_of, reason_of
 from prunetune.hub.uris import is_repo
+from prunetune.models.described import CONFIG, INDEX, described, refuse_endless, refuse_unreadable
 from prunetune.models.tensors import refuse_pointers
 
 logger = logging.getLogger(__name__)
@@ -42,11 +42,13 @@ def check_folder(folder: Path) -> Path:
         raise ConfigError(
             f"model {folder} is a file; allowed: tiny, an alias, a hub id or a folder"
         )
-    if not (folder / "config.json").is_file():
+    refuse_endless(folder)
+    if not (folder / CONFIG).is_file():
         raise ConfigError(
             f"model folder {folder} has no config.json; give the folder that save_pretrained wrote"
         )
     refuse_pointers(folder)
+    refuse_unreadable(folder)
     missing = _missing_weights(folder)
     if missing:
         raise ConfigError(
@@ -57,13 +59,12 @@ def check_folder(folder: Path) -> Path:
 
 
 def _missing_weights(folder: Path) -> str | None:
-    index = folder / "model.safetensors.index.json"
+    index = folder / INDEX
     if index.is_file():
-        try:
-            shards = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, TypeError, AttributeError):
+        named = described(index).get("weight_map")
+        if not isinstance(named, dict) or not all(isinstance(n, str) for n in named.values()):
             return f"a readable {index.name}"
-        return next((str(name) for name in sorted(shards) if not (folder / name).is_file()), None)
+        return next((n for n in sorted(set(named.values())) if not (folder / n).is_file()), None)
     return None if any(folder.glob("*.safetensors")) else "model.safetensors"
 
 

@@ -35,7 +35,7 @@ def front(facts: StudyFacts) -> go.Figure | None:
         return None
     shares = [float(t.retention or 0.0) for t in trials]
     narrow = max(shares) - min(shares) < 1e-4
-    x_title = "cost: mean retention over all decoder layers (share of image tokens)"
+    x_title = "cost: mean retention (share of image tokens)"
     found = figure(_front_title(facts, trials, narrow), x_title, facts.axis())
     if narrow:
         # All at one place: spread sideways, so that they can be told apart.

@@ -1,6 +1,8 @@
 """What a config saves on a device, in words and as rows of a table."""
 
-from prunetune.provenance import Pair, Saving
+from prunetune.provenance import Saving
+
+NOISE = "within noise"
 
 
 def saved_rows(saving: Saving) -> list[tuple[str, str, str]]:
@@ -16,22 +18,25 @@ def saved_rows(saving: Saving) -> list[tuple[str, str, str]]:
     if saving.million_requests is not None:
         price = f"{saving.price_per_hour:g} an hour"
         rows.append((f"a million requests at {price}", saving.million_requests, 4))
-    return [(name, _short(pair.unpruned, n), _short(pair.pruned, n)) for name, pair, n in rows]
+    found = [(name, _short(pair.unpruned, n), _short(pair.pruned, n)) for name, pair, n in rows]
+    if saving.million_requests is not None and saving.told == NOISE:
+        found[-1] = (*found[-1][:2], NOISE)
+    return found
 
 
 def saved_words(saving: Saving) -> str:
     """Return a sentence on whether it pays, and where that was measured."""
     low, high = saving.faster_interval
     span = f"{saving.faster:.2f}x ({low:.2f} to {high:.2f})"
-    if low > 1:
+    if saving.told == "faster":
         pays = f"requests are faster, {span}"
-    elif high < 1:
+    elif saving.told == "slower":
         pays = f"requests are slower, {span}: it does not pay at these lengths"
     else:
         pays = f"requests take as long, {span}, which is no difference beyond the spread"
     money = ""
     if saving.million_requests is not None:
-        money = f"; a million requests {_money(saving.million_requests)}"
+        money = f"; a million requests {_money(saving, saving.million_requests.unpruned)}"
     return f"Measured here: {pays}{money}. {where(saving)}"
 
 
@@ -44,11 +49,17 @@ def where(saving: Saving) -> str:
     )
 
 
-def _money(pair: Pair) -> str:
-    apart = pair.unpruned - pair.pruned
-    word = "save" if apart >= 0 else "cost"
-    more = "" if apart >= 0 else " more"
-    return f"{word} {_short(abs(apart), 3)}{more} of {_short(pair.unpruned, 3)}"
+def _money(saving: Saving, before: float) -> str:
+    """Return what is saved of a cost, from the rounds' ratios as the time is."""
+    if saving.told == NOISE:
+        return f"cost {_short(before, 3)}, and the difference is {NOISE}"
+    ratios = (saving.faster, *saving.faster_interval)
+    mean, low, high = (before * (1.0 - 1.0 / ratio) for ratio in ratios)
+    word, more = "save", ""
+    if saving.told == "slower":
+        word, more, mean, low, high = "cost", " more", -mean, -high, -low
+    span = f"({_short(low, 3)} to {_short(high, 3)})"
+    return f"{word} {_short(mean, 3)}{more} of {_short(before, 3)} {span}"
 
 
 def _short(value: float, digits: int) -> str:

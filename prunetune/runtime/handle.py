@@ -14,6 +14,7 @@ from prunetune.families import Family
 from prunetune.release import LayerCall, check_names, warn_of_version
 from prunetune.runtime.choice.plan import Plan
 from prunetune.runtime.compiled import forget_compiled
+from prunetune.runtime.copies import Before
 from prunetune.runtime.frame import Frame
 from prunetune.runtime.inputs import POSITIONS, Inputs
 from prunetune.runtime.layers.cache import note_failed
@@ -55,6 +56,7 @@ class Handle:
         self._overridden: dict[str, Any] = {}
         self._unfollow: Any = None
         self._unwiden: Any = None
+        self._unwatch: Any = None
         base = family.base
         if MARK in base.__dict__:
             raise ConfigError(
@@ -86,12 +88,15 @@ class Handle:
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise ConfigError(
-            "the model has a pruning config applied, whose hooks would stay tied to this model: "
-            "remove the handle before copying or pickling the model, then apply to the copy"
+            "a handle belongs to one model and is not copied or pickled: copy the model, and apply "
+            "the config to the copy"
         )
 
     def remove(self) -> None:
         """Leave the model exactly as it was found; a second call does nothing."""
+        if self._unwatch is not None:
+            self._unwatch()
+            self._unwatch = None
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
@@ -113,6 +118,7 @@ class Handle:
             forget_compiled()
 
     def _install(self, family: Family, base: nn.Module) -> None:
+        before = Before(family.model)
         base.__dict__[MARK] = self
         for modality, method in family.encoders.items():
             # Somebody else's override on the instance comes back afterwards.
@@ -142,6 +148,7 @@ class Handle:
                 )
         for k in self.plan.norm_layers:
             self._hooks.append(family.second_norm(k).register_forward_hook(self._noting(k)))
+        self._unwatch = before.watch(self._hooks, base)
         forget_compiled()
 
     # -- hooks -------------------------------------------------------------------------

@@ -101,7 +101,7 @@ class Clock:
             raise OutOfTime(f"the timeout of {self.seconds:g} s has come")
 
     @contextmanager
-    def alarmed(self, doing: str) -> Iterator[None]:
+    def alarmed(self, doing: str, late: float = 0.0) -> Iterator[None]:
         """End the block when the end comes, wherever it is, in the main thread.
 
         For what has no steps of its own at which to look at the clock. What the interpreter does
@@ -109,6 +109,7 @@ class Clock:
 
         Args:
             doing: What the time is up for.
+            late: Seconds that the end may come late by, to find out how long would be enough.
 
         Raises:
             OutOfTime: It came.
@@ -119,10 +120,16 @@ class Clock:
             return
 
         def ring(number: int, frame: object) -> None:
+            if late:
+                raise OutOfTime(
+                    f"--timeout: received {self.seconds:g}, allowed here more than "
+                    f"{math.ceil(self.now() - self.begun)}: the time was up while {doing}; give "
+                    "more time: without a timeout the plan says how much"
+                )
             raise OutOfTime(f"the timeout of {self.seconds:g} s has come while {doing}")
 
         signal.signal(signal.SIGALRM, ring)
-        signal.setitimer(signal.ITIMER_REAL, max(0.001, self.end - self.now()))
+        signal.setitimer(signal.ITIMER_REAL, max(0.001, self.end - self.now() + late))
         try:
             yield
         finally:

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from prunetune.study.outcome.summary import SearchResult
 
 BATCH_SIZE = 8
-LOADING = "model and data were loaded; give more time: without a timeout the plan says how much"
+LOADING = "model and data were loaded"
+LATE_SECONDS = 8.0
+"""What a run that is too short for anything may take longer, to say how long would be enough."""
 """What a run's time may be up for before it has begun."""
 _CACHE, _ALONE = Cache(), Workers()
 # A held-out split is measured a few times only: keeping states of more layers would not pay.
@@ -88,7 +90,7 @@ def search(
         KeyboardInterrupt: Interrupted; the same call resumes.
     """
     clock = Clock(spec.timeout)
-    with clock.alarmed(LOADING):
+    with clock.alarmed(LOADING, LATE_SECONDS):
         prepared = prepare(
             spec, out=out, storage=storage, study_name=study_name, skip_bad=skip_bad, **loading
         )
@@ -153,9 +155,7 @@ def run_prepared(
 
     report(Step("timing a sample", 0))
     clock.page = page_seconds(clock.seconds)
-    with clock.alarmed(
-        "a sample was timed; give more time: without a timeout the plan says how much"
-    ):
+    with clock.alarmed("a sample was timed", LATE_SECONDS):
         plan = forecast(prepared, clock, requests)
     told(plan.words())
     prepared = replace(prepared, held_out=first_pictures(prepared.held_out, plan.held_out))

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import os
 import zipfile
 
 import pytest
@@ -10,6 +11,7 @@ from sets import encoded, everything, picture, refused, write_rows, write_set
 
 from prunetune.calibration import answers_match, load_calibration
 from prunetune.calibration.matching import is_right, may_become
+from prunetune.calibration.references import Member
 
 
 def zipped(path, files):
@@ -31,6 +33,14 @@ def test_archives_are_read_in_place(tmp_path):
     for name in ("a/0.png", "pictures/a/0.png"):
         path = write_rows(tmp_path, [{"file_name": name, "question": "?"}], "rows.jsonl")
         assert everything(path)[0].images[0].tobytes() == picture(0).tobytes()
+    # What lies beside rows by chance is not waited for.
+    os.mkfifo(alone.with_name("pipe.zip"))
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"image": "pipe.zip", "question": "q"}')
+    refused(rows, "pipe.zip", "not a file")
+    with pytest.raises(OSError, match="not a plain file"):
+        Member(str(tmp_path / "pipe.zip"), "a.png")()
+    (tmp_path / "pipe.zip").unlink()
     (tmp_path / "broken.zip").write_bytes(b"PK")
     refused(tmp_path, "broken.zip", "zip archive")
 

@@ -125,6 +125,16 @@ def test_models_scorers_and_presets_are_listed():
         assert "{" not in call(verb).out
 
 
+def test_models_fit_a_screen_and_details_are_by_name():
+    lines = call("models").out.splitlines()
+    assert len(lines) <= 30
+    assert max(map(len, lines)) <= 80
+    one = call("models", "qwen2.5-vl").out
+    assert "Qwen/Qwen2.5-VL-7B-Instruct" in one
+    assert "proven by" in one
+    assert "proven by" not in lines[0]
+
+
 def test_data_is_described(source):
     found = call("data", "check", source, "--skip-bad", "--json").json
     assert found["calibration"]["samples"] == 4

@@ -1,9 +1,13 @@
 """``--engine vllm``: what it refuses before anything is loaded; needs no vLLM."""
 
+from types import SimpleNamespace
+
 import pytest
 from cli_runner import refused
 
+from prunetune.cli._vllm import prompts
 from prunetune.config import PruningConfig
+from prunetune.errors import ConfigError
 
 
 @pytest.fixture
@@ -22,6 +26,16 @@ def test_a_config_that_vllm_cannot_run(later):
     for verb in ("verify", "bench"):
         refused(verb, later, "--engine", "vllm", has=("layer 2", "search with --engine vllm"))
         refused(verb, later, "--engine", "vlm", has=("--engine", "'vlm'", "vllm"))
+
+
+def test_verify_in_vllm_heeds_the_held_out_split_and_measures_no_gap(later):
+    has = ("--max-gap", "--engine vllm")
+    refused("verify", later, "--engine", "vllm", "--max-gap", "0.1", has=has)
+    splits = SimpleNamespace(calibration=[1, 2], held_out=[3])
+    assert prompts(splits, held_out=False) == {"calibration": [1, 2]}
+    assert prompts(splits, held_out=True) == {"calibration": [1, 2], "held-out": [3]}
+    with pytest.raises(ConfigError, match="no held-out split"):
+        prompts(SimpleNamespace(calibration=[1], held_out=None), held_out=True)
 
 
 def test_bench_in_vllm_takes_a_config(later):

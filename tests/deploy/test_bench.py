@@ -22,6 +22,7 @@ from prunetune.deploy.timing import Run, Stopwatch, interleave, spread
 from prunetune.deploy.verdict import judge
 from prunetune.errors import ConfigError
 from prunetune.models import load_model
+from prunetune.models.devices import device_shown
 from prunetune.presets import load_preset
 from prunetune.runtime.apply import family_of
 from prunetune.runtime.choice import choose
@@ -257,6 +258,16 @@ def test_a_difference_within_the_spread_is_none():
     assert "round(s)" in judge(case(1.0, 0.01)[:2], noisy[:2], 10).text
 
 
+def test_what_ratios_and_medians_tell_apart_is_no_gain():
+    """Twelve rounds of fifteen are faster, and yet the median request is slower."""
+    before = [made_run(float(k)) for k in range(1, 16)]
+    after = [made_run(100.0 if k in (5, 6, 7) else k - 0.1) for k in range(1, 16)]
+    assert spread([b.total / a.total for b, a in zip(before, after)]).low > 1
+    assert judge(before, after, 10).word == "breaks even"
+    # The twin: both tell the same.
+    assert judge(before, [made_run(k - 0.1) for k in range(1, 16)], 10).word == "pays"
+
+
 # -- memory ---------------------------------------------------------------------------------------
 
 
@@ -378,6 +389,7 @@ def test_the_verb(small, tmp_path):
     words = ("--shape", "llava-next-7b", "--rounds", "2", "--new-tokens", "2", "--threads", "1")
     ran = call("bench", path, *words, "--json", "--batch-size", "2", "--device", "cpu")
     assert ran.status == 0, ran.err
+    assert ran.json["device"] == device_shown(torch.device("cpu"))
     found = ran.json
     assert found["verdict"]["word"] in ("pays", "breaks even", "does not pay")
     assert [case["name"] for case in found["cases"]] == [

@@ -292,11 +292,12 @@ def test_push_makes_a_card_and_keeps_what_is_on_it(owner):
     assert "My words." in card
     assert card.count("## config.prune.json") == card.count("## b.json") == 1
     assert "The search paid." not in card, "it is what the last push knows"
-    broken = "---\n: : x\n - y\n---\nhi"
-    owner.put("org/new", {"README.md": broken.encode()})
-    with pytest.raises(ConfigError, match="metadata that is not YAML"):
-        config.push_to_hub("org/new")
-    assert owner.files("org/new")["README.md"].decode() == broken
+    for head in (": : x\n - y", "date: 2026-99-99", "tags: " + "[" * 20_000):
+        broken = f"---\n{head}\n---\nhi"
+        owner.put("org/new", {"README.md": broken.encode()})
+        with pytest.raises(ConfigError, match="metadata that is not YAML"):
+            config.push_to_hub("org/new")
+        assert owner.files("org/new")["README.md"].decode() == broken
 
 
 def test_push_to_branches_and_pull_requests(owner):

@@ -136,6 +136,7 @@ def test_bad_options_are_one_line():
     refused("tiny", "CUDA device(s)", "cpu", device="cuda:99")
     refused("tiny", "'spread'", "balanced", device_map="spread")
     refused("tiny", "not JSON", device_map="{")
+    refused("tiny", "not JSON", "nested too deeply", device_map='{"a":' * 50_000)
 
 
 def test_pickled_and_incomplete_weights_are_refused(tmp_path):
@@ -143,8 +144,9 @@ def test_pickled_and_incomplete_weights_are_refused(tmp_path):
     index = {"weight_map": {"a": "one.safetensors", "b": "model.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     refused(str(folder), "lacks one.safetensors")
-    (folder / "model.safetensors.index.json").write_text("{")
-    refused(str(folder), "readable model.safetensors.index.json")
+    for bad in ("{", "[1]", "[" * 100_000, '{"weight_map": 5}', '{"weight_map": {"a": []}}'):
+        (folder / "model.safetensors.index.json").write_text(bad)
+        refused(str(folder), "model.safetensors.index.json")
     (folder / "model.safetensors.index.json").unlink()
     load_model(str(folder))
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
@@ -154,9 +156,11 @@ def test_pickled_and_incomplete_weights_are_refused(tmp_path):
 def test_a_damaged_checkpoint_is_one_line(tmp_path):
     folder = copy_of_tiny(tmp_path / "m")
     (folder / "config.json").write_text("{")
-    refused(str(folder), "cannot be loaded")
+    refused(str(folder), "config.json cannot be read")
     (folder / "model.safetensors").write_bytes(b"\x00" * 100)
     refused(str(folder), "model.safetensors is damaged")
+    (folder / "config.json").write_text("version https://git-lfs.github.com/spec/v1")
+    refused(str(folder), "config.json are pointers of git-lfs")
 
 
 def test_weights_out_of_reach_name_the_command(cache):

@@ -67,3 +67,14 @@ def test_a_difference_is_told(fields, words):
     told = [change.words for change in changes(config(), config(**fields))]
     assert any(words in text for text in told), told
     assert changes(config(**fields), config(**fields)) == []
+
+
+def test_only_the_fields_that_differ_are_told():
+    quota = SELECTORS.get("quota")()
+    old, new = config(selector=COVER), config(selector=type(COVER)(tau=0.7))
+    (first, second) = changes(old, new)
+    assert first.words == f"first stage selector cover's tau {COVER.tau:g} -> 0.7"
+    assert (first.field, first.before, first.after) == ("stages.0.selector.tau", COVER.tau, 0.7)
+    assert second.field == "stages.1.selector.tau"
+    # The twin: another selector is told with all that it has.
+    assert "tau" in changes(config(selector=quota), new)[0].words

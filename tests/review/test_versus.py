@@ -15,9 +15,10 @@ from prunetune.review.dashboard.importance import OneImportance
 from prunetune.review.dashboard.notes import study_note
 from prunetune.review.decoded import importances
 from prunetune.review.facts import study_facts
+from prunetune.review.report.cards import _saved
 from prunetune.review.report.versus import Side, apart
 from prunetune.review.report.versus_page import render_versus
-from prunetune.review.saved import saved_words
+from prunetune.review.saved import saved_rows, saved_words
 from prunetune.study.find import files_of, find_study
 from prunetune.study.outcome.savings import keep_saving, saving_of
 from prunetune.study.study import run_search
@@ -113,7 +114,23 @@ def test_what_is_saved_stands_in_page_notes_and_config(tmp_path):
     [((1.9, 2.1), "faster"), ((0.5, 0.9), "does not pay"), ((0.9, 1.1), "no difference")],
 )
 def test_it_pays_only_beyond_the_spread(interval, said):
-    assert said in saved_words(SAVING.model_copy(update={"faster_interval": interval}))
+    total = Pair(unpruned=50, pruned=80 if interval[1] < 1 else 25)
+    saving = SAVING.model_copy(update={"faster_interval": interval, "total_ms": total})
+    assert said in saved_words(saving)
+    # The twin: where the medians are on the other side, nothing is claimed, of money neither.
+    other = Pair(unpruned=total.pruned, pruned=total.unpruned)
+    words = saved_words(saving.model_copy(update={"total_ms": other}))
+    assert "no difference" in words
+    assert "within noise" in words
+
+
+def test_money_is_claimed_as_the_time_is():
+    assert "save 17.4 of 34.7 (16.4 to 18.2)" in saved_words(SAVING)
+    assert saved_rows(SAVING)[-1][2] == "17.4"
+    noisy = SAVING.model_copy(update={"faster_interval": (0.98, 2.1)})
+    assert "a million requests cost 34.7, and the difference is within noise" in saved_words(noisy)
+    assert saved_rows(noisy)[-1][1:] == ("34.7", "within noise")
+    assert [card.value for card in _saved(noisy)][-1] == "within noise"
 
 
 def test_the_dashboard_has_the_reports_importance():

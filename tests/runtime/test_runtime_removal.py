@@ -1,6 +1,5 @@
 """Keeping everything is the identity, and a handle leaves nothing behind."""
 
-import copy
 import threading
 from contextlib import nullcontext
 
@@ -144,20 +143,6 @@ def test_an_interrupted_forward_is_forgotten():
         hook.remove()
         assert torch.equal(generate(model, batch), expected)
         assert not handle.frames
-
-
-@torch.no_grad()
-def test_copying_a_model():
-    """A copy would call the hooks of the model it was copied from."""
-    model = tiny("llava")
-    batch, config = make_batch(model), make_config(model)
-    with prunetune.apply(model, config):
-        pruned = model(**batch.inputs).logits
-        with pytest.raises(ConfigError, match=r"\A[^\n]+remove the handle[^\n]+\Z"):
-            copy.deepcopy(model)
-        assert torch.equal(model(**batch.inputs).logits, pruned)
-    with prunetune.apply(copy.deepcopy(model), config) as handle:
-        assert torch.equal(handle.plan.family.model(**batch.inputs).logits, pruned)
 
 
 @pytest.mark.parametrize("family", THOROUGH)

@@ -133,10 +133,19 @@ try:
             pass
 except OutOfTime as error:
     print(error)
+late = Clock(0.05)
+try:
+    with late.alarmed("it was loaded", 1.0):
+        while late.now() < late.end + 120:
+            pass
+except OutOfTime as error:
+    print(error)
 """
 
 
 def test_what_has_no_steps_ends_in_time_too():
     # In a process of its own: this one's alarm is the test runner's.
     done = subprocess.run([sys.executable, "-c", ALARM], capture_output=True, text=True, check=True)
-    assert done.stdout == "the timeout of 0.05 s has come while it was loaded\n"
+    said, late = done.stdout.splitlines()
+    assert said == "the timeout of 0.05 s has come while it was loaded"
+    assert late.startswith("--timeout: received 0.05, allowed here more than 2: the time was up")

@@ -65,10 +65,18 @@ def test_a_database_of_another_program_is_left_as_it_is(tmp_path):
     file = tmp_path / "photos.db"
     with closing(sqlite3.connect(file)) as connection, connection:
         connection.execute("create table photos (name text)")
-    before = file.read_bytes()
-    with pytest.raises(StudyError, match="another program's database"):
-        find_study(str(file))
-    assert file.read_bytes() == before
+    namesake = tmp_path / "students.db"
+    with closing(sqlite3.connect(namesake)) as connection, connection:
+        connection.execute("create table studies (student text)")
+    for path in (file, namesake):
+        before = path.read_bytes()
+        for target in (str(path), f"sqlite:///{path}"):
+            with pytest.raises(StudyError, match="another program's database"):
+                find_study(target)
+        assert path.read_bytes() == before
+    with pytest.raises(StudyError, match=r"another program's database: .* 'studies' of its own"):
+        open_storage(f"sqlite:///{namesake}")
+    assert namesake.read_bytes() == before
     # The twin: an empty file is what a killed search leaves, and a study is found.
     (tmp_path / "study.db").touch()
     with pytest.raises(StudyError, match="holds no study yet"):

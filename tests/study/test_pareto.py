@@ -14,9 +14,12 @@ from prunetune.budget import mean_retention
 from prunetune.config import PruningConfig
 from prunetune.errors import StudyError
 from prunetune.presets import preset_names
+from prunetune.review.facts import study_facts
+from prunetune.review.report.tables import held_out_table
 from prunetune.space.space import Space
 from prunetune.space.starts import first_starts
 from prunetune.spec import SpaceSpec, StudySpec
+from prunetune.study.find import find_study
 from prunetune.study.outcome.pareto import choose_point
 from prunetune.study.study import run_trials
 from prunetune.study.trials.best import cost_of, front, metric_of, since_better, spread
@@ -155,6 +158,11 @@ def test_points_are_compared_at_their_own_cost_and_written(searched):
     assert set(data["front"][0]) == {"trial", "cosine", "mean_retention"}
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert {"value", "cost"} <= set(lines[0])
+    # The report tells how far each rival is behind, as it does for one budget.
+    table = held_out_table(study_facts(find_study(str(out)).study))
+    apart = {row[0]: row[3:5] for row in table.rows if row[0] in {"uniform", "divprune"}}
+    assert all(" to " in interval and p != "-" for interval, p in apart.values())
+    assert len(apart) == 2
 
 
 def test_the_best_point_up_to_a_bound_is_chosen(searched):

@@ -105,3 +105,10 @@ def test_the_knee_is_where_the_front_bends():
     assert knee(front) == 1
     assert knee(front[:2]) == 0
     assert knee([(0.1, 0.5), (0.1, 0.5), (0.1, 0.5)]) in range(3)
+
+
+def test_an_interval_ends_where_there_is_nothing_left_to_lose():
+    loses = lost([1.0, 0.0, 0.0, 0.0], list("abcd"))
+    assert loses.high > 0.5
+    assert loses.within(0.5).interval == (max(loses.low, -0.5), 0.5)
+    assert loses.within(None).interval == (loses.low, loses.high)

@@ -36,6 +36,13 @@ def test_two_commands_in_one_folder_log_each_trial_once(tmp_path):
     assert logged(tmp_path) == [0, 1, 2, 3, 4]
 
 
+def test_a_log_that_is_a_device_is_left(tmp_path, caplog):
+    study = run_trials(spec(trials=1), Fake(), out=tmp_path, records=False)
+    (tmp_path / "log.jsonl").symlink_to("/dev/zero")
+    TrialLog(tmp_path / "log.jsonl")(study)
+    assert "not a plain file" in caplog.text
+
+
 def test_commands_that_log_at_once_wait_for_each_other(tmp_path):
     study = run_trials(spec(trials=40, presets=[]), Fake(), out=tmp_path, records=False)
     path = tmp_path / "log.jsonl"

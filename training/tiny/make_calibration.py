@@ -46,7 +46,8 @@ def questions_of(
         wanted[index // 2 % 4] = "list"
     asker, asked = KINDS[kind].asker(picture, rng), []
     spare = [name for name in rng.permutation(rotating) if name not in wanted]
-    for name in [*wanted, *spare, *spare]:
+    # Of a picture that allows few questions of some types, more of the others.
+    for name in [*wanted, *spare, *spare, *rotating * 4]:
         question = asker.ask(str(name))
         if question and question.words not in [q.words for q in asked]:
             asked.append(question)

@@ -116,7 +116,9 @@ def _stage(before: Stage, after: Stage, field: str) -> list[Change]:
         old, new = _apart(100 * before.retention, 100 * after.retention, digits=3)
         text = f"keeps {new}% instead of {old}%"
         found.append(Change(f"{field}.retention", before.retention, after.retention, text))
-    if before.restorer != after.restorer:
+    if _same_part(before.restorer, after.restorer):
+        found += _fields(before.restorer, after.restorer, f"{field}.restorer", "restorer")
+    elif before.restorer != after.restorer:
         text = f"restores by {_restorer(after)} instead of {_restorer(before)}"
         if after.restorer is None:
             text = f"restores nothing any more ({_restorer(before)} before)"
@@ -130,13 +132,42 @@ def _stage(before: Stage, after: Stage, field: str) -> list[Change]:
 def _chosen(before: Stage, after: Stage, field: str) -> list[Change]:
     """Return what changed in how a set is chosen, and in what it counts."""
     found = []
-    if before.selector != after.selector:
+    if _same_part(before.selector, after.selector):
+        found += _fields(before.selector, after.selector, f"{field}.selector", "selector")
+    elif before.selector != after.selector:
         old, new = (s.selector and s.selector.model_dump() for s in (before, after))
         text = f"chooses by {_part(after.selector)} instead of {_part(before.selector)}"
         found.append(Change(f"{field}.selector", old, new, text))
     if before.mass != after.mass:
         text = f"has mass {_value(after.mass)} instead of {_value(before.mass)}"
         found.append(Change(f"{field}.mass", before.mass, after.mass, text))
+    return found
+
+
+def _same_part(before: Any, after: Any) -> bool:
+    return before is not None and type(before) is type(after)
+
+
+def _fields(before: Any, after: Any, field: str, kind: str) -> list[Change]:
+    """Return what changed among the fields of a part that stayed the same one."""
+    old, new = (_flat(part.model_dump(mode="json")) for part in (before, after))
+    found = []
+    for key in dict.fromkeys((*old, *new)):
+        if old.get(key) != new.get(key):
+            was, now = _apart(old.get(key), new.get(key))
+            text = f"{kind} {after.name}'s {key} {was} -> {now}"
+            found.append(Change(f"{field}.{key}", old.get(key), new.get(key), text))
+    return found
+
+
+def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
+    """Return nested data as dotted names and plain values."""
+    inner = enumerate(data) if isinstance(data, list) else data.items()
+    found: dict[str, Any] = {}
+    for key, value in inner:
+        name = f"{prefix}{key}"
+        nested = isinstance(value, dict | list) and value
+        found |= _flat(value, f"{name}.") if nested else {name: value}
     return found
 
 

@@ -10,11 +10,11 @@ import shutil
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from optuna.artifacts.exceptions import ArtifactNotFound
 
-from prunetune.files import appearing
+from prunetune.files import appearing, open_plain
 from prunetune.review.facts import StudyFacts, TrialFacts
 
 if TYPE_CHECKING:
@@ -56,8 +56,9 @@ class ArtifactFolder:
             ArtifactNotFound: There is none of this name in the folder itself.
         """
         try:
-            handle = os.open(self._path(artifact_id), os.O_RDONLY | os.O_NOFOLLOW)
-            return os.fdopen(handle, "rb")
+            return cast(
+                "BinaryIO", open_plain(self._path(artifact_id), os.O_RDONLY | os.O_NOFOLLOW)
+            )
         except OSError as error:
             raise ArtifactNotFound(f"{artifact_id}: {error.strerror}") from None
 

@@ -8,6 +8,7 @@ from prunetune.provenance import Judged, Loss, Saving
 from prunetune.review.facts import StudyFacts
 from prunetune.review.fronts import cost_shown
 from prunetune.review.report.tables import shown_point
+from prunetune.review.saved import NOISE
 from prunetune.review.theme import number, percent, tenths
 
 _MOST = 6
@@ -68,7 +69,7 @@ def _worth(judged: Judged) -> list[Card]:
     if lost.accuracy is not None and lost.accuracy.of is not None:
         of, less = lost.accuracy.of, lost.accuracy.mean
         found = [
-            Card("accuracy lost", f"{100 * less:.1f} points", _points(lost.accuracy)),
+            Card("against unpruned", f"{-100 * less:+.1f} points", _points(lost.accuracy)),
             Card("accuracy", tenths(of - less), f"unpruned {tenths(of)}"),
         ]
     agrees = tenths(1.0 - lost.agreement.mean)
@@ -82,7 +83,7 @@ def _worth(judged: Judged) -> list[Card]:
 def _points(loss: Loss) -> str:
     low, high = loss.interval
     doubt = "" if loss.beyond_noise else ", within noise"
-    return f"95%: {100 * low:.1f} to {100 * high:.1f}{doubt}"
+    return f"of accuracy; 95%: {-100 * high:+.1f} to {-100 * low:+.1f}{doubt}"
 
 
 def _of_before(facts: StudyFacts, shown: Mapping[str, Any] | None) -> list[Card]:
@@ -103,7 +104,8 @@ def _saved(saving: Saving) -> list[Card]:
     found = [Card("to the first token", f"{first.pruned:.3g} ms", f"unpruned {first.unpruned:.3g}")]
     if money is not None:
         about = f"unpruned {money.unpruned:.3g}, at {saving.price_per_hour:g} an hour"
-        found.append(Card("a million requests", f"{money.pruned:.3g}", about))
+        value = NOISE if saving.told == NOISE else f"{money.pruned:.3g}"
+        found.append(Card("a million requests", value, about))
     return found
 
 

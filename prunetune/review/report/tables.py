@@ -91,6 +91,11 @@ def held_out_table(facts: StudyFacts) -> Table | None:
         "interval is below 0 is more than chance. p: one-sided Wilcoxon test that pictures have "
         "a lower gap; beside such a difference, a large p says that few pictures gain much."
     )
+    if any("stopped after" in row[-1] for row in rows):
+        caption += (
+            " A rival is stopped where it can no longer be the best, nor better than the tuned "
+            "config; its row is about the samples that it was measured on."
+        )
     return Table(caption, heads, tuple(rows), strong=0)
 
 

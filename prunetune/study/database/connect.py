@@ -24,6 +24,7 @@ from prunetune.secrets import redact, remember
 from prunetune.study.database.persistent import check_optuna
 from prunetune.study.database.postgres import connector
 from prunetune.study.database.storage import BatchedStorage
+from prunetune.study.database.urls import COLUMNS, TABLE
 
 # Longer than a database takes to restart: a live trial must not be taken for a dead one.
 HEARTBEAT_SECONDS, GRACE_SECONDS = 60, 300
@@ -76,8 +77,6 @@ def open_storage(url: str, *, reading: bool = False) -> BatchedStorage:
     if backend not in ("sqlite", "postgresql"):
         raise refused
     try:
-        if reading:
-            _check_tables(url)
         storage = _open(url, reading)
     except ArgumentError:
         raise refused from None
@@ -87,18 +86,29 @@ def open_storage(url: str, *, reading: bool = False) -> BatchedStorage:
     return storage
 
 
-def _check_tables(url: str) -> None:
-    """Refuse a database that holds no studies, before anything could be written to it.
+def _check_tables(url: str, reading: bool) -> None:
+    """Refuse a database that holds another program's, before anything could be written to it.
+
+    Args:
+        url: Of the database.
+        reading: Refuse one that holds no studies, too.
 
     Raises:
-        StudyError: It does not.
+        StudyError: It does.
     """
     engine = create_engine(url, **_options(url))
     try:
-        tables = inspect(engine).get_table_names()
+        found = inspect(engine)
+        tables = found.get_table_names()
+        columns = {one["name"] for one in found.get_columns(TABLE)} if TABLE in tables else set()
     finally:
         engine.dispose()
-    if "studies" not in tables:
+    if TABLE in tables and not columns >= COLUMNS:
+        raise StudyError(
+            f"{redact(url)!r} is another program's database: it has a table {TABLE!r} of its own; "
+            "name another one with --storage or --out"
+        )
+    if reading and TABLE not in tables:
         what = "is another program's database" if tables else "holds no study yet"
         raise StudyError(
             f"no study at {redact(url)!r}: it {what}; `prunetune search --storage` makes one"
@@ -128,6 +138,7 @@ def _opened(url: str, reading: bool) -> BatchedStorage:
     deadline = time.monotonic() + _OPENING_SECONDS
     while True:
         try:
+            _check_tables(url, reading)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 storage = BatchedStorage(

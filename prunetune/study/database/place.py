@@ -7,7 +7,7 @@ from prunetune.errors import StudyError
 from prunetune.files import is_database, looked_at
 from prunetune.hub.uris import is_uri
 from prunetune.secrets import redact
-from prunetune.study.database.urls import DATABASE, file_url, storage_url
+from prunetune.study.database.urls import COLUMNS, DATABASE, TABLE, file_url, storage_url
 
 
 def locate(target: str) -> tuple[str, Path | None]:
@@ -66,10 +66,10 @@ def _check_database(path: Path, target: str) -> None:
 
 def _is_foreign(path: Path) -> bool:
     """Tell whether an SQLite database surely holds tables, but none of studies."""
-    query = "SELECT name FROM sqlite_master WHERE type = 'table'"
     try:
         with looked_at(path) as database:
-            tables = {name for (name,) in database.execute(query)}
+            (tables,) = database.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            columns = {row[1] for row in database.execute(f"PRAGMA table_info({TABLE})")}
     except sqlite3.Error:
         return False
-    return bool(tables) and "studies" not in tables
+    return bool(tables) and not columns >= COLUMNS

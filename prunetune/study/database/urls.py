@@ -4,6 +4,9 @@ import re
 from pathlib import Path
 
 DATABASE = "study.db"
+TABLE = "studies"
+COLUMNS = {"study_id", "study_name"}
+"""Of Optuna's table; another program may have one of that name."""
 
 
 def storage_url(out: Path, storage: str | None) -> str:

@@ -12,7 +12,7 @@ from prunetune.study.clock import Clock
 from prunetune.study.outcome.intervals import bootstrap_ci, lower_p_value
 from prunetune.study.outcome.judging import accuracy_difference
 from prunetune.study.outcome.summary import RESIZE, Baseline
-from prunetune.study.outcome.table import Row, Table
+from prunetune.study.outcome.table import HOPELESS, Row, Table
 from prunetune.study.trials.trials import Preset
 
 NO_LEVELS = "every picture has as many tokens, whatever its size"
@@ -68,7 +68,9 @@ def _compared(
     is_tuned = tuned is not None and prunes_alike(config, tuned)
     images = image_ids(held_out.samples)[:count]
     difference = [ours.gap - theirs.gap for ours, theirs in zip(tuned_results, results)]
-    stopped = f"stopped after {count} of {total} samples: {row.note}" if count < total else ""
+    stopped = f"stopped after {count} of {total} samples" if count < total else ""
+    if stopped and row.note != HOPELESS:
+        stopped += f": {row.note}"
     notes = ("the tuned config itself" if is_tuned else "", stopped, preset.note)
     return Baseline(
         name=preset.name,

@@ -9,7 +9,7 @@ from optuna.trial import FrozenTrial
 from prunetune.errors import StudyError
 from prunetune.measure.scores import Measures, SampleScore, accuracy, image_ids
 from prunetune.promise import Promise
-from prunetune.provenance import Judged, Loss
+from prunetune.provenance import Judged
 from prunetune.study.outcome.promise import (
     NO_ANSWERS,
     Loses,
@@ -87,17 +87,12 @@ class Decision:
         if self.promise.loss == "accuracy" and loses.mean < 0:
             most = f"and loses {most}"
         if self.promise.loss == "accuracy":
-            apart = loses.low > 0 or loses.high < 0
-            loss = Loss(
-                mean=loses.mean,
-                interval=(loses.low, loses.high),
-                of=self.unpruned_accuracy,
-                beyond_noise=apart,
-            )
-            return f"{accuracy_lost(loss)}{' ' if loses.mean < 0 else ', '}{most}"
+            loss = accuracy_lost(loses.within(self.unpruned_accuracy))
+            return f"{loss}{' ' if loses.mean < 0 else ', '}{most}"
         shown = self.promise.shown
         what = "has a gap of" if self.promise.loss == "gap" else "gives another next token on"
-        return f"{what} {shown(loses.mean)} ({shown(loses.low)} to {shown(loses.high)}), {most}"
+        low, high = loses.within(None if self.promise.loss == "gap" else 1.0).interval
+        return f"{what} {shown(loses.mean)} ({shown(low)} to {shown(high)}), {most}"
 
     def _nothing(self, cost: str) -> str:
         if not self.tested:

@@ -8,7 +8,7 @@ from prunetune.config import PruningConfig
 from prunetune.measure.scores import Measures, SampleScore, accuracy, image_ids
 from prunetune.provenance import Judged, Loss, Outcome, Problem, Rival, Unpruned
 from prunetune.study.outcome.intervals import bootstrap_ci
-from prunetune.study.outcome.promise import Loses, lost
+from prunetune.study.outcome.promise import lost
 from prunetune.study.outcome.summary import Baseline
 
 FEWEST_PICTURES = 5
@@ -88,21 +88,12 @@ def _unpruned(
     found = None
     if answered:
         values, shown = zip(*answered, strict=True)
-        found = _loss(lost(values, shown), accuracy(unpruned))
+        found = lost(values, shown).within(accuracy(unpruned))
     return Unpruned(
         accuracy=found,
         gap=Loss(mean=mean, interval=(low, high), beyond_noise=low > 0),
-        agreement=_loss(lost([float(not r.agrees) for r in tuned], images), 1.0),
+        agreement=lost([float(not r.agrees) for r in tuned], images).within(1.0),
     )
-
-
-def _loss(loses: Loses, of: float | None) -> Loss:
-    apart = loses.low > 0 or loses.high < 0
-    low, high = loses.low, loses.high
-    if of is not None:
-        # Nothing can lose more than there is, nor gain more than is missing.
-        low, high = max(low, of - 1.0), min(high, of)
-    return Loss(mean=loses.mean, interval=(low, high), of=of, beyond_noise=apart)
 
 
 def _rival(tuned: Sequence[SampleScore], row: Baseline) -> Rival | None:

@@ -120,7 +120,7 @@ def conclude_front(
         study,
         result.to_dict(),
         held_out,
-        (shown.config, measuring.measured[shown.trial]) if shown else None,
+        (shown, measuring.measured[shown.trial]) if shown else None,
         spec.seed,
     )
     return result

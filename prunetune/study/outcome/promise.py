@@ -16,6 +16,7 @@ from typing import Any
 from prunetune.errors import StudyError
 from prunetune.measure.scores import SampleScore
 from prunetune.promise import Promise
+from prunetune.provenance import Loss
 from prunetune.study.outcome.noise import paired
 
 LEVEL = 0.95
@@ -72,6 +73,18 @@ class Loses:
         if self.mean >= most:
             return None
         return math.ceil(self.pictures * ((self.bound - self.mean) / (most - self.mean)) ** 2)
+
+    def within(self, of: float | None) -> Loss:
+        """Return it as it is told: nothing loses more than there is, nor gains what is not missing.
+
+        Args:
+            of: What the unpruned model has of it, in 0 .. 1; None where that says nothing.
+        """
+        low, high = self.low, self.high
+        if of is not None:
+            low, high = max(low, of - 1.0), min(high, of)
+        apart = self.low > 0 or self.high < 0
+        return Loss(mean=self.mean, interval=(low, high), of=of, beyond_noise=apart)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what ``search --json`` prints of it."""

@@ -12,10 +12,10 @@ from optuna import Study
 from optuna.exceptions import OptunaError
 
 from prunetune.calibration import Sample
-from prunetune.config import PruningConfig
 from prunetune.measure.scores import Measures, SampleScore, image_ids
+from prunetune.study.outcome.front_summary import Point
 from prunetune.study.outcome.intervals import bootstrap_ci
-from prunetune.study.outcome.summary import SearchResult
+from prunetune.study.outcome.summary import Baseline, SearchResult
 
 logger = logging.getLogger(__name__)
 
@@ -47,11 +47,7 @@ def write_record(
         "trial": trial,
         "config": result.best.model_dump(mode="json"),
         "result": {k: v for k, v in result.to_dict().items() if k not in ("config", "report")},
-        "differences": {
-            b.name: {"gap_difference": b.gap_difference, "p_value": b.p_value}
-            for b in result.baselines
-            if b.scores is not None
-        },
+        "differences": _differences(result.baselines),
         **_by_sample(held_out, configs, seed),
     }
     _keep(study, KEY, data)
@@ -61,7 +57,7 @@ def write_front(
     study: Study,
     result: Mapping[str, Any],
     held_out: Measures,
-    shown: tuple[PruningConfig, Mapping[str, Sequence[SampleScore]]] | None,
+    shown: tuple[Point, Mapping[str, Sequence[SampleScore]]] | None,
     seed: int,
 ) -> None:
     """Store what a search for a front ended with.
@@ -70,14 +66,15 @@ def write_front(
         study: With all its trials.
         result: As ``search --json`` prints it.
         held_out: The split that was measured.
-        shown: The config that the verdict is about, and results on the split by name; None where
+        shown: The point that the verdict is about, and results on the split by name; None where
             nothing was measured.
         seed: Of the intervals.
     """
     data = {**_head(study), "result": {k: v for k, v in result.items() if k != "report"}}
     if shown is not None:
-        config, configs = shown
-        data |= {"trial": config.provenance.trial, "config": config.model_dump(mode="json")}
+        point, configs = shown
+        data |= {"trial": point.trial, "config": point.config.model_dump(mode="json")}
+        data["differences"] = _differences(point.baselines)
         data |= _by_sample(held_out, configs, seed)
     _keep(study, FRONT, data)
 
@@ -87,6 +84,15 @@ def _head(study: Study) -> dict[str, Any]:
         "version": _VERSION,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "ended": sum(t.state.is_finished() for t in study.get_trials(deepcopy=False)),
+    }
+
+
+def _differences(baselines: Sequence[Baseline]) -> dict[str, Any]:
+    """Return by how much the tuned config's gap is below each one's, over the same samples."""
+    return {
+        b.name: {"gap_difference": b.gap_difference, "p_value": b.p_value}
+        for b in baselines
+        if b.scores is not None
     }
 
 

@@ -26,6 +26,7 @@ LOOK = 0.2
 ANSWERED = 1.5
 """What a sample of the table costs beside one of a trial: answers are looked at."""
 TIME_UP = "the time was up"
+HOPELESS = "can no longer be the best, nor better than the tuned config"
 _LEAST_PICTURES = 12
 _FEWEST = 16
 
@@ -156,7 +157,7 @@ class Table:
             if self._clock.up:
                 row.note = TIME_UP
             elif self._hopeless(row):
-                row.note = "it can no longer be the best, nor better than the tuned config"
+                row.note = HOPELESS
             else:
                 self._step(row)
 

@@ -9,6 +9,7 @@ from typing import IO
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from prunetune.files import check_plain
 from prunetune.study.trials.best import FINISHED
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ class TrialLog:
             with self.path.open("a+b") as file:
                 # Closing unlocks. Another command may write into the same folder.
                 _lock(file)
+                check_plain(file)
                 self._take_in(file)
                 new = [trial for trial in ended if _key(trial) not in self._seen]
                 # A killed run may have left half a line.
@@ -66,7 +68,7 @@ class TrialLog:
             try:
                 data = json.loads(line)
                 self._seen.add((int(data["trial"]), data.get("seconds")))
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 logger.warning("%s holds a broken line; it is left as it is", self.path)
 
 
