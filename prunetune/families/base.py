@@ -47,7 +47,7 @@ class Family(Layered, Towered):
     resizing: ClassVar[str] = ""
     """How the number of tokens follows a picture's size, see ``prunetune.pixels.layouts``: by its
     pixels (``native``, ``volume``), by an edge (``edge``), by tiles (``tiles``, ``canvas``,
-    ``longest_edge``), or not at all."""
+    ``covering``, ``longest_edge``), or not at all."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model

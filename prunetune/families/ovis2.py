@@ -22,6 +22,7 @@ class Ovis2(FixedViews):
 
     model_type: ClassVar[str] = "ovis2"
     joins_views: ClassVar[bool] = True
+    resizing = "covering"
 
     def check(self) -> None:
         """Refuse features that are drawn, and a grid that is padded before it is merged."""

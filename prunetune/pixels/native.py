@@ -59,7 +59,7 @@ def native_settings(
         return [Setting("transformers, vLLM", text, False, note)]
     if layout in ("native", "volume"):
         return _caps(processor, pixels, sizes, count, wanted, layout)
-    if layout == "canvas":
+    if layout in ("canvas", "covering"):
         choices: list[dict[str, Any]] = [
             {"max_patches": n} for n in range(1, int(pictures.max_patches) + 1)
         ]

@@ -22,12 +22,13 @@ NO_PIL = pytest.mark.skipif(
 VIEWS = {
     "internvl": [[3], [7, 3]],
     "gemma3": [[1], [1, 1]],
+    "ovis2": [[7], [7, 7]],
     "idefics3": [[7], [10, 7]],
     "smolvlm": [[7], [10, 7]],
     "paligemma": [[1], [1, 1]],
 }
 NAMES = [pytest.param(n, marks=NO_PIL if n in ("idefics3", "smolvlm") else ()) for n in VIEWS]
-TOKENS = {"internvl": 9, "gemma3": 16, "idefics3": 9, "smolvlm": 9, "paligemma": 25}
+TOKENS = {"internvl": 9, "gemma3": 16, "ovis2": 9, "idefics3": 9, "smolvlm": 9, "paligemma": 25}
 
 
 @pytest.fixture(scope="module", params=NAMES)
