@@ -13,6 +13,7 @@ FAMILIES: Registry[Family] = Registry(
         "gemma3": "prunetune.families.gemma3:Gemma3",
         "glm46v": "prunetune.families.glm46v:Glm46V",
         "glm4v": "prunetune.families.glm4v:Glm4v",
+        "granite4_vision": "prunetune.families.granite4_vision:Granite4Vision",
         "idefics3": "prunetune.families.idefics3:Idefics3",
         "internvl": "prunetune.families.internvl:InternVL",
         "lfm2_vl": "prunetune.families.lfm2_vl:Lfm2Vl",

@@ -95,6 +95,10 @@ class Family(Layered, Towered):
             names["video"] = self.video_encoder_method
         return names
 
+    def features(self, output: Any) -> Any:
+        """Return the features of each image or video, from what an encoder method returned."""
+        return output[1] if isinstance(output, tuple) else output.pooler_output
+
     def lengths(self, arguments: Mapping[str, Any], features: Any, modality: str) -> list[int]:
         """Return how many tokens each image or video takes, from what its encoder returned."""
         return [part.shape[:-1].numel() for part in features]
@@ -229,13 +233,13 @@ class Family(Layered, Towered):
         return lambda: None
 
     def injected(self, arguments: Mapping[str, Any]) -> list[Tensor]:
-        """Return what the text model adds to image tokens: one item for each of its first layers.
+        """Return what the text model adds to image tokens behind each of its first layers.
 
         Args:
             arguments: Of the text model's forward, by name.
 
         Returns:
-            ``[image tokens of the batch, d]`` each.
+            ``[image tokens of the batch, d]`` each; ``[0, d]`` where nothing is added.
         """
         return []
 

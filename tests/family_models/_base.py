@@ -83,6 +83,7 @@ class TinyFamily:
             else why not.
         flash: Whether transformers' own tower keeps images apart under FlashAttention; else why
             not.
+        makes_cache: Whether transformers' own forward makes a cache where it is given none.
         chunks: Whether transformers itself can prefill it in parts; else why not.
         marks: Pytest marks of all its tests, as from ``needs``.
     """
@@ -102,6 +103,7 @@ class TinyFamily:
     lookup: bool | str = True
     beams: bool | str = True
     flash: bool | str = True
+    makes_cache: bool = True
     chunks: bool | str = True
     marks: tuple[Any, ...] = ()
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 import torch
-from reference import measure
+from reference import measure, new_cache
 from reference_models import LAYERS, THOROUGH, make_batch, make_config, predicted_kv, tiny
 from test_runtime import TOLERANCE, check, check_counts
 
@@ -82,7 +82,7 @@ def test_half_precision(family, dtype):
     ]
     config = make_config(model, stages)
     with prunetune.apply(model, config) as handle:
-        output = model(**inputs, use_cache=True)
+        output = model(**inputs, use_cache=True, **new_cache(model))
         model.generate(**inputs, max_new_tokens=3)
     check_counts(handle.trace[-1], batch, config)
     assert output.logits.dtype == dtype

@@ -120,6 +120,10 @@ class VisionTap:
         states = args[0] if args else kwargs["hidden_states"]
         self._local.tapped = TappedAttention(module, states, kwargs)
 
+    def features(self, output: Any) -> Any:
+        """Return the features of each image or video, from what an encoder returned."""
+        return self._family.features(output)
+
     def take(self, seen: TappedAttention) -> None:
         """Take what an attention module was given where no hook of this tap sees it."""
         self._local.tapped = seen
@@ -256,7 +260,7 @@ def wrap_encoder(
         if not outermost:
             # Qwen3-VL's video encoder calls its image encoder: what counts is that of videos.
             return output
-        features = output[1] if isinstance(output, tuple) else output.pooler_output
+        features = tap.features(output)
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         note(tap.capture(bound.arguments, features, modality), output)
