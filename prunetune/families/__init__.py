@@ -22,6 +22,7 @@ FAMILIES: Registry[Family] = Registry(
         "llava_next_video": "prunetune.families.llava_next_video:LlavaNextVideo",
         "llava_onevision": "prunetune.families.llava_onevision:LlavaOnevision",
         "mistral3": "prunetune.families.mistral3:Mistral3",
+        "molmo2": "prunetune.families.molmo2:Molmo2",
         "ovis2": "prunetune.families.ovis2:Ovis2",
         "paligemma": "prunetune.families.paligemma:PaliGemma",
         "qwen2_5_vl": "prunetune.families.qwen2_5_vl:Qwen25VL",

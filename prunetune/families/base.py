@@ -16,6 +16,9 @@ from prunetune.tokens import ImageGeometry, Mosaic
 
 __all__ = ["Family", "Survivors", "TappedAttention", "VisionCall", "refuse"]
 
+TOWER_NEEDS = frozenset({"vision_attention", "vision_map", "patch_entropy"})
+"""Inputs of scorers that are made of what a tower sees and attends to."""
+
 
 class Family(Layered, Towered):
     """Base of all families: a view on one loaded model; it holds no tensors and changes nothing.
@@ -42,6 +45,8 @@ class Family(Layered, Towered):
     """Whether the encoder takes a picture's tiles for images; ``mosaics`` then joins them."""
     can_pack: ClassVar[bool] = True
     """Whether positions can be renumbered: not where they are rows and columns."""
+    tokens_of_views: ClassVar[bool] = True
+    """Whether a token's patches are of one view: else no view's map is one of tokens."""
     one_view: ClassVar[bool] = False
     """Whether a picture is always seen as one view: nothing can then be ranked view by view."""
     resizing: ClassVar[str] = ""
@@ -164,6 +169,12 @@ class Family(Layered, Towered):
         module = self.vision_attention_module()
         return [] if module is None else [module]
 
+    def tower_tells(self) -> frozenset[str]:
+        """Return which inputs of scorers can be made of the tower: of ``TOWER_NEEDS``."""
+        if not self.vision_attention_modules():
+            return TOWER_NEEDS - {"vision_attention", "vision_map"}
+        return TOWER_NEEDS if self.tokens_of_views else frozenset({"vision_attention"})
+
     def vision_has_cls(self) -> bool:
         """Tell whether the tower's first token is a CLS token."""
         return False
@@ -175,6 +186,15 @@ class Family(Layered, Towered):
 
         Returns:
             ``[tokens, patches]`` float32, rows sum to 1; None: every patch is a token.
+        """
+        return None
+
+    def taken(self, call: VisionCall) -> list[Tensor] | None:
+        """Return which patches each token is made of, where they are of several views.
+
+        Returns:
+            Of each image ``[tokens, patches of a token]`` int64 into its views' patches, one view
+            behind another; -1: none. None: tokens are of one view each.
         """
         return None
 

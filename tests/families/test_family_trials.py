@@ -26,8 +26,8 @@ from prunetune.runtime.suffix import run_suffix
 
 TOLERANCE = 1e-5
 NAMES = (
-    "gemma3", "granite4_vision", "idefics3", "internvl", "llava_next", "ovis2", "paligemma",
-    "smolvlm",
+    "gemma3", "granite4_vision", "idefics3", "internvl", "llava_next", "molmo2", "ovis2",
+    "paligemma", "smolvlm",
 )  # fmt: skip
 
 
