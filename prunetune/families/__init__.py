@@ -21,6 +21,7 @@ FAMILIES: Registry[Family] = Registry(
         "llava_next": "prunetune.families.llava_next:LlavaNext",
         "llava_next_video": "prunetune.families.llava_next_video:LlavaNextVideo",
         "llava_onevision": "prunetune.families.llava_onevision:LlavaOnevision",
+        "minicpmv4_6": "prunetune.families.minicpmv4_6:MiniCPMV46",
         "mistral3": "prunetune.families.mistral3:Mistral3",
         "molmo2": "prunetune.families.molmo2:Molmo2",
         "ovis2": "prunetune.families.ovis2:Ovis2",
