@@ -16,6 +16,7 @@ FAMILIES: Registry[Family] = Registry(
         "granite4_vision": "prunetune.families.granite4_vision:Granite4Vision",
         "idefics3": "prunetune.families.idefics3:Idefics3",
         "internvl": "prunetune.families.internvl:InternVL",
+        "kimi_k25": "prunetune.families.kimi_k25:KimiK25",
         "lfm2_vl": "prunetune.families.lfm2_vl:Lfm2Vl",
         "llava": "prunetune.families.llava:Llava",
         "llava_next": "prunetune.families.llava_next:LlavaNext",

@@ -94,5 +94,5 @@ def test_restorers(family, kind):
     others = [name for name in RESTORERS if name not in CELLS]
     among = {"blend": ("blend",), "by cells": CELLS, "others": others}[kind]
     restorer = among[turn % len(among)]
-    probe = (test_runtime_taps.Probe(),)
+    probe = (test_runtime_taps.probe_of(family),)
     test_runtime_restorers.check_restorer(family, 2, restorer, probe)
