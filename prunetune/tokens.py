@@ -5,12 +5,10 @@ A *visual token* is one projected patch; a *separator* is an image token that is
 """
 
 from dataclasses import dataclass, field, fields, replace
-from typing import TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
-
-_View = TypeVar("_View")
 
 
 def _unset() -> Tensor:
@@ -176,7 +174,7 @@ class Mosaic:
         tiles = self.rows * self.cols
         return tiles + 1 if tiles > 1 or self.thumbnail_first else 1
 
-    def by_tile(self, views: list[_View]) -> list[_View]:
+    def by_tile(self, views: list[Any]) -> list[Any]:
         """Return what belongs to each view, the thumbnail's first, from the sequence's order."""
         return list(views) if self.thumbnail_first else [views[-1], *views[:-1]]
 
@@ -197,12 +195,8 @@ class Mosaic:
             for v, view in enumerate(tiles)
         ]
         placed.insert(0 if self.thumbnail_first else len(placed), thumbnail)
-        return ImageGeometry(
-            **{
-                f.name: torch.cat([getattr(p, f.name) for p in placed])
-                for f in fields(ImageGeometry)
-            }
-        )
+        names = [f.name for f in fields(ImageGeometry)]
+        return ImageGeometry(**{n: torch.cat([getattr(p, n) for p in placed]) for n in names})
 
 
 def frames_geometry(frames: int, rows: int, cols: int) -> ImageGeometry:

@@ -111,7 +111,8 @@ def facts_of(
         intermediate_size=inner_width(text),
         num_heads=heads,
         num_kv_heads=int(getattr(text, "num_key_value_heads", None) or heads),
-        head_dim=_latent_head(text) or int(getattr(text, "head_dim", 0) or text.hidden_size // heads),
+        head_dim=_latent_head(text)
+        or int(getattr(text, "head_dim", 0) or text.hidden_size // heads),
         image_tokens=image_tokens,
         text_tokens=text_tokens,
         value_bytes=int(family.text_model.dtype.itemsize),

@@ -35,7 +35,7 @@ class Granite4Vision(AnyResolution):
 
     def logits(self, states: Tensor) -> Tensor:
         """Scaled down by the config's ``logits_scaling``."""
-        return super().logits(states) / self.config.text_config.logits_scaling
+        return super().logits(states) / float(self.config.text_config.logits_scaling)
 
     def view_grid(self) -> tuple[int, int]:
         """The tower's grid, sampled down."""
@@ -102,7 +102,7 @@ class Granite4Vision(AnyResolution):
             mask, features = kwargs.get("vision_mask"), kwargs.get("deepstack_features")
             if mask is None or features is None:
                 return None
-            own = {"vision_mask": _Mask(mask, survivors)}
+            own: dict[str, Any] = {"vision_mask": _Mask(mask, survivors)}
             own["deepstack_features"] = _Features(features, mask, survivors)
             return args, kwargs | own
 
@@ -158,9 +158,7 @@ class _Mask:
 class _Features(dict[int, Tensor]):
     """Features by layer, of the image tokens under way where somebody asks for them."""
 
-    def __init__(
-        self, features: Mapping[int, Tensor], mask: Tensor, survivors: Survivors
-    ) -> None:
+    def __init__(self, features: Mapping[int, Tensor], mask: Tensor, survivors: Survivors) -> None:
         super().__init__(features)
         self._mask, self._survivors = mask[..., 0], survivors
 

@@ -60,7 +60,6 @@ class InternVL(FixedViews):
         return True
 
 
-
 def _layout(views: list[Tensor]) -> Mosaic:
     """Return the mosaic of the tiles ``views[:-1]`` that is most like the thumbnail after them."""
     *tiles, thumbnail = views

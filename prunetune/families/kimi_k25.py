@@ -52,7 +52,7 @@ class KimiK25(Family):
         """Each picture put together again from its patches, which come row by row."""
         values: Tensor = call.arguments["pixel_values"]
         grids, side, made = self.grids(call), values.shape[-1], []
-        for part, (h, w) in zip(values.split([h * w for h, w in grids]), grids, strict=True):
+        for part, (h, w) in zip(torch.split(values, [h * w for h, w in grids]), grids, strict=True):
             cells = part.view(h, w, -1, side, side).permute(2, 0, 3, 1, 4)
             made.append(cells.reshape(1, -1, h * side, w * side))
         return made

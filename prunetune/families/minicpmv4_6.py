@@ -1,4 +1,4 @@
-"""MiniCPM-V 4.6: pictures of any size in one packed sequence, merged within the tower and behind."""
+"""MiniCPM-V 4.6: packed pictures of any size, merged within the tower and behind it."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -28,8 +28,7 @@ class MiniCPMV46(Family):
     @property
     def merge(self) -> int:
         """Side of the blocks of the tower's rows that become one token."""
-        side: int = int(self.config.merge_kernel_size[0])
-        return side ** int(self.config.merger_times)
+        return int(self.config.merge_kernel_size[0] ** self.config.merger_times)
 
     @property
     def patches_per_token(self) -> int:
@@ -40,7 +39,9 @@ class MiniCPMV46(Family):
         """Return the side of the windows that are merged within the tower; 1: none are."""
         mode = arguments.get("downsample_mode") or self.config.downsample_mode
         vision = self.config.vision_config
-        return 1 if mode == "4x" or vision.insert_layer_id < 0 else int(vision.window_kernel_size[0])
+        return (
+            1 if mode == "4x" or vision.insert_layer_id < 0 else int(vision.window_kernel_size[0])
+        )
 
     def patches(self, call: VisionCall) -> list[tuple[int, int]]:
         """Return (rows, columns) of patches of every item."""
@@ -63,7 +64,7 @@ class MiniCPMV46(Family):
         """Each item put together again from its patches, which stand side by side."""
         packed: Tensor = call.arguments["pixel_values"][0]
         side, grids, made = packed.shape[1], self.patches(call), []
-        for part, (h, w) in zip(packed.split([h * w * side for h, w in grids], 2), grids):
+        for part, (h, w) in zip(torch.split(packed, [h * w * side for h, w in grids], 2), grids):
             cells = part.view(-1, side, h, w, side).transpose(1, 2)
             made.append(cells.reshape(1, -1, h * side, w * side))
         return made

@@ -57,7 +57,7 @@ class Molmo2(Family):
         kinds: Tensor | None = arguments.get("mm_token_type_ids")
         return None if kinds is None else torch.where(kinds == 1, 0, -1)
 
-    def grids(self, call: VisionCall) -> list[tuple[int, int, int, int]]:
+    def grids(self, call: VisionCall) -> list[tuple[int, ...]]:
         """Return (rows, columns) of tokens of the thumbnail and of the stitched crops."""
         return [tuple(map(int, grid)) for grid in call.arguments["image_grids"].tolist()]
 

@@ -94,7 +94,7 @@ class Ovis2(FixedViews):
         else:
             thumbnail, *rest = sketches
             rows = likest([Mosaic(1, tiles), Mosaic(tiles, 1)], rest, thumbnail).rows
-        if tiles % rows or set(tags[1:]) - {col, row} and tags[0] == grid:
+        if tiles % rows or (tags[0] == grid and set(ends) - {col, row}):
             raise refuse(
                 self.model,
                 f"{tiles} tiles in {rows} rows stand behind a thumbnail: pass prompts as the "

@@ -16,6 +16,7 @@ from prunetune.runtime.choice.taps import LayerTap, last_query_row, row_readable
 from prunetune.runtime.vision.tower import ImageCapture, VisionCapture, VisionTap, wrap_encoder
 from prunetune.runtime.vision.views import join_views
 
+
 @dataclass
 class OwnAnswer:
     """The unpruned model's own greedy answer.

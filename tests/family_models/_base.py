@@ -81,7 +81,7 @@ class TinyFamily:
         lookup: Whether transformers itself can look candidates up in the prompt; else why not.
         beams: Whether transformers itself keeps several images of a prompt in order under beams;
             else why not.
-        cached_beams: Whether transformers' own beams are the same with and without a cache; else why
+        cached_beams: Whether transformers' own beams are alike with and without a cache; else why
             not.
         flash: Whether transformers' own tower keeps images apart under FlashAttention; else why
             not.

@@ -73,7 +73,9 @@ class Molmo2(TinyFamily):
         for piece in pieces:
             own = piece.inputs["image_token_pooling"]
             at = sum(len(p.inputs["image_token_pooling"]) for p in pieces[: pieces.index(piece)])
-            made["image_token_pooling"][at : at + len(own)] = torch.where(own < 0, own, own + before)
+            made["image_token_pooling"][at : at + len(own)] = torch.where(
+                own < 0, own, own + before
+            )
             before += PATCHES**2 * len(piece.inputs["pixel_values"])
         return made
 
@@ -106,7 +108,6 @@ def stitched(down: int, across: int) -> Tensor:
             cols.append(number[row, col, top:bottom, left:right])
         rows.append(torch.cat(cols, 1))
     return torch.cat(rows) + PATCHES**2
-
 
 
 def pooled(grid: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from transformers import Ovis2Config, Ovis2ForConditionalGeneration
 from transformers.models.ovis2.image_processing_pil_ovis2 import Ovis2ImageProcessorPil
 

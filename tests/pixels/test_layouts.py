@@ -14,7 +14,17 @@ from prunetune.pixels.layouts import LAYOUTS
 from prunetune.pixels.processors import at_level
 
 UNIT = 28
-SIZES = [(300, 500), (1200, 800), (97, 1000), (56, 56), (20, 300), (640, 33), (900, 900), (5, 4), (9, 950)]
+SIZES = [
+    (300, 500),
+    (1200, 800),
+    (97, 1000),
+    (56, 56),
+    (20, 300),
+    (640, 33),
+    (900, 900),
+    (5, 4),
+    (9, 950),
+]
 LEVELS = [Share(share=0.5), Share(share=0.07), MaxPixels(max_pixels=50_000)]
 GLM = {"size": {"shortest_edge": 2 * 56 * 56, "longest_edge": 2 * 400_000}}
 EDGE = {"size": {"longest_edge": 728}}
@@ -88,7 +98,9 @@ def test_tiles_that_cover_a_picture(share):
     small = at_level(pictures, Share(share=share), "ovis2").image_processor
     for size in ((144, 144), (100, 200), (60, 60), (400, 90), (40, 30)):
         image = Image.new("RGB", size[::-1], "red")
-        full, made = (len(part(image, return_tensors="pt")["pixel_values"]) for part in (own, small))
+        full, made = (
+            len(part(image, return_tensors="pt")["pixel_values"]) for part in (own, small)
+        )
         tiles = max(1, full - 1)
         allowed = max(1, math.floor(share * tiles + 1e-9))
         assert made == allowed + (allowed > 1) or tiles > made - (made > 1) > 0

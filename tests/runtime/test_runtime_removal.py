@@ -8,7 +8,7 @@ import family_models
 import pytest
 import torch
 from reference import alive_slots, reference_logits, worst
-from reference_models import available, SCHEDULES, THOROUGH, make_batch, make_config, tiny
+from reference_models import SCHEDULES, THOROUGH, available, make_batch, make_config, tiny
 
 import prunetune
 from prunetune.errors import ConfigError, PrunetuneError
