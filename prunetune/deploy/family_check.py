@@ -156,5 +156,5 @@ def _found(found: Anatomy) -> list[Row]:
         ("image token", found.image_token or "not found: say image_token_id yourself"),
         ("encoder takes", ", ".join(found.inputs)),
         ("videos", found.encoders.get("video", "none")),
-        ("pictures attend both ways", "perhaps: it takes token_type_ids" if found.blocks else "no"),
+        ("pictures attend both ways", f"perhaps: by {found.blocks}" if found.blocks else "no"),
     ]
