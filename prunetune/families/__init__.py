@@ -26,6 +26,7 @@ FAMILIES: Registry[Family] = Registry(
         "mistral3": "prunetune.families.mistral3:Mistral3",
         "molmo2": "prunetune.families.molmo2:Molmo2",
         "ovis2": "prunetune.families.ovis2:Ovis2",
+        "paddleocr_vl": "prunetune.families.paddleocr_vl:PaddleOCRVL",
         "paligemma": "prunetune.families.paligemma:PaliGemma",
         "qwen2_5_vl": "prunetune.families.qwen2_5_vl:Qwen25VL",
         "qwen2_vl": "prunetune.families.qwen2_vl:Qwen2VL",

@@ -51,8 +51,8 @@ class Family(Layered, Towered):
     """Whether a picture is always seen as one view: nothing can then be ranked view by view."""
     resizing: ClassVar[str] = ""
     """How the number of tokens follows a picture's size, see ``prunetune.pixels.layouts``: by its
-    pixels (``native``, ``volume``), by an edge (``edge``), by tiles (``tiles``, ``canvas``,
-    ``covering``, ``longest_edge``), or not at all."""
+    pixels (``native``, ``volume``, ``enlarged``), by an edge (``edge``), by tiles (``tiles``,
+    ``canvas``, ``covering``, ``longest_edge``), or not at all."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model

@@ -139,6 +139,7 @@ ALIASES = (
     Alias("granite-vision-4.1", "ibm-granite/granite-vision-4.1-4b", "granite4_vision", 4.0),
     Alias("molmo2-8b", "allenai/Molmo2-8B", "molmo2", 8.69),
     Alias("minicpm-v-4.6", "openbmb/MiniCPM-V-4.6", "minicpmv4_6", 1.3),
+    Alias("paddleocr-vl", "PaddlePaddle/PaddleOCR-VL", "paddleocr_vl", 0.9),
     Alias("kimi-k2.5", "moonshotai/Kimi-K2.5", "kimi_k25", 1000.0),
     Alias("internvl3", "OpenGVLab/InternVL3-8B-hf", "internvl", 7.94, "internvl3"),
     Alias("gemma3-4b", "google/gemma-3-4b-it", "gemma3", 4.30),

@@ -28,7 +28,10 @@ class Lineage:
 
 def lineage(found: Anatomy) -> Lineage:
     """Return the base class that fits a model best, by what its encoder takes."""
-    if "image_grid_thw" in found.inputs and found.tower == "visual":
+    if "image_grid_thw" in found.inputs and not found.fused:
+        why = "its encoder takes image_grid_thw, and projects queries apart: patches row by row"
+        return Lineage("bases.raster", "RasterPatches", why)
+    if "image_grid_thw" in found.inputs and found.tower_layers == "blocks":
         why = "its encoder takes image_grid_thw: patches of pictures of any size"
         return Lineage("bases.qwen", "QwenVL", why)
     if found.packs:
@@ -143,7 +146,7 @@ FAMILY = {class_name(found)}()
 
 def _places(found: Anatomy) -> str:
     """Return what overrides where parts are, of those that are elsewhere than ``Family`` says."""
-    made = []
+    made, apart = [], lineage(found).name == "RasterPatches"
     if found.decoder != "language_model":
         made.append(_property("text_model", "The decoder stack.", f"self.base.{found.decoder}"))
     if found.image_token not in ("image_token_id", ""):
@@ -161,7 +164,7 @@ def _places(found: Anatomy) -> str:
             f"        block: Any = self.layers[layer]\n        norm: nn.Module = block.{last}\n"
             "        return norm\n"
         )
-    if found.tower not in ("vision_tower", "visual", ""):
+    if found.tower not in ("vision_tower", "visual", "") or (found.tower == "visual" and apart):
         made.append(_property("tower", "The vision tower.", f"self.base.{found.tower}"))
     standard = ("encoder.layers", "vision_model.encoder.layers", "blocks", "transformer.layers")
     if found.tower and found.tower_layers not in standard:
@@ -190,7 +193,8 @@ def _property(name: str, doc: str, value: str, kind: str = "Any") -> str:
 def _reading(found: Anatomy, base: Lineage) -> str:
     """Return how what the tower and the masks do is read, where the base does not know."""
     made = ""
-    own = not base.known or (base.name == "FixedViews" and found.tower_attention != "self_attn")
+    own = not base.known or base.name == "RasterPatches"
+    own |= base.name == "FixedViews" and found.tower_attention != "self_attn"
     if own and found.tower_attention:
         fused = f"{_TODO}vision_heads: its queries and keys are projected in one piece.\n"
         made += (

@@ -99,6 +99,19 @@ class Volume(Native):
         return int(size[0] * scale), int(size[1] * scale)
 
 
+class Enlarged(Native):
+    """PaddleOCR-VL: as Qwen-VL, but pictures that are thinner than a unit are enlarged first."""
+
+    def widened(self, size: Size, factor: int) -> Size:
+        """Return it a unit thick, along each side in turn."""
+        height, width = size
+        if height < factor:
+            height, width = factor, round(width * factor / height)
+        if width < factor:
+            height, width = round(height * factor / width), factor
+        return height, width
+
+
 class AnyResolution(Layout):
     """LLaVA-NeXT, LLaVA-OneVision: the tiles that lose the least of a picture, and a thumbnail."""
 
@@ -195,6 +208,7 @@ class Edge(Layout):
 LAYOUTS: dict[str, Layout] = {
     "native": Native(),
     "volume": Volume(),
+    "enlarged": Enlarged(),
     "tiles": AnyResolution(),
     "canvas": Canvas(),
     "covering": Covering(),

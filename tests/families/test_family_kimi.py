@@ -1,4 +1,6 @@
-"""Kimi K2.5: the tower's own attention, pictures from patches, and what is refused."""
+"""Kimi K2.5, PaddleOCR-VL: the tower's own attention, pictures from patches, refusals."""
+
+import sys
 
 import pytest
 import torch
@@ -15,12 +17,13 @@ from prunetune.runtime.apply import family_of
 NAME = "kimi_k25"
 
 
+@pytest.mark.parametrize("name", [NAME, "paddleocr_vl"])
 @torch.no_grad()
-def test_a_token_receives_what_its_patches_do():
-    model, plain = tiny(NAME), tiny(NAME, "eager")
+def test_a_token_receives_what_its_patches_do(name):
+    model, plain = tiny(name), tiny(name, "eager")
     batch, weights = make_batch(model), []
-    attention = plain.model.vision_tower.layers[-1].attn
-    code = __import__("sys").modules[type(attention).__module__]
+    attention = family_of(plain).vision_attention_module()
+    code = sys.modules[type(attention).__module__]
     own = code.eager_attention_forward
 
     def noted(module, *args, **kwargs):
@@ -43,11 +46,12 @@ def test_a_token_receives_what_its_patches_do():
         assert received.std() > 1e-5
 
 
-def test_pictures_are_put_together_row_by_row():
+@pytest.mark.parametrize("name", [NAME, "paddleocr_vl"])
+def test_pictures_are_put_together_row_by_row(name):
     whole = torch.rand(3, 6 * PATCH, 8 * PATCH)
     patches = whole.view(3, 6, PATCH, 8, PATCH).permute(1, 3, 0, 2, 4).flatten(0, 1)
     call = VisionCall({"pixel_values": patches, "image_grid_thw": torch.tensor([[1, 6, 8]])}, [12])
-    [made] = family_of(tiny(NAME)).pixels(call)
+    [made] = family_of(tiny(name)).pixels(call)
     assert torch.equal(made[0], whole)
 
 
