@@ -27,7 +27,7 @@ from prunetune.runtime.suffix import run_suffix
 TOLERANCE = 1e-5
 NAMES = (
     "gemma3", "granite4_vision", "idefics3", "internvl", "llava_next", "molmo2", "ovis2",
-    "paligemma", "smolvlm",
+    "paddleocr_vl", "paligemma", "smolvlm",
 )  # fmt: skip
 
 
