@@ -40,6 +40,15 @@ def test_a_family_says_what_it_has(tmp_path):
         assert rows["its attention"] == "can be read"
 
 
+@pytest.mark.parametrize("name", [pytest.param("molmo2", marks=family("molmo2").marks), "kimi_k25"])
+def test_a_family_says_what_it_lacks(name, tmp_path):
+    family(name).model().config.save_pretrained(tmp_path)
+    rows = dict(check_folder(tmp_path).rows)
+    assert ("no context_entropy" in rows["its attention"]) == (name == "molmo2")
+    assert ("no last_query" in rows["the decoder's attention"]) == (name == "kimi_k25")
+    assert "none" in rows["levels of pixels"]
+
+
 def test_a_missing_family_is_written_with_what_was_found(unknown, tmp_path):
     """The real one differs by what a person adds: places, pixels, attention."""
     check = check_folder(unknown)
