@@ -5,6 +5,7 @@ A *visual token* is one projected patch; a *separator* is an image token that is
 """
 
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -153,28 +154,35 @@ def _cells(geometry: ImageGeometry, count: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Mosaic:
-    """One picture as the vision tower got it: tiles in raster order, then the thumbnail.
+    """One picture as the vision tower got it: tiles in raster order, and the thumbnail.
 
-    A picture of one tile has no thumbnail.
+    A picture of one tile has no thumbnail, unless it comes first.
 
     Attributes:
         rows: Rows of tiles.
         cols: Columns of tiles.
+        thumbnail_first: Whether the thumbnail stands before the tiles, not behind them.
     """
 
     rows: int = 1
     cols: int = 1
+    thumbnail_first: bool = False
 
     @property
     def views(self) -> int:
         """Tiles and thumbnail."""
         tiles = self.rows * self.cols
-        return tiles + 1 if tiles > 1 else 1
+        return tiles + 1 if tiles > 1 or self.thumbnail_first else 1
+
+    def by_tile(self, views: list[Any]) -> list[Any]:
+        """Return what belongs to each view, the thumbnail's first, from the sequence's order."""
+        return list(views) if self.thumbnail_first else [views[-1], *views[:-1]]
 
     def geometry(self, views: list[ImageGeometry]) -> ImageGeometry:
         """Return the picture's geometry, from that of each of its ``views`` by itself."""
         if len(views) == 1:
             return views[0]
+        thumbnail, *tiles = self.by_tile(views)
         placed = [
             replace(
                 view,
@@ -184,15 +192,11 @@ class Mosaic:
                 height=view.height / self.rows,
                 width=view.width / self.cols,
             )
-            for v, view in enumerate(views[:-1])
+            for v, view in enumerate(tiles)
         ]
-        placed.append(views[-1])
-        return ImageGeometry(
-            **{
-                f.name: torch.cat([getattr(p, f.name) for p in placed])
-                for f in fields(ImageGeometry)
-            }
-        )
+        placed.insert(0 if self.thumbnail_first else len(placed), thumbnail)
+        names = [f.name for f in fields(ImageGeometry)]
+        return ImageGeometry(**{n: torch.cat([getattr(p, n) for p in placed]) for n in names})
 
 
 def frames_geometry(frames: int, rows: int, cols: int) -> ImageGeometry:

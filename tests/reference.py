@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from reference_models import LAYERS, Batch, family
 from torch import Tensor
+from transformers import DynamicCache
 
 import prunetune
 from prunetune.config import PruningConfig
@@ -180,7 +181,7 @@ def measure(model: Any, config: PruningConfig, batch: Batch, steps: int = 10) ->
     """Prune a prefill and a greedy decoding of ``steps`` tokens, and compare with the reference."""
     plain = copy.deepcopy(model)
     with prunetune.apply(model, config) as handle:
-        output = model(**batch.inputs, use_cache=True)
+        output = model(**batch.inputs, use_cache=True, **new_cache(model))
         layers = output.past_key_values.layers
         kv = [layer.keys.shape[-2] for layer in layers if hasattr(layer, "keys")]
         trace = handle.trace[-1]
@@ -209,6 +210,11 @@ def measure(model: Any, config: PruningConfig, batch: Batch, steps: int = 10) ->
         trace=trace,
         moved=worst(output.logits[:, -1], unpruned[:, -1]),
     )
+
+
+def new_cache(model: Any) -> dict[str, Any]:
+    """Return a cache for a forward, as an argument, where the model makes none by itself."""
+    return {} if family(model).makes_cache else {"past_key_values": DynamicCache()}
 
 
 def worst(one: Tensor, two: Tensor) -> float:

@@ -37,6 +37,8 @@ def make_config(
     """Return a config from ``(layer, retention, scorer names or dicts[, restorer])`` stages."""
     stages = []
     wanted = SCHEDULES.get(str(schedule), schedule)
+    if str(schedule) in SCHEDULES:
+        wanted = available(wanted, family(model))
     if family(model).hybrid:
         wanted = before_layer_0(wanted)
     for layer, retention, scorers, *rest in wanted:
@@ -47,6 +49,14 @@ def make_config(
     return PruningConfig(
         model=ref, separators=separators, positions=positions, stages=tuple(stages)
     )
+
+
+def available(schedule: Any, spec: Any) -> list[Any]:
+    """Return a schedule with ``coverage`` for scorers that a family has no input for."""
+    return [
+        (layer, share, tuple("coverage" if n in spec.refused_scorers else n for n in names), *rest)
+        for layer, share, names, *rest in schedule
+    ]
 
 
 def before_layer_0(schedule: Any) -> list[Any]:
@@ -88,6 +98,6 @@ def predicted_kv(batch: Batch, config: PruningConfig) -> list[int]:
 
 __all__ = [
     "FAMILIES", "IMAGE", "LAYERS", "PINPOINTS", "ROWS", "SCHEDULES", "THOROUGH", "TILE", "VOCAB",
-    "Batch", "counts_after", "each", "family", "make_batch", "make_config", "needs",
+    "Batch", "available", "counts_after", "each", "family", "make_batch", "make_config", "needs",
     "predicted_kv", "tiny",
 ]  # fmt: skip

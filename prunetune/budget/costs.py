@@ -51,6 +51,7 @@ class ModelFacts:
         last_stage: The last layer at which tokens can be dropped; None: any.
         attending: Share of the decoder layers that attend to keys; others carry a state.
         weights: Weights that a token passes in a mean layer; 0: what the widths say.
+        kept_width: Numbers that the cache keeps of a token in a layer; 0: what the heads say.
     """
 
     model_type: str
@@ -77,11 +78,13 @@ class ModelFacts:
     last_stage: int | None = None
     attending: float = 1.0
     weights: float = 0.0
+    kept_width: int = 0
 
     @property
     def kv_mib(self) -> float:
         """MiB of the visual tokens' keys and values, unpruned, at the mean prompt."""
-        values = 2 * self.num_layers * self.num_kv_heads * self.head_dim * self.image_tokens
+        width = self.kept_width or 2 * self.num_kv_heads * self.head_dim
+        values = self.num_layers * width * self.image_tokens
         return values * self.attending * self.value_bytes / _MIB
 
 
@@ -108,7 +111,8 @@ def facts_of(
         intermediate_size=inner_width(text),
         num_heads=heads,
         num_kv_heads=int(getattr(text, "num_key_value_heads", None) or heads),
-        head_dim=int(getattr(text, "head_dim", None) or text.hidden_size // heads),
+        head_dim=_latent_head(text)
+        or int(getattr(text, "head_dim", 0) or text.hidden_size // heads),
         image_tokens=image_tokens,
         text_tokens=text_tokens,
         value_bytes=int(family.text_model.dtype.itemsize),
@@ -116,15 +120,26 @@ def facts_of(
         last_stage=family.last_stage if family.hybrid else None,
         attending=attending,
         weights=weights,
+        kept_width=int(text.kv_lora_rank + text.qk_rope_head_dim) if _latent_head(text) else 0,
         **known,
     )
 
 
+def _latent_head(text: Any) -> int:
+    """Return the mean width of a head's queries and values under latent attention; 0: no such.
+
+    DeepSeek-V3's (arXiv 2412.19437): the cache keeps one latent of all heads, and a rotated key.
+    """
+    if not getattr(text, "kv_lora_rank", None):
+        return 0
+    return int(text.qk_nope_head_dim + text.qk_rope_head_dim + text.v_head_dim) // 2
+
+
 def _layers(family: "Family") -> tuple[float, float]:
-    """Return ``attending`` and ``weights`` of a hybrid model; 1 and 0 where all layers attend."""
+    """Return ``attending`` and ``weights``; 1 and 0 where all layers attend, and by plain heads."""
     from prunetune.families.base_towers import weights_passed
 
-    if not family.hybrid:
+    if not family.hybrid and not _latent_head(family.text_model.config):
         return 1.0, 0.0
     carrying = [k for k in range(len(family.layers)) if family.carries(k)]
     chosen, depth = getattr(family.text_model.config, "num_experts_per_tok", 0), len(family.layers)

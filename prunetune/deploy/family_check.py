@@ -116,7 +116,11 @@ def _of_family(model: Any) -> Check:
         # Who shows it says the rest.
         problem = str(error).partition(" cannot be pruned: ")[2] or str(error)
         return Check(kind, True, [("family", "there is one")], problem=problem)
-    readable = family.vision_attention_module() is not None
+    from prunetune.runtime.choice.taps import row_readable
+
+    tells = family.tower_tells()
+    seen = "can be read" if "vision_map" in tells else "can be read, no maps: no context_entropy"
+    decoder = "can be read" if row_readable(family.layers) else "cannot: no last_query, no key_norm"
     last, depth = family.last_stage, len(family.layers)
     where = f"layers 0 to {depth - 1}" if last == depth - 1 else _narrow(last, family)
     rows = [
@@ -128,8 +132,12 @@ def _of_family(model: Any) -> Check:
             "vision tower",
             f"{type(family.tower).__name__}, {len(list(family.tower_layers()))} layers",
         ),
-        ("its attention", "can be read" if readable else "cannot: no cls_attention, topv"),
-        ("levels of pixels", family.resizing or "none: a picture's size changes no tokens here"),
+        (
+            "its attention",
+            seen if "vision_attention" in tells else "cannot: no cls_attention, no context_entropy",
+        ),
+        ("the decoder's attention", decoder),
+        ("levels of pixels", family.resizing or "none: a fixed grid, or sizes nobody knows here"),
         ("positions", "original or packed" if not family.multimodal_positions else "original"),
     ]
     return Check(kind, True, rows)
@@ -157,5 +165,5 @@ def _found(found: Anatomy) -> list[Row]:
         ("image token", found.image_token or "not found: say image_token_id yourself"),
         ("encoder takes", ", ".join(found.inputs)),
         ("videos", found.encoders.get("video", "none")),
-        ("pictures attend both ways", "perhaps: it takes token_type_ids" if found.blocks else "no"),
+        ("pictures attend both ways", f"perhaps: by {found.blocks}" if found.blocks else "no"),
     ]

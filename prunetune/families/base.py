@@ -16,6 +16,9 @@ from prunetune.tokens import ImageGeometry, Mosaic
 
 __all__ = ["Family", "Survivors", "TappedAttention", "VisionCall", "refuse"]
 
+TOWER_NEEDS = frozenset({"vision_attention", "vision_map", "patch_entropy"})
+"""Inputs of scorers that are made of what a tower sees and attends to."""
+
 
 class Family(Layered, Towered):
     """Base of all families: a view on one loaded model; it holds no tensors and changes nothing.
@@ -42,12 +45,14 @@ class Family(Layered, Towered):
     """Whether the encoder takes a picture's tiles for images; ``mosaics`` then joins them."""
     can_pack: ClassVar[bool] = True
     """Whether positions can be renumbered: not where they are rows and columns."""
+    tokens_of_views: ClassVar[bool] = True
+    """Whether a token's patches are of one view: else no view's map is one of tokens."""
     one_view: ClassVar[bool] = False
     """Whether a picture is always seen as one view: nothing can then be ranked view by view."""
     resizing: ClassVar[str] = ""
     """How the number of tokens follows a picture's size, see ``prunetune.pixels.layouts``: by its
-    pixels (``native``, ``volume``), by an edge (``edge``), by tiles (``tiles``, ``canvas``,
-    ``longest_edge``), or not at all."""
+    pixels (``native``, ``volume``, ``enlarged``), by an edge (``edge``), by tiles (``tiles``,
+    ``canvas``, ``covering``, ``longest_edge``), or not at all."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -94,6 +99,10 @@ class Family(Layered, Towered):
         if self.video_encoder_method is not None:
             names["video"] = self.video_encoder_method
         return names
+
+    def features(self, output: Any) -> Any:
+        """Return the features of each image or video, from what an encoder method returned."""
+        return output[1] if isinstance(output, tuple) else output.pooler_output
 
     def lengths(self, arguments: Mapping[str, Any], features: Any, modality: str) -> list[int]:
         """Return how many tokens each image or video takes, from what its encoder returned."""
@@ -160,6 +169,12 @@ class Family(Layered, Towered):
         module = self.vision_attention_module()
         return [] if module is None else [module]
 
+    def tower_tells(self) -> frozenset[str]:
+        """Return which inputs of scorers can be made of the tower: of ``TOWER_NEEDS``."""
+        if not self.vision_attention_modules():
+            return TOWER_NEEDS - {"vision_attention", "vision_map"}
+        return TOWER_NEEDS if self.tokens_of_views else frozenset({"vision_attention"})
+
     def vision_has_cls(self) -> bool:
         """Tell whether the tower's first token is a CLS token."""
         return False
@@ -171,6 +186,15 @@ class Family(Layered, Towered):
 
         Returns:
             ``[tokens, patches]`` float32, rows sum to 1; None: every patch is a token.
+        """
+        return None
+
+    def taken(self, call: VisionCall) -> list[Tensor] | None:
+        """Return which patches each token is made of, where they are of several views.
+
+        Returns:
+            Of each image ``[tokens, patches of a token]`` int64 into its views' patches, one view
+            behind another; -1: none. None: tokens are of one view each.
         """
         return None
 
@@ -229,13 +253,13 @@ class Family(Layered, Towered):
         return lambda: None
 
     def injected(self, arguments: Mapping[str, Any]) -> list[Tensor]:
-        """Return what the text model adds to image tokens: one item for each of its first layers.
+        """Return what the text model adds to image tokens behind each of its first layers.
 
         Args:
             arguments: Of the text model's forward, by name.
 
         Returns:
-            ``[image tokens of the batch, d]`` each.
+            ``[image tokens of the batch, d]`` each; ``[0, d]`` where nothing is added.
         """
         return []
 

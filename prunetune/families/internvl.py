@@ -3,11 +3,10 @@
 from itertools import pairwise
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from prunetune.families.base_configs import IMAGENET_PIXELS
-from prunetune.families.bases.views import FixedViews
+from prunetune.families.bases.views import FixedViews, likest
 from prunetune.tokens import Mosaic
 
 
@@ -64,13 +63,6 @@ class InternVL(FixedViews):
 def _layout(views: list[Tensor]) -> Mosaic:
     """Return the mosaic of the tiles ``views[:-1]`` that is most like the thumbnail after them."""
     *tiles, thumbnail = views
-    count, side = len(tiles), len(thumbnail)
+    count = len(tiles)
     shapes = [Mosaic(rows, count // rows) for rows in range(1, count + 1) if count % rows == 0]
-
-    def distance(shape: Mosaic) -> float:
-        grid = torch.stack(tiles).view(shape.rows, shape.cols, side, side)
-        whole = grid.transpose(1, 2).reshape(1, shape.rows * side, shape.cols * side)
-        small = torch.nn.functional.adaptive_avg_pool2d(whole, side)[0]
-        return float((small - thumbnail).square().mean())
-
-    return min(shapes, key=distance)
+    return likest(shapes, tiles, thumbnail)

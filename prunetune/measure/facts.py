@@ -6,6 +6,7 @@ from typing import Any
 from prunetune.budget import Level, ModelFacts, candidates, facts_of
 from prunetune.calibration import CalibrationSet, encode
 from prunetune.families import Family
+from prunetune.families.base import TOWER_NEEDS
 from prunetune.families.base_towers import Seen
 from prunetune.measure.counting import TokenCounter
 from prunetune.models.fingerprint import weights_digest
@@ -42,9 +43,7 @@ def model_facts(
     """
     from prunetune.scorers import SCORERS
 
-    missing: set[str] = set()
-    if family.vision_attention_module() is None:
-        missing |= {"vision_attention", "vision_map"}
+    missing = set(TOWER_NEEDS - family.tower_tells())
     if not row_readable(family.layers):
         missing |= {"last_query", "keys"}
     names = [name for name in SCORERS if not SCORERS.get(name).needs & missing]

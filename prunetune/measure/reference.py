@@ -16,8 +16,6 @@ from prunetune.runtime.choice.taps import LayerTap, last_query_row, row_readable
 from prunetune.runtime.vision.tower import ImageCapture, VisionCapture, VisionTap, wrap_encoder
 from prunetune.runtime.vision.views import join_views
 
-NEEDS = frozenset({"vision_attention", "vision_map", "patch_entropy", "image_seed"})
-
 
 @dataclass
 class OwnAnswer:
@@ -200,9 +198,7 @@ class Recorder:
 
     def _install(self) -> list[Any]:
         base, layers = self.family.base, self.family.layers
-        readable = self.family.vision_attention_module() is not None
-        needs = NEEDS if readable else NEEDS - {"vision_attention", "vision_map"}
-        tap = VisionTap(self.family, needs)
+        tap = VisionTap(self.family, self.family.tower_tells() | {"image_seed"})
         hooks = tap.install()
         encode = getattr(base, self.family.encoder_method)
         encode = self._once(encode, wrap_encoder(encode, tap, self._note))

@@ -41,7 +41,9 @@ class Anatomy:
         encoders: Modality to the base model's encoder method.
         inputs: Names of what the image encoder takes.
         packs: Whether the base model has ``pack_image_features``.
-        blocks: Whether the forward takes ``token_type_ids``: pictures may attend both ways.
+        pooled: Whether the encoder method returns ``pooler_output``, as far as its source says.
+        blocks: What the forward takes that makes pictures attend both ways; empty: nothing.
+        text_type: The decoder's own ``model_type``.
     """
 
     model_type: str
@@ -60,7 +62,9 @@ class Anatomy:
     encoders: dict[str, str]
     inputs: tuple[str, ...]
     packs: bool
-    blocks: bool
+    pooled: bool
+    blocks: str
+    text_type: str
 
 
 def on_meta(folder: str | Path) -> Any:
@@ -145,8 +149,26 @@ def anatomy(model: Any) -> Anatomy:
             if one.kind is not one.VAR_KEYWORD
         ),
         packs=hasattr(base, "pack_image_features"),
-        blocks="token_type_ids" in inspect.signature(base.forward).parameters,
+        pooled="pooler_output" in _source(getattr(base, encoders["image"])),
+        blocks=_both_ways(base),
+        text_type=str(getattr(decoder.config, "model_type", "")),
     )
+
+
+def _source(function: Any) -> str:
+    try:
+        return inspect.getsource(inspect.unwrap(function))
+    except (OSError, TypeError):
+        return ""
+
+
+def _both_ways(base: Any) -> str:
+    """Return the name of the token types that a forward makes blocks of."""
+    taken = inspect.signature(base.forward).parameters
+    if "token_type_ids" in taken:
+        return "token_type_ids"
+    blocks = "block_sequence_ids" in _source(base.forward)
+    return "mm_token_type_ids" if blocks and "mm_token_type_ids" in taken else ""
 
 
 def _decoder(model: Any, base: Any) -> Any:

@@ -1,7 +1,9 @@
 """The file of a family that is not there yet, with what was found of its model filled in."""
 
+import re
 from dataclasses import dataclass
 
+from prunetune.families.bases.layers import CARRYING
 from prunetune.models.anatomy import Anatomy
 
 _TODO = "    # TODO: "
@@ -26,7 +28,10 @@ class Lineage:
 
 def lineage(found: Anatomy) -> Lineage:
     """Return the base class that fits a model best, by what its encoder takes."""
-    if "image_grid_thw" in found.inputs:
+    if "image_grid_thw" in found.inputs and not found.fused:
+        why = "its encoder takes image_grid_thw, and projects queries apart: patches row by row"
+        return Lineage("bases.raster", "RasterPatches", why)
+    if "image_grid_thw" in found.inputs and found.tower_layers == "blocks":
         why = "its encoder takes image_grid_thw: patches of pictures of any size"
         return Lineage("bases.qwen", "QwenVL", why)
     if found.packs:
@@ -35,29 +40,36 @@ def lineage(found: Anatomy) -> Lineage:
     if "image_sizes" in found.inputs and found.tower_layers == "transformer.layers":
         why = "its encoder takes image_sizes, for a Pixtral tower"
         return Lineage("bases.packed", "PixtralLike", why)
-    if {"pixel_attention_mask", "spatial_shapes"} & set(found.inputs):
-        why = "its encoder takes padded pictures of any size: no base says how"
+    if others := _others(found):
+        why = f"its encoder takes {', '.join(others)}: no base says how pictures lie in it"
         return Lineage("base", "Family", why, known=False)
     why = "its encoder takes pixel_values: views of one size"
     return Lineage("bases.views", "FixedViews", why)
 
 
+def _others(found: Anatomy) -> list[str]:
+    """Return what the encoder takes beside the pictures; what a config says already left out."""
+    own = ("pixel_values", "vision_feature_layer", "vision_feature_select_strategy")
+    return [name for name in found.inputs if name not in own]
+
+
 def class_name(found: Anatomy) -> str:
-    """Return a name for the family's class."""
-    return "".join(part.capitalize() for part in found.model_type.split("_"))
+    """Return a name for the family's class: as transformers writes it."""
+    return found.architecture.removesuffix("ForConditionalGeneration").replace("_", "")
 
 
 def family_file(found: Anatomy) -> str:
     """Return the text of ``prunetune/families/MODEL_TYPE.py``; what is left to do says TODO."""
     base = lineage(found)
-    parts = [part for part in (_places(found), _unknown(base)) if part]
-    typed = "from typing import Any, ClassVar" if parts else "from typing import ClassVar"
+    parts = [p for p in (_places(found), _unknown(base), _reading(found, base)) if p]
+    used = "Any" in "".join(parts)
+    typed = "from typing import Any, ClassVar" if used else "from typing import ClassVar"
     modules = "\nfrom torch import nn\n" if "nn." in "".join(parts) else ""
     imports = f"from prunetune.families.{base.module} import {base.name}"
     if not base.known:
         imports = "from prunetune.families.base import Family, VisionCall"
         imports += "\nfrom prunetune.tokens import ImageGeometry, grid_geometry"
-    body = "\n".join(parts)
+    body = re.sub(r"\n{3,}", "\n\n", "\n".join(parts))
     return (
         f'''"""{found.architecture.removesuffix("ForConditionalGeneration")}: TODO in a line."""
 
@@ -84,7 +96,16 @@ def table_line(found: Anatomy) -> str:
 def test_file(found: Anatomy) -> str:
     """Return the text of ``tests/family_models/MODEL_TYPE.py``; what is left to do says TODO."""
     config = found.architecture.replace("ForConditionalGeneration", "Config")
-    names = ", ".join(f'"{name}"' for name in found.inputs if name != "vision_feature_layer")
+    others = _others(found)
+    names = ", ".join(f'"{name}"' for name in ("pixel_values", *others)) + "," * (not others)
+    widened = "\n".join(
+        f'        widen(model, "model.{name}")' for name in found.projectors or ("TODO",)
+    )
+    carried = ""
+    if CARRYING & set(found.kinds):
+        carried = (
+            f"    hybrid = True\n    # TODO: of six layers.\n    kinds = {found.kinds[:6]!r}\n"
+        )
     return f'''"""{class_name(found)}: TODO in a line."""
 
 from typing import Any
@@ -100,15 +121,16 @@ class {class_name(found)}(TinyFamily):
     # TODO: pictures of several sizes, where the model sees them at their own.
     rows = ((3, (24, 32), 4), (1, (32, 24), 2, (16, 40), 3), ((24, 24), 5))
     image = other = (24, 32)
-    visual_inputs = ({names},)
-
+    visual_inputs = ({names})
+{carried}
     def build(self, attention: str, **text: Any) -> Any:
         # TODO: a tower of three layers; fields of {config}'s vision_config.
         config = {config}(
-            text_config=text_settings(**text), vision_config={{}}, {found.image_token}=IMAGE
-        )
+            text_config={{"model_type": "{found.text_type}", **text_settings(**text)}},
+            vision_config={{}}, {found.image_token or "image_token_id"}=IMAGE,
+        )  # fmt: skip
         model = {found.architecture}(config)
-        widen(model, "model.{(found.projectors or ("TODO",))[0]}")
+{widened}
         return model
 
     def piece(self, model: Any, item: tuple[int, ...], seed: int) -> Piece:
@@ -124,7 +146,7 @@ FAMILY = {class_name(found)}()
 
 def _places(found: Anatomy) -> str:
     """Return what overrides where parts are, of those that are elsewhere than ``Family`` says."""
-    made = []
+    made, apart = [], lineage(found).name == "RasterPatches"
     if found.decoder != "language_model":
         made.append(_property("text_model", "The decoder stack.", f"self.base.{found.decoder}"))
     if found.image_token not in ("image_token_id", ""):
@@ -142,7 +164,7 @@ def _places(found: Anatomy) -> str:
             f"        block: Any = self.layers[layer]\n        norm: nn.Module = block.{last}\n"
             "        return norm\n"
         )
-    if found.tower not in ("vision_tower", "visual", ""):
+    if found.tower not in ("vision_tower", "visual", "") or (found.tower == "visual" and apart):
         made.append(_property("tower", "The vision tower.", f"self.base.{found.tower}"))
     standard = ("encoder.layers", "vision_model.encoder.layers", "blocks", "transformer.layers")
     if found.tower and found.tower_layers not in standard:
@@ -165,6 +187,37 @@ def _property(name: str, doc: str, value: str, kind: str = "Any") -> str:
     return (
         f"\n    @property\n    def {name}(self) -> {kind}:\n"
         f'        """{doc}"""\n        found: {kind} = {value}\n        return found\n'
+    )
+
+
+def _reading(found: Anatomy, base: Lineage) -> str:
+    """Return how what the tower and the masks do is read, where the base does not know."""
+    made = ""
+    own = not base.known or base.name == "RasterPatches"
+    own |= base.name == "FixedViews" and found.tower_attention != "self_attn"
+    if own and found.tower_attention:
+        fused = f"{_TODO}vision_heads: its queries and keys are projected in one piece.\n"
+        made += (
+            "\n    def vision_attention_module(self) -> nn.Module | None:\n"
+            '        """Attention of the last layer, if its output are the features."""\n'
+            "        module: nn.Module = self.tower_layers()[-1]"
+            f".{found.tower_attention}\n        return module\n"
+        )
+        made = f"\n{fused}{made}" if found.fused else made
+    if not found.pooled:
+        made += (
+            f"\n{_TODO}its encoder returns no pooler_output: the features of each picture.\n"
+            "    def features(self, output: Any) -> Any:\n"
+            '        """Of each picture."""\n        return output.pooler_output\n'
+        )
+    if found.blocks:
+        made += (
+            f"\n{_TODO}blocks(arguments): which tokens attend both ways, by {found.blocks}; and\n"
+            "    # `allowed` in the test.\n"
+        )
+    return made + (
+        f"\n{_TODO}pixel_statistics(), if the processor normalises neither as CLIP's (towers with\n"
+        "    # a CLS token) nor as SigLIP's (others) does.\n"
     )
 
 

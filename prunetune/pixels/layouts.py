@@ -14,6 +14,9 @@ from prunetune.pixels.field import Pixels
 
 Size = tuple[int, int]
 
+_STEPS = 64
+"""Scales that are tried, where nothing says at which one a number of tiles changes."""
+
 
 class Layout(ABC):
     """How the size of a picture becomes a number of tokens."""
@@ -43,18 +46,23 @@ class Native(Layout):
         """Return the fewest and the most pixels of a picture, by a processor's settings."""
         return int(given["size"]["shortest_edge"]), int(given["size"]["longest_edge"])
 
+    def widened(self, size: Size, factor: int) -> Size:
+        """Return the size that the processor scales from."""
+        return size
+
     def smaller(self, size: Size, given: Mapping[str, Any], pixels: Pixels) -> Size:
         """Return what the processor would make of it under a lower ``max_pixels``."""
         factor = int(given["patch_size"]) * int(given["merge_size"])
         if not given.get("do_resize", True):
             return _stepped(size, factor, pixels)
         low, high = self.limits(given)
-        used = fitted(size, factor, low, high)
+        start = self.widened(size, factor)
+        used = fitted(start, factor, low, high)
         cap = max(pixels.cap(math.prod(used)), min(low, math.prod(used)))
         if math.prod(used) <= cap:
             return size
         # Twice: what comes out below its least size it would enlarge again.
-        found = fitted(fitted(size, factor, low, cap), factor, low, high)
+        found = fitted(fitted(start, factor, low, cap), factor, low, high)
         return found if math.prod(found) < math.prod(used) else size
 
     def film(self, frames: int, size: Size, processor: Any, pixels: Pixels) -> Size:
@@ -84,6 +92,24 @@ class Volume(Native):
         low, high = super().limits(given)
         moments = int(given["temporal_patch_size"])
         return -(-low // moments), high // moments
+
+    def widened(self, size: Size, factor: int) -> Size:
+        """Pictures that are thinner than a unit are enlarged first, not stretched."""
+        scale = max(1.0, factor / min(size))
+        return int(size[0] * scale), int(size[1] * scale)
+
+
+class Enlarged(Native):
+    """PaddleOCR-VL: as Qwen-VL, but pictures that are thinner than a unit are enlarged first."""
+
+    def widened(self, size: Size, factor: int) -> Size:
+        """Return it a unit thick, along each side in turn."""
+        height, width = size
+        if height < factor:
+            height, width = factor, round(width * factor / height)
+        if width < factor:
+            height, width = round(height * factor / width), factor
+        return height, width
 
 
 class AnyResolution(Layout):
@@ -120,6 +146,24 @@ class Canvas(Layout):
             if math.prod(_canvas(made, tile, least, most)) <= count:
                 return made
         return size
+
+
+class Covering(Canvas):
+    """Ovis 2: as few tiles as see nearly all of a picture at its own size, and a thumbnail."""
+
+    def smaller(self, size: Size, given: Mapping[str, Any], pixels: Pixels) -> Size:
+        """Scale it as little as leaves few enough tiles; at least one."""
+        if not given.get("crop_to_patches") or not given.get("use_covering_area_grid", True):
+            return super().smaller(size, given, pixels)
+        side, most = int(given["size"]["height"]), int(given["max_patches"])
+        before, area = _covering(size, side, most), side**2
+        left = max(1, math.floor(pixels.cap(before * area) / area + 1e-9))
+        found = size
+        for step in range(_STEPS, 0, -1):
+            if _covering(found, side, most) <= left:
+                return found
+            found = _scaled(size, (step - 1) / _STEPS)
+        return _scaled(size, side / max(size))
 
 
 class LongestEdge(Layout):
@@ -164,8 +208,10 @@ class Edge(Layout):
 LAYOUTS: dict[str, Layout] = {
     "native": Native(),
     "volume": Volume(),
+    "enlarged": Enlarged(),
     "tiles": AnyResolution(),
     "canvas": Canvas(),
+    "covering": Covering(),
     "longest_edge": LongestEdge(),
     "edge": Edge(),
 }
@@ -214,3 +260,10 @@ def _canvas(size: Size, tile: Size, least: int, most: int) -> Size:
 
     cols, rows = get_optimal_tiled_canvas(size, tile, least, most)
     return rows, cols
+
+
+def _covering(size: Size, side: int, most: int) -> int:
+    """Return how many tiles Ovis 2's processor cuts a picture into."""
+    from transformers.models.ovis2.image_processing_pil_ovis2 import get_min_tile_covering_grid
+
+    return math.prod(get_min_tile_covering_grid(size, side, most)) if most > 1 else 1

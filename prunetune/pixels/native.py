@@ -57,9 +57,9 @@ def native_settings(
         text = "send smaller pictures: prunetune.resized(processor, config)"
         note = "its tiles (image_grid_pinpoints) stand in the model's config too: leave them alone"
         return [Setting("transformers, vLLM", text, False, note)]
-    if layout in ("native", "volume"):
+    if layout in ("native", "volume", "enlarged"):
         return _caps(processor, pixels, sizes, count, wanted, layout)
-    if layout == "canvas":
+    if layout in ("canvas", "covering"):
         choices: list[dict[str, Any]] = [
             {"max_patches": n} for n in range(1, int(pictures.max_patches) + 1)
         ]

@@ -52,7 +52,7 @@ class Handle:
         self.plan = Plan(family, config)
         self._local = threading.local()
         self._hooks: list[Any] = []
-        self._captures = Captures()
+        self._captures = Captures(family.features)
         self._overridden: dict[str, Any] = {}
         self._unfollow: Any = None
         self._unwiden: Any = None

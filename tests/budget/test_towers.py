@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from prunetune.budget import facts_of, prefill_flops, resized, tower_flops
 from prunetune.families.base_towers import Seen, window_pairs
 from prunetune.families.qwen2_5_vl import Qwen25VL
+from prunetune.release import cache_of
 from prunetune.runtime.apply import family_of
 
 
@@ -81,6 +82,23 @@ def test_the_language_model_is_what_torch_counts(name, measured):
     rest = 2 * queries * (batch.length**2 - batch.length)
     flops = rows * (prefill_flops((), facts).language + rest)
     assert flops == pytest.approx(spent["language"], rel=0.03)
+
+
+def test_latent_attention_keeps_one_latent_of_all_heads():
+    """Kimi K2.5's decoder without experts: by torch's count and by the cache's own tensors."""
+    tiny = tiny_family("kimi_k25")
+    family = family_of(tiny.model("eager", first_k_dense_replace=6))
+    batch = tiny.batch(family.model)
+    spent = counted(family, batch.inputs)
+    facts = facts_of(family, image_tokens=batch.length, text_tokens=0, seen=Seen())
+    rows = len(batch.inputs["input_ids"])
+    rest = 2 * facts.num_heads * facts.head_dim * facts.num_layers
+    flops = rows * (prefill_flops((), facts).language + rest * (batch.length**2 - batch.length))
+    assert flops == pytest.approx(spent["language"], rel=0.05)
+    with torch.no_grad():
+        layers = cache_of(family.model(**batch.inputs, use_cache=True)).layers
+    kept = sum(part.numel() for one in layers for part in (one.keys, one.values))
+    assert facts.kv_mib == pytest.approx(4 * kept / rows / 2**20)
 
 
 def test_a_tower_that_is_counted_wrongly_would_be_seen(measured, monkeypatch):

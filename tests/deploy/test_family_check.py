@@ -14,6 +14,7 @@ from prunetune.deploy import family_check
 from prunetune.deploy.family_check import add_to, check_folder
 from prunetune.errors import ConfigError, UnsupportedModelError
 from prunetune.families import FAMILIES
+from prunetune.models import skeleton
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,6 +40,15 @@ def test_a_family_says_what_it_has(tmp_path):
         assert rows["its attention"] == "can be read"
 
 
+@pytest.mark.parametrize("name", [pytest.param("molmo2", marks=family("molmo2").marks), "kimi_k25"])
+def test_a_family_says_what_it_lacks(name, tmp_path):
+    family(name).model().config.save_pretrained(tmp_path)
+    rows = dict(check_folder(tmp_path).rows)
+    assert ("no context_entropy" in rows["its attention"]) == (name == "molmo2")
+    assert ("no last_query" in rows["the decoder's attention"]) == (name == "kimi_k25")
+    assert "none" in rows["levels of pixels"]
+
+
 def test_a_missing_family_is_written_with_what_was_found(unknown, tmp_path):
     """The real one differs by what a person adds: places, pixels, attention."""
     check = check_folder(unknown)
@@ -55,6 +65,36 @@ def test_a_missing_family_is_written_with_what_was_found(unknown, tmp_path):
     assert written[2].read_text("utf-8").count('"lfm2_vl"') == 2
     with pytest.raises(ConfigError, match=r"is there already"):
         add_to(checkout, check)
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "unsaid"),
+    [
+        pytest.param(
+            "molmo2", ("(Family)", "self_attn", "by mm_token_type_ids"), "FixedViews",
+            marks=family("molmo2").marks,
+        ),
+        ("kimi_k25", ("class KimiK25(RasterPatches)", "layers()[-1].attn"), "QwenVL"),
+        ("paddleocr_vl", ("(RasterPatches)", "self.base.visual", "self_attn"), "QwenVL"),
+        ("ovis2", ("(FixedViews)", "layers()[-1].attention", "pixel_statistics"), "features("),
+        ("granite4_vision", ("(AnyResolution)", "no pooler_output"), "vision_attention_module"),
+        ("minicpmv4_6", ("class MiniCPMV46(Family)", "def geometries"), "FixedViews"),
+    ],
+)  # fmt: skip
+def test_what_a_class_is_built_on(name, said, unsaid, tmp_path, monkeypatch):
+    """Classes whose families were begun with this recipe, and what it once took wrongly."""
+    family(name).model().config.save_pretrained(tmp_path)
+    table = {known: path for known, path in FAMILIES._builtin.items() if known != name}
+    monkeypatch.setattr(FAMILIES, "_builtin", table)
+    monkeypatch.setattr(FAMILIES, "_table", None)
+    check = check_folder(tmp_path)
+    assert all(word in check.skeleton for word in said), check.skeleton
+    assert unsaid not in check.skeleton
+    tests = skeleton.test_file(check.found)
+    for text in (check.skeleton, tests):
+        compile(text, name, "exec")
+    assert ("hybrid = True" in tests) == family(name).hybrid
+    assert all(f'widen(model, "model.{part}")' in tests for part in check.found.projectors)
 
 
 def test_what_is_wrong_is_said_in_a_line(tmp_path):

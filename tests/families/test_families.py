@@ -18,7 +18,7 @@ import transformers
 from family_models import each
 from packaging.version import Version
 from reference import alive_slots, measure, reference_logits, worst
-from reference_models import make_batch, make_config, tiny
+from reference_models import available, make_batch, make_config, tiny
 
 import prunetune
 from prunetune.config import ModelRef, PruningConfig, Stage
@@ -33,15 +33,6 @@ every = pytest.mark.parametrize("family", each())
 RAGGED, LATER = ((3,), (5,), (1,)), ((3,), (3,), (3,))
 
 
-def attention_free(stages, family):
-    """Replace scorers that this family's tower has no input for."""
-    refused = family_models.family(family).refused_scorers
-    return [
-        (layer, share, tuple("coverage" if name in refused else name for name in names))
-        for layer, share, names in stages
-    ]
-
-
 def hybrid(family):
     return family_models.family(family).hybrid
 
@@ -49,7 +40,7 @@ def hybrid(family):
 def schedule(name, family):
     from reference_models import SCHEDULES
 
-    return attention_free(SCHEDULES[name], family)
+    return available(SCHEDULES[name], family_models.family(family))
 
 
 def test_every_family_is_tested():
@@ -254,7 +245,7 @@ def test_scorers_see_the_layer_before_the_stage(family):
             prunetune.apply(model, config)
         return
     test_runtime_taps.Probe.seen.clear()
-    probe = test_runtime_taps.Probe()
+    probe = test_runtime_taps.probe_of(family)
     test_runtime_taps.test_scorers_see_the_layer_before_the_stage(family, (0, 2, 5), "sdpa", probe)
 
 

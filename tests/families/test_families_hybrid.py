@@ -13,7 +13,7 @@ from prunetune.release import cache_of
 from prunetune.runtime.apply import family_of
 
 TOLERANCE = 1e-5
-every = pytest.mark.parametrize("name", each("qwen3_5", "lfm2_vl"))
+every = pytest.mark.parametrize("name", each("qwen3_5", "lfm2_vl", "minicpmv4_6"))
 
 
 def states(output):

@@ -16,18 +16,21 @@ from prunetune.models import load_model
 
 OLD = Version(transformers.__version__) < Version("5.23")
 NO_PIL = pytest.mark.skipif(
-    OLD, reason="transformers 5.17 loads no processor of Idefics 3 or SmolVLM without torchvision"
+    OLD, reason="transformers 5.17 loads no processor of theirs without torchvision"
 )
 # Views of each of two prompts, the second with two pictures of 64 x 90 and 64 x 128 pixels.
 VIEWS = {
     "internvl": [[3], [7, 3]],
     "gemma3": [[1], [1, 1]],
+    "ovis2": [[7], [7, 7]],
     "idefics3": [[7], [10, 7]],
     "smolvlm": [[7], [10, 7]],
     "paligemma": [[1], [1, 1]],
 }
-NAMES = [pytest.param(n, marks=NO_PIL if n in ("idefics3", "smolvlm") else ()) for n in VIEWS]
-TOKENS = {"internvl": 9, "gemma3": 16, "idefics3": 9, "smolvlm": 9, "paligemma": 25}
+NAMES = [
+    pytest.param(n, marks=NO_PIL if n in ("idefics3", "ovis2", "smolvlm") else ()) for n in VIEWS
+]
+TOKENS = {"internvl": 9, "gemma3": 16, "ovis2": 9, "idefics3": 9, "smolvlm": 9, "paligemma": 25}
 
 
 @pytest.fixture(scope="module", params=NAMES)

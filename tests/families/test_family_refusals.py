@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from family_models.idefics3 import FAKE, NEWLINE, SIDE
+from family_models.ovis2 import COL, ROW
 from family_models.paligemma import second
 from reference_models import make_batch, make_config, tiny
 
@@ -25,6 +26,29 @@ def test_tiles_without_line_breaks():
         pytest.raises(UnsupportedModelError, match="as the processor writes them"),
     ):
         model(**batch.inputs)
+
+
+@torch.no_grad()
+def test_tiles_that_make_no_rectangle():
+    model = tiny("ovis2")
+    batch = make_batch(model, ((2, (50, 52), 3),))
+    ids = batch.inputs["input_ids"]
+    ids[ids == COL] = ROW
+    ids[0, (ids[0] == ROW).nonzero()[0]] = COL
+    with (
+        prunetune.apply(model, make_config(model, "2")),
+        pytest.raises(UnsupportedModelError, match="as the processor writes them"),
+    ):
+        model(**batch.inputs)
+
+
+@pytest.mark.parametrize("changes", [{"tokenize_function": "gumbel_argmax"}, {"hidden_stride": 4}])
+def test_features_of_ovis_that_are_drawn_or_padded(changes):
+    model = tiny("ovis2")
+    for name, value in changes.items():
+        setattr(model.config.vision_config, name, value)
+    with pytest.raises(UnsupportedModelError, match=f"{ONE_LINE[:-2]}{next(iter(changes))}"):
+        family_of(model)
 
 
 @torch.no_grad()

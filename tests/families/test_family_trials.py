@@ -13,6 +13,7 @@ from reference_models import make_batch, make_config, tiny
 import prunetune
 from prunetune.deploy import meter
 from prunetune.families.base import Family
+from prunetune.families.granite4_vision import Granite4Vision
 from prunetune.families.paligemma import PaliGemma
 from prunetune.measure import packing
 from prunetune.measure import prompts as search_prompts
@@ -24,7 +25,10 @@ from prunetune.runtime.handle import Handle
 from prunetune.runtime.suffix import run_suffix
 
 TOLERANCE = 1e-5
-NAMES = ("gemma3", "idefics3", "internvl", "llava_next", "paligemma", "smolvlm")
+NAMES = (
+    "gemma3", "granite4_vision", "idefics3", "internvl", "llava_next", "molmo2", "ovis2",
+    "paddleocr_vl", "paligemma", "smolvlm",
+)  # fmt: skip
 
 
 def prompts_of(batch):
@@ -83,6 +87,10 @@ def one_kind(patch):
     patch.setattr(Family, "layer_kind", lambda self, layer: "full_attention")
 
 
+def nothing_injected(patch):
+    patch.setattr(Granite4Vision, "injected", lambda self, arguments: [])
+
+
 @pytest.mark.parametrize(
     ("mutant", "name", "first"),
     [
@@ -90,6 +98,7 @@ def one_kind(patch):
         (blocks_forgotten, "gemma3", 4),
         (blocks_forgotten, "paligemma", 4),
         (one_kind, "gemma3", 2),
+        (nothing_injected, "granite4_vision", 2),
     ],
 )
 def test_red_with_a_bug(mutant, name, first, monkeypatch):

@@ -1,5 +1,6 @@
 """Families of fixed views: geometry and attention against the models' own code and processors."""
 
+import copy
 from typing import ClassVar
 
 import numpy as np
@@ -20,8 +21,8 @@ from prunetune.runtime.apply import family_of
 from prunetune.scorers import Scorer
 from prunetune.tokens import Mosaic
 
-FAMILIES = ("gemma3", "idefics3", "internvl", "paligemma", "smolvlm")
-TILED = ("idefics3", "internvl", "smolvlm")
+FAMILIES = ("gemma3", "idefics3", "internvl", "ovis2", "paligemma", "smolvlm")
+TILED = ("idefics3", "internvl", "ovis2", "smolvlm")
 SIZES = [(30, 60), (60, 30), (20, 90), (80, 26), (50, 52), (24, 24)]
 SIDE, PATCH = 24, 8
 
@@ -34,6 +35,13 @@ def patches_of_tokens(model):
     if name == "internvl":
         merged = inner.pixel_shuffle(number.view(1, rows, cols, 1), model.config.downsample_ratio)
         return merged.flatten(0, 2).long().sort(1).values
+    if name == "ovis2":
+        tower, seen = copy.deepcopy(inner.vision_tower), []
+        tower.head_linear.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+        states = number.view(1, -1, 1).expand(-1, -1, tower.config.hidden_size)
+        tower.transformer.forward = lambda pixels, **options: (states,)
+        tower(number)
+        return seen[0].unflatten(2, (-1, states.shape[2]))[0, ..., 0].long().sort(1).values
     if name == "gemma3":
         eye = torch.eye(rows * cols).view(1, rows * cols, rows, cols)
         pooled = inner.multi_modal_projector.avg_pool(eye)[0].flatten(1).T
@@ -101,7 +109,8 @@ def test_patches_are_numbered_row_by_row(name):
     changed = view.clone()
     changed[..., 8:12, 4:8] = 1.0
     tower = getattr(model.model, "vision_tower", None) or model.model.vision_model
-    embeddings = getattr(tower, "vision_model", tower).embeddings
+    tower = getattr(tower, "vision_model", getattr(tower, "transformer", tower))
+    embeddings = tower.embeddings
     more = {}
     if name in ("idefics3", "smolvlm"):
         more["patch_attention_mask"] = torch.ones(1, side // 4, side // 4, dtype=torch.bool)
@@ -118,6 +127,11 @@ def processed(name, image):
         size = (image.size[1], image.size[0])
         cols, rows = get_optimal_tiled_canvas(size, (SIDE, SIDE), 1, 6)
         return PROCESSOR(image, return_tensors="pt")["pixel_values"], (rows, cols)
+    if name == "ovis2":
+        from family_models.ovis2 import PROCESSOR as OVIS
+
+        done = OVIS(image, return_tensors="pt")
+        return done["pixel_values"].roll(-1, 0), tuple(done["grids"][0].tolist())
     done = family(name).processor(
         [[image]], return_tensors="pt", do_image_splitting=image.size != (SIDE, SIDE)
     )
@@ -145,7 +159,7 @@ def test_places_in_the_picture(name, size):
         lit[max(0, top - 1) : top + 2, max(0, left - 1) : left + 2] = 255
         after, _ = processed(name, Image.fromarray(lit))
         seen = torch.nn.functional.avg_pool2d((after - before).abs().mean(1), PATCH)
-        # The processor puts the thumbnail last.
+        # Processors put the thumbnail last, or ``processed`` did.
         light = seen[geometry.tile - 1, geometry.row, geometry.col]
         for view in (geometry.tile == 0, tiles):
             weight = light * view
@@ -185,7 +199,8 @@ def views_of(name, batch):
         for piece in row:
             if piece.count:
                 pixels = piece.inputs["pixel_values"]
-                yield torch.cat([pixels[-1:], pixels[:-1]]) if name in TILED else pixels
+                last = name in TILED and name != "ovis2"
+                yield torch.cat([pixels[-1:], pixels[:-1]]) if last else pixels
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -264,6 +279,35 @@ def test_pictures_are_read_off_the_tags_between_views(words, breaks):
     )
     assert [(m.rows, m.cols) for m in made] == [(max(1, r), max(1, c)) for r, c in shapes]
     assert sum(m.views for m in made) == views
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["ids", "embeddings"])
+def test_ovis_pictures_are_read_off_the_tags_between_views(known):
+    """Of embeddings tags are known as equal or not; where all are equal, the thumbnail tells."""
+    shapes = [(2, 3), (0, 0), (1, 2), (3, 1), (0, 0), (0, 0), (4, 4), (1, 3), (2, 1)]
+    ids, slots, sketches = [5, 6], [], []
+    y, x = torch.linspace(0, 3, 48)[:, None], torch.linspace(0, 2, 48)
+    whole = (y + 0.3).sin() + (1.7 * x).cos() * y
+
+    def view(sketch):
+        slots.extend(range(len(ids), len(ids) + 9))
+        ids.extend([99] * 9)
+        sketches.append(torch.nn.functional.adaptive_avg_pool2d(sketch[None], 16)[0])
+
+    for k, (rows, cols) in enumerate(shapes):
+        ids.append(101)
+        view(whole)
+        ids.append(102)
+        for row, band in enumerate(whole.tensor_split(rows) if rows else ()):
+            for col, tile in enumerate(band.tensor_split(cols, 1)):
+                view(tile)
+                ids.extend([103] * (col < cols - 1))
+            ids.extend([104] * (row < rows - 1))
+        ids.extend([105, *range(7, 7 + k % 3)])
+    labels = torch.tensor(ids) + (0 if known else 1000)
+    made = family_of(tiny("ovis2")).mosaics(torch.tensor(slots), labels, sketches)
+    assert [(m.rows, m.cols) for m in made] == [(max(1, r), max(1, c)) for r, c in shapes]
+    assert sum(m.views for m in made) == len(sketches)
 
 
 def test_mosaics_that_look_like_the_thumbnail():

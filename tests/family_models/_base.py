@@ -81,8 +81,12 @@ class TinyFamily:
         lookup: Whether transformers itself can look candidates up in the prompt; else why not.
         beams: Whether transformers itself keeps several images of a prompt in order under beams;
             else why not.
+        cached_beams: Whether transformers' own beams are alike with and without a cache; else why
+            not.
         flash: Whether transformers' own tower keeps images apart under FlashAttention; else why
             not.
+        makes_cache: Whether transformers' own forward makes a cache where it is given none.
+        keeps_logits: Whether transformers' own forward makes the logits that it is asked for only.
         chunks: Whether transformers itself can prefill it in parts; else why not.
         marks: Pytest marks of all its tests, as from ``needs``.
     """
@@ -101,7 +105,10 @@ class TinyFamily:
     views_apart: bool = False
     lookup: bool | str = True
     beams: bool | str = True
+    cached_beams: bool | str = True
     flash: bool | str = True
+    makes_cache: bool = True
+    keeps_logits: bool = True
     chunks: bool | str = True
     marks: tuple[Any, ...] = ()
 

@@ -1,5 +1,6 @@
 """Folders of tiny models of fixed views with their processors, built offline."""
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,18 @@ NAMED = {
         "start_image_token": "<img>", "end_image_token": "</img>", "video_token": "<video>",
         "context_image_token": "<IMG_CONTEXT>",
     },
+    "ovis2": {
+        "image_token": "<image>", "atom": "<IMG_ATOM>", "start": "<IMG_START>",
+        "grid": "<IMG_GRID>", "col": "<IMG_COL>", "row": "<IMG_ROW>", "end": "<IMG_END>",
+    },
     "gemma3": {"image_token": "<image_soft>", "boi_token": "<boi>", "eoi_token": "<eoi>"},
     "paligemma": {"image_token": "<image>"},
     "idefics3": {},
     "smolvlm": {"image_token": "<image>", "fake_image_token": "<fake_token_around_image>"},
 }  # fmt: skip
 PICTURE = {
-    "internvl": "<IMG_CONTEXT>", "gemma3": "<boi>", "idefics3": "<image>", "smolvlm": "<image>"
+    "internvl": "<IMG_CONTEXT>", "gemma3": "<boi>", "idefics3": "<image>", "smolvlm": "<image>",
+    "ovis2": "<image>",
 }  # fmt: skip
 
 
@@ -45,10 +51,8 @@ def tokenizer(name: str) -> PreTrainedTokenizerFast:
 
 def image_processor(name: str) -> Any:
     """Return the family's picture processor, at the size of the tiny tower."""
-    if name == "internvl":
-        from family_models.internvl import PROCESSOR
-
-        return PROCESSOR
+    if name in ("internvl", "ovis2"):
+        return importlib.import_module(f"family_models.{name}").PROCESSOR
     if name == "gemma3":
         from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
@@ -69,12 +73,15 @@ def save_views(family: TinyFamily, folder: Path) -> Path:
     name, text = family.model_type, tokenizer(family.model_type)
     settings: dict[str, Any] = {
         "internvl": {"image_seq_length": 9},
+        "ovis2": {"image_seq_length": 9},
         "gemma3": {"image_seq_length": 16},
     }.get(name, {} if name == "paligemma" else {"image_seq_len": 9})
     if name == "idefics3":
         # Its processor adds these itself.
         text.add_tokens(["<fake_token_around_image>", "<image>", "<end_of_utterance>"], True)
-    token = {"internvl": "<IMG_CONTEXT>", "gemma3": "<image_soft>"}.get(name, "<image>")
+    token = {"internvl": "<IMG_CONTEXT>", "gemma3": "<image_soft>", "ovis2": "<IMG_ATOM>"}.get(
+        name, "<image>"
+    )
     if name == "paligemma":
         from transformers import PaliGemmaProcessor
 
@@ -88,6 +95,9 @@ def save_views(family: TinyFamily, folder: Path) -> Path:
         (folder / "chat_template.jinja").write_text(TEMPLATE % PICTURE[name], "utf-8")
     model = family.model(vocab_size=len(text))
     model.config.image_token_id = text.convert_tokens_to_ids(token)
+    if name == "ovis2":
+        tags = text.convert_tokens_to_ids(list(NAMED[name].values())[2:])
+        model.model.visual_indicator_token_ids = model.config.visual_indicator_token_ids = tags
     model.generation_config.suppress_tokens = text.all_special_ids
     model.save_pretrained(folder)
     return folder

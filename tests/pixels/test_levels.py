@@ -28,6 +28,7 @@ SAVED = {
     "qwen3_vl": lambda folder: save_qwen(family("qwen3_vl"), folder),
     "internvl": lambda folder: save_views(family("internvl"), folder),
     "smolvlm": lambda folder: save_views(family("smolvlm"), folder),
+    "ovis2": lambda folder: save_views(family("ovis2"), folder),
     "llava_onevision": lambda folder: save("llava_onevision", folder),
     "llava_next": None,
 }

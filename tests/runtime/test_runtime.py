@@ -114,6 +114,8 @@ def test_outputs_keep_their_shape(family):
                 assert states[row, slot].eq(right).all()
         assert hidden[row, ~valid].eq(0).all()
     assert torch.isfinite(output.loss)
+    if not family_models.family(family).keeps_logits:
+        last, some = last[:, -1:], some[:, [5, -2, -1]]
     assert torch.allclose(last, output.logits[:, -1:], atol=1e-6)
     assert torch.allclose(some, output.logits[:, [5, -2, -1]], atol=1e-6)
 

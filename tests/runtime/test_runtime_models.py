@@ -2,10 +2,19 @@
 
 import random
 
+import family_models
 import pytest
 import torch
-from reference import measure
-from reference_models import LAYERS, THOROUGH, make_batch, make_config, predicted_kv, tiny
+from reference import measure, new_cache
+from reference_models import (
+    LAYERS,
+    THOROUGH,
+    available,
+    make_batch,
+    make_config,
+    predicted_kv,
+    tiny,
+)
 from test_runtime import TOLERANCE, check, check_counts
 
 import prunetune
@@ -80,9 +89,9 @@ def test_half_precision(family, dtype):
         (0, 0.7, ("cls_attention", "random")),
         (2, 0.4, ("topv", "last_query"), {"name": "grid_recycling", "size": 2}),
     ]
-    config = make_config(model, stages)
+    config = make_config(model, available(stages, family_models.family(family)))
     with prunetune.apply(model, config) as handle:
-        output = model(**inputs, use_cache=True)
+        output = model(**inputs, use_cache=True, **new_cache(model))
         model.generate(**inputs, max_new_tokens=3)
     check_counts(handle.trace[-1], batch, config)
     assert output.logits.dtype == dtype

@@ -25,6 +25,10 @@ class AnyResolution(Family):
     has_separators: ClassVar[bool] = True
     resizing = "tiles"
 
+    def view_grid(self) -> tuple[int, int]:
+        """Return (rows, columns) of the tokens that a view has before it is packed."""
+        return grid_side(self.config)
+
     def pack(self, coordinates: Tensor, size: tuple[int, int], call: VisionCall | None) -> Tensor:
         """Return ``[tokens, 3]`` coordinates of one image, -1 at newlines.
 
@@ -71,7 +75,7 @@ class AnyResolution(Family):
         raise NotImplementedError
 
     def _geometry(self, size: tuple[int, int], views: int, call: VisionCall) -> ImageGeometry:
-        rows, cols = grid_side(self.config)
+        rows, cols = self.view_grid()
         across = self._tiles_across(size) if views > 1 else 1
         patches = _coordinates(views, rows, cols, across)
         # Interpolating leaves noise in the last digits, on which side of a half must not depend.

@@ -1,12 +1,16 @@
 """Towers that are CLIP's, or built like it."""
 
+from typing import Any
+
 from torch import nn
 
 from prunetune.families.base import Family
 
 
-def clip_like_attention(family: Family, tower: str = "vision_tower") -> nn.Module | None:
-    """Return the attention module that belongs to ``vision_feature_layer`` of a CLIP-like tower.
+def clip_like_attention(
+    family: Family, tower: str = "vision_tower", feature_layer: Any = None
+) -> nn.Module | None:
+    """Return the attention module that belongs to a CLIP-like tower's feature layer.
 
     ``hidden_states[-2]`` is the output of the last layer but one, so the attention of that same
     layer is meant (FasterVLM, official code; methods.md 2.1).
@@ -16,7 +20,8 @@ def clip_like_attention(family: Family, tower: str = "vision_tower") -> nn.Modul
     layers = getattr(getattr(inner, "encoder", None), "layers", None)
     if layers is None:
         return None
-    feature_layer = family.config.vision_feature_layer
+    if feature_layer is None:
+        feature_layer = family.config.vision_feature_layer
     if not isinstance(feature_layer, int):
         feature_layer = feature_layer[-1]
     index = feature_layer - 1 if feature_layer > 0 else len(layers) + feature_layer

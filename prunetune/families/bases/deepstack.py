@@ -9,6 +9,7 @@ from prunetune.families.base import Survivors
 from prunetune.families.bases.qwen import Qwen3Tower
 
 METHOD = "_deepstack_process"
+Left = tuple[Tensor, Tensor] | None
 
 
 class DeepStack(Qwen3Tower):
@@ -26,12 +27,8 @@ class DeepStack(Qwen3Tower):
 
         def shortened(hidden: Tensor, visual: Tensor, features: Tensor) -> Tensor:
             left = survivors()
-            if left is not None:
-                index, valid = (part.to(visual.device) for part in left)
-                number = visual.flatten().cumsum(0).view_as(visual) - 1
-                visual = visual.gather(1, index) & valid
-                features = features[number.gather(1, index)[visual].to(features.device)]
-            done: Tensor = process(hidden, visual, features)
+            features = left_of(features, visual, left)
+            done: Tensor = process(hidden, left_of_mask(visual, left), features)
             return done
 
         def undo() -> None:
@@ -50,3 +47,32 @@ class DeepStack(Qwen3Tower):
         """Add them to the states of image tokens."""
         done: Tensor = getattr(self.text_model, METHOD)(hidden, image_mask, features)
         return done
+
+
+def left_of_mask(visual: Tensor, left: Left) -> Tensor:
+    """Return which of the tokens that are left are image tokens, ``[B, m]`` bool.
+
+    Args:
+        visual: ``[B, S]`` bool over the input's slots.
+        left: What ``Survivors`` says.
+    """
+    if left is None:
+        return visual
+    index, valid = (part.to(visual.device) for part in left)
+    return visual.gather(1, index) & valid
+
+
+def left_of(features: Tensor, visual: Tensor, left: Left) -> Tensor:
+    """Return the features of the image tokens that are left.
+
+    Args:
+        features: ``[image tokens of the batch, d]``.
+        visual: ``[B, S]`` bool over the input's slots.
+        left: What ``Survivors`` says.
+    """
+    if left is None:
+        return features
+    index = left[0].to(visual.device)
+    number = visual.flatten().cumsum(0).view_as(visual) - 1
+    here = number.gather(1, index)[left_of_mask(visual, left)]
+    return features[here.to(features.device)]

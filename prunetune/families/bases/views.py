@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from prunetune.families.base import Family, TappedAttention, VisionCall, refuse
 from prunetune.families.base_configs import grid_side
-from prunetune.tokens import ImageGeometry, grid_geometry
+from prunetune.tokens import ImageGeometry, Mosaic, grid_geometry
 
 
 class FixedViews(Family):
@@ -75,3 +75,22 @@ def merged_order(rows: int, cols: int, merge: int) -> Tensor:
         rows // merge, merge, cols // merge, merge
     )
     return blocks.transpose(1, 2).flatten()
+
+
+def likest(shapes: list[Mosaic], tiles: list[Tensor], thumbnail: Tensor) -> Mosaic:
+    """Return the mosaic that looks most like the thumbnail, of equal ones the first.
+
+    Args:
+        shapes: Of as many tiles as there are.
+        tiles: In raster order, each ``[side, side]``.
+        thumbnail: ``[side, side]``.
+    """
+    side = len(thumbnail)
+
+    def distance(shape: Mosaic) -> float:
+        grid = torch.stack(tiles).view(shape.rows, shape.cols, side, side)
+        whole = grid.transpose(1, 2).reshape(1, shape.rows * side, shape.cols * side)
+        small = torch.nn.functional.adaptive_avg_pool2d(whole, side)[0]
+        return float((small - thumbnail).square().mean())
+
+    return min(shapes, key=distance)

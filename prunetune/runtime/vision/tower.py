@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from prunetune.families import Family, VisionCall
-from prunetune.families.base import TappedAttention, refuse
+from prunetune.families.base import TOWER_NEEDS, TappedAttention, refuse
 from prunetune.models.devices import brought
 from prunetune.numerics import exactly
 from prunetune.runtime.compiled import never_compiled
@@ -109,16 +109,27 @@ class VisionTap:
 
     def install(self) -> list[Any]:
         """Hook the tower where a scorer asks for it and return the hook handles."""
-        if not self._needs & {"vision_attention", "vision_map"}:
-            return []
         modules = self._family.vision_attention_modules()
-        if not modules:
+        asked = self._needs & {"vision_attention", "vision_map"}
+        if asked and not modules:
             raise refuse(self._family.model, "the attention of its vision tower cannot be read")
+        if self._needs & TOWER_NEEDS - self._family.tower_tells():
+            raise refuse(
+                self._family.model,
+                "its tokens take patches of several views, between which no attention is known; "
+                "leave context_entropy out",
+            )
+        if not asked:
+            return []
         return [m.register_forward_pre_hook(self._remember, with_kwargs=True) for m in modules]
 
     def _remember(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         states = args[0] if args else kwargs["hidden_states"]
         self._local.tapped = TappedAttention(module, states, kwargs)
+
+    def features(self, output: Any) -> Any:
+        """Return the features of each image or video, from what an encoder returned."""
+        return self._family.features(output)
 
     def take(self, seen: TappedAttention) -> None:
         """Take what an attention module was given where no hook of this tap sees it."""
@@ -162,10 +173,13 @@ class VisionTap:
         del self._local.tapped
         family, maps = self._family, "vision_map" in self._needs
         cls, group = family.vision_has_cls(), family.patches_per_token
-        pool = family.pooling(call)
+        pool, taken = family.pooling(call), family.taken(call)
         heads = family.vision_heads(tapped, call, first_only=cls and not maps)
-        for image, (query, key) in zip(images, heads, strict=True):
-            if "vision_attention" in self._needs:
+        for number, (image, (query, key)) in enumerate(zip(images, heads, strict=True)):
+            if taken is not None:
+                row = attention_row(query, key, cls=cls).flatten()
+                image.vision_attention = _gathered(row, taken[number].to(row.device))
+            elif "vision_attention" in self._needs:
                 row = _pooled(attention_row(query, key, cls=cls, group=group)[:, None], pool)[:, 0]
                 image.vision_attention = _per_token(image.geometry, row)
             if maps:
@@ -188,6 +202,12 @@ class VisionTap:
 def _per_token(geometry: ImageGeometry, row: Tensor) -> Tensor:
     value = row.to(geometry.tile.device)[geometry.tile, geometry.inside]
     return value.masked_fill(geometry.separator, 0.0)
+
+
+def _gathered(row: Tensor, taken: Tensor) -> Tensor:
+    """Return the sum of what each token's patches receive, ``[tokens]``."""
+    received: Tensor = row[taken.clamp_min(0)].masked_fill(taken < 0, 0.0).sum(1)
+    return received
 
 
 def _pooled(received: Tensor, pool: Tensor | None) -> Tensor:
@@ -256,7 +276,7 @@ def wrap_encoder(
         if not outermost:
             # Qwen3-VL's video encoder calls its image encoder: what counts is that of videos.
             return output
-        features = output[1] if isinstance(output, tuple) else output.pooler_output
+        features = tap.features(output)
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         note(tap.capture(bound.arguments, features, modality), output)

@@ -79,13 +79,13 @@ def join_views(
 
 def _picture(mosaic: Mosaic, views: list[ImageCapture]) -> ImageCapture:
     # Tile 0 is the thumbnail: what is kept by view is sorted likewise.
-    by_tile = [views[-1], *views[:-1]]
+    by_tile = mosaic.by_tile(views)
     return ImageCapture(
         geometry=mosaic.geometry([view.geometry for view in views]),
         vision_attention=_joined(view.vision_attention for view in views),
         vision_map=_joined(view.vision_map for view in by_tile),
         patch_entropy=_joined(view.patch_entropy for view in by_tile),
-        seed=views[-1].seed,
+        seed=by_tile[0].seed,
     )
 
 
