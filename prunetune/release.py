@@ -20,7 +20,11 @@ from transformers.cache_utils import (
     StaticLayer,
     StaticSlidingWindowLayer,
 )
-from transformers.masking_utils import create_causal_mask
+from transformers.masking_utils import (
+    create_causal_mask,
+    create_chunked_causal_mask,
+    create_sliding_window_causal_mask,
+)
 
 from prunetune.errors import UnsupportedModelError
 
@@ -275,6 +279,7 @@ def causal_mask(
     *,
     blocks: Tensor | None = None,
     layer: int | None = None,
+    window: str = "",
 ) -> Any:
     """Return the causal mask of a decoder layer, as its attention implementation takes it.
 
@@ -286,10 +291,13 @@ def causal_mask(
         blocks: ``[B, keys]`` int64: tokens of one number attend to one another in both
             directions, -1 attends causally. None: all of them do.
         layer: 0-based; None: the first layer of full attention.
+        window: What the layer attends within, ``sliding`` or ``chunked``; empty: everything.
     """
-    return create_causal_mask(
-        config, hidden, valid, cache, None, block_sequence_ids=blocks, layer_idx=layer
-    )
+    makers = {"sliding": create_sliding_window_causal_mask, "chunked": create_chunked_causal_mask}
+    # Before 5.18 chunks know no blocks.
+    more = {} if blocks is None else {"block_sequence_ids": blocks}
+    make = makers.get(window, create_causal_mask)
+    return make(config, hidden, valid, cache, None, layer_idx=layer, **more)
 
 
 def image_blocks(kinds: Tensor) -> Tensor:

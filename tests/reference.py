@@ -77,7 +77,8 @@ def masked(
     def mask(layer: int, _: Any, args: Any, kwargs: Any) -> Any:
         states = rewrite[layer](args[0]) if rewrite and layer in rewrite else args[0]
         keys = fit(valid & alive[layer], states.shape)
-        allowed = spec.allowed(model, seen["ids"], keys, valid.shape[1])
+        near = spec.near(model, layer, fit(valid, states.shape))
+        allowed = spec.allowed(model, seen["ids"], keys, valid.shape[1], near, layer)
         allowed |= torch.eye(states.shape[1], dtype=torch.bool)
         additive = torch.zeros(allowed.shape, dtype=states.dtype)
         additive = additive.masked_fill(~allowed, torch.finfo(states.dtype).min)[:, None]

@@ -231,7 +231,7 @@ class Frame:
             hidden = brought(hidden, self.home)
             mask, bias = segment_mask(
                 self.plan.family.text_model.config, hidden, segment, brought(own.mask, self.home),
-                self.cache, index, self.call.past, self.length,
+                self.cache, index, self.call.past, self.length, kind,
             )  # fmt: skip
             # Gapped position ids would be read as packed sequences (runtime-notes 4.5).
             numbers = None if self.samples is None else renumbered(self.samples, segment.index)

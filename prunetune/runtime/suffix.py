@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunetune.families.base_configs import text_window, window_shape
 from prunetune.release import Told, causal_mask, layer_arguments
 from prunetune.runtime.apply import Handle
 from prunetune.runtime.choice.taps import LayerTap
@@ -80,7 +81,6 @@ def run_suffix(handle: Handle, prefix: Prefix, tail: int) -> Tensor:
         ``[B, tail, d]`` after the final norm; ``[n, tail, d]``, of each prompt, where rows branch.
     """
     family = handle.plan.family
-    text = family.text_model
     given = Forward(
         image_mask=prefix.image_mask,
         mask=prefix.valid,
@@ -91,13 +91,8 @@ def run_suffix(handle: Handle, prefix: Prefix, tail: int) -> Tensor:
     frame = Frame(handle.plan, given)
     if prefix.tap is not None:
         frame.taps[prefix.layer - 1] = prefix.tap
-    hidden, mask, branches = prefix.hidden, None, prefix.branches
-    if branches is not None:
-        mask = branches.mask
-    elif prefix.layer < handle.plan.stages[0].layer or prefix.blocks is not None:
-        padded = not bool(prefix.valid.all())
-        valid = prefix.valid if padded else None
-        mask = causal_mask(text.config, hidden, valid, None, blocks=prefix.blocks)
+    hidden, branches = prefix.hidden, prefix.branches
+    masks = _masks(handle, prefix)
     handle.frames.append(frame)
     try:
         norm = family.second_norm(len(family.layers) - 1)
@@ -105,8 +100,10 @@ def run_suffix(handle: Handle, prefix: Prefix, tail: int) -> Tensor:
             for k, layer in enumerate(family.layers):
                 if k < prefix.layer:
                     continue
-                rotary = prefix.embeddings[family.layer_kind(k)]
-                told = layer_arguments(Told(mask, rotary, prefix.position_ids))
+                kind = family.layer_kind(k)
+                told = layer_arguments(
+                    Told(masks.get(kind), prefix.embeddings[kind], prefix.position_ids)
+                )
                 hidden = layer(hidden, **told)
                 if k < len(prefix.injected):
                     hidden = family.inject(hidden, prefix.image_mask, prefix.injected[k])
@@ -117,6 +114,26 @@ def run_suffix(handle: Handle, prefix: Prefix, tail: int) -> Tensor:
     last = hidden[:, hidden.shape[1] - tail :] if branches is None else branches.last(hidden, tail)
     final: Tensor = family.final_norm(last)
     return final
+
+
+def _masks(handle: Handle, prefix: Prefix) -> dict[str, Any]:
+    """Return the masks over the unpruned batch, by kind of layer; none where nothing asks."""
+    family = handle.plan.family
+    config, hidden = family.text_model.config, prefix.hidden
+    kinds = {family.layer_kind(k) for k in range(len(family.layers))}
+    if prefix.branches is not None:
+        return dict.fromkeys(kinds, prefix.branches.mask)
+    window = text_window(config)
+    cut = window is not None and hidden.shape[1] > window
+    if not cut and prefix.layer >= handle.plan.stages[0].layer and prefix.blocks is None:
+        return {}
+    valid = None if bool(prefix.valid.all()) else prefix.valid
+    return {
+        kind: causal_mask(
+            config, hidden, valid, None, blocks=prefix.blocks, window=window_shape(config, kind)
+        )
+        for kind in kinds
+    }
 
 
 @contextmanager

@@ -197,7 +197,34 @@ class TinyFamily:
         """
         return (numbered.cumsum(1) - 1).clamp_min(0)
 
-    def allowed(self, model: Any, ids: Tensor | None, keys: Tensor, prompt: int) -> Tensor:
+    def near(self, model: Any, layer: int, valid: Tensor) -> Tensor:
+        """Return which slots a layer's window or chunk holds together, ``[B, S, S]`` bool.
+
+        Args:
+            model: The model.
+            layer: 0-based.
+            valid: ``[B, S]`` bool; chunks are counted from the first real slot on.
+        """
+        config = self.text_model(model).config
+        sliding = getattr(config, "sliding_window", None)
+        kinds = getattr(config, "layer_types", None) or ["sliding" if sliding else ""] * LAYERS
+        slots = torch.arange(valid.shape[1]).expand(valid.shape)
+        if "chunked" in kinds[layer]:
+            chunk = (slots - valid.int().argmax(1)[:, None]) // config.attention_chunk_size
+            return chunk[:, :, None] == chunk[:, None]
+        if "sliding" in kinds[layer]:
+            return slots[:, :, None] - slots[:, None] < sliding
+        return torch.ones(*valid.shape, valid.shape[1], dtype=torch.bool)
+
+    def allowed(
+        self,
+        model: Any,
+        ids: Tensor | None,
+        keys: Tensor,
+        prompt: int,
+        near: Tensor | None = None,
+        layer: int = 0,
+    ) -> Tensor:
         """Return which slot may attend to which in a full-length run, ``[B, S, S]`` bool.
 
         Args:
@@ -205,9 +232,12 @@ class TinyFamily:
             ids: ``[B, S]`` tokens of the run; None where the caller passed embeddings.
             keys: ``[B, S]`` bool: real and alive at this layer.
             prompt: The length of the prompt, padding included; what follows was generated.
+            near: Which slots the layer's window holds together; None: all.
+            layer: 0-based.
         """
         length = keys.shape[1]
-        return torch.ones(length, length, dtype=torch.bool).tril() & keys[:, None]
+        causal = torch.ones(length, length, dtype=torch.bool).tril() & keys[:, None]
+        return causal if near is None else causal & near
 
 
 @cache

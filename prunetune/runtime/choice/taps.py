@@ -65,6 +65,8 @@ def query_row(
 def cached_keys(cache: Any, layer: int) -> Tensor | None:
     """Return the keys that a layer of a cache holds, ``[B, heads, P, head_dim]``; None: none.
 
+    Those of a sliding window are the last ones.
+
     Raises:
         UnsupportedModelError: The cache does not give them all.
     """
@@ -72,11 +74,14 @@ def cached_keys(cache: Any, layer: int) -> Tensor | None:
     if not past:
         return None
     entry = cache.layers[layer]
-    if entry.keys.dim() < 4 or entry.keys.shape[2] < past:
+    if entry.keys.dim() < 4 or (
+        entry.keys.shape[2] < past and not getattr(entry, "is_sliding", False)
+    ):
         raise UnsupportedModelError(
             f"a {type(entry).__name__} cache gives not all of its keys, so that last_query cannot "
             "score an image of a later turn; use a DynamicCache or StaticCache, or a new cache"
         )
+    # Of a sliding window it has the last ones, which is all that can be seen.
     keys: Tensor = entry.keys[:, :, :past]
     return keys
 
