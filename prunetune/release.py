@@ -8,9 +8,10 @@ import logging
 import re
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers.cache_utils import (
     Cache,
@@ -166,15 +167,22 @@ class Told:
 
     Attributes:
         mask: None, ``[B, heads or 1, m, keys]`` bool or additive, or ``[B, keys]`` bool.
-        rotary: Rotary cos and sin, ``[B or 1, m, head_dim]``.
+        rotary: Rotary cos and sin, ``[B or 1, m, head_dim]``; half as wide where ``complex``.
         positions: ``[B or 1, m]`` int64, or None.
         bias: A bias of keys for attention that takes no mask, or None.
+        complex: Whether the layer takes cos and sin as one complex number (Llama 4).
     """
 
     mask: Any
     rotary: tuple[Tensor, ...]
     positions: Tensor | None
     bias: Any = None
+    complex: bool = False
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the mask, positions and rotary rows by the names that layers take them by."""
+        turned: Any = torch.complex(*self.rotary) if self.complex else self.rotary
+        return dict(zip(LAYER_NAMES, (self.mask, self.positions, turned), strict=True))
 
 
 @dataclass(frozen=True)
@@ -196,6 +204,13 @@ class LayerCall:
     _args: tuple[Any, ...]
     _kwargs: dict[str, Any]
 
+    @property
+    def mark(self) -> Tensor:
+        """A tensor that this call's layer is given again where it is run once more."""
+        turned = self._kwargs[LAYER_NAMES[2]]
+        mark: Tensor = turned if isinstance(turned, Tensor) else turned[0]
+        return mark
+
     @classmethod
     def read(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "LayerCall":
         """Read a layer's arguments, as a forward pre-hook gets them.
@@ -209,14 +224,17 @@ class LayerCall:
         if hidden is None or missing:
             what = ", ".join(missing) or "its states"
             raise unsupported(f"a decoder layer was called without {what}")
-        told = Told(kwargs[mask], kwargs[rotary], kwargs.get(positions))
+        turned = kwargs[rotary]
+        whole = isinstance(turned, Tensor)
+        pair = (turned.real, turned.imag) if whole else turned
+        told = Told(kwargs[mask], pair, kwargs.get(positions), complex=whole)
         return cls(hidden, told, cache_of(kwargs), kwargs.get(BOUNDS), args, kwargs)
 
     def with_(self, hidden: Tensor, told: Told) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the layer's args and kwargs with other states (``[B, m, d]``), told otherwise."""
-        replaced = zip(LAYER_NAMES, (told.mask, told.positions, told.rotary), strict=True)
-        kwargs = self._kwargs | dict(replaced)
+        kwargs = dict(self._kwargs)
         if told is not self.told:
+            kwargs |= replace(told, complex=self.told.complex).arguments()
             # Of the whole row: positions tell what is left of each sample.
             kwargs = {name: kwargs[name] for name in kwargs if name not in PACKED_NAMES}
         if told.bias is not None:
@@ -228,8 +246,7 @@ class LayerCall:
 
 def layer_arguments(told: Told) -> dict[str, Any]:
     """Return what a decoder layer takes when it is called without a cache."""
-    given = (told.mask, told.positions, told.rotary)
-    return dict(zip(LAYER_NAMES, given, strict=True)) | {"use_cache": False}
+    return told.arguments() | {"use_cache": False}
 
 
 def check_names(base: nn.Module, layer: nn.Module) -> None:

@@ -85,7 +85,7 @@ def masked(
         return (states,), kwargs | {"attention_mask": additive}
 
     with ExitStack() as stack:
-        for module, look in ((model.model, ids), (text, positions)):
+        for module, look in ((getattr(model, "model", model), ids), (text, positions)):
             hook = module.register_forward_pre_hook(look, with_kwargs=True)
             stack.callback(hook.remove)
         for i, layer in enumerate(text.layers):

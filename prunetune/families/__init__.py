@@ -16,6 +16,7 @@ FAMILIES: Registry[Family] = Registry(
         "idefics3": "prunetune.families.idefics3:Idefics3",
         "internvl": "prunetune.families.internvl:InternVL",
         "lfm2_vl": "prunetune.families.lfm2_vl:Lfm2Vl",
+        "llama4": "prunetune.families.llama4:Llama4",
         "llava": "prunetune.families.llava:Llava",
         "llava_next": "prunetune.families.llava_next:LlavaNext",
         "llava_next_video": "prunetune.families.llava_next_video:LlavaNextVideo",

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from prunetune.errors import UnsupportedModelError
-from prunetune.families.base_calls import Survivors, TappedAttention, VisionCall
+from prunetune.families.base_calls import Survivors, TappedAttention, Tokens, VisionCall
 from prunetune.families.base_configs import CLIP_PIXELS, SIGLIP_PIXELS, multimodal_rotary
 from prunetune.families.base_towers import Towered
 from prunetune.families.bases.layers import Layered
 from prunetune.numerics import fitting
 from prunetune.tokens import ImageGeometry, Mosaic
 
-__all__ = ["Family", "Survivors", "TappedAttention", "VisionCall", "refuse"]
+__all__ = ["Family", "Survivors", "TappedAttention", "Tokens", "VisionCall", "refuse"]
 
 
 class Family(Layered, Towered):
@@ -40,6 +40,12 @@ class Family(Layered, Towered):
     """The ``token_type_ids`` of an expected answer, behind the prompt."""
     joins_views: ClassVar[bool] = False
     """Whether the encoder takes a picture's tiles for images; ``mosaics`` then joins them."""
+    base_has_head: ClassVar[bool] = False
+    """Whether ``base`` returns logits: final states then come out of ``text_model`` only."""
+    complex_rotary: ClassVar[bool] = False
+    """Whether decoder layers take rotary cos and sin as one complex number."""
+    broadcasts: ClassVar[bool] = True
+    """Whether a decoder layer adds what its MLP makes of one token to all of them."""
     can_pack: ClassVar[bool] = True
     """Whether positions can be renumbered: not where they are rows and columns."""
     one_view: ClassVar[bool] = False
@@ -95,6 +101,14 @@ class Family(Layered, Towered):
             names["video"] = self.video_encoder_method
         return names
 
+    def features(self, output: Any) -> Any:
+        """Return what stands in the sequence, image by image, from what an encoder returned.
+
+        Args:
+            output: A tuple, or an output with ``pooler_output``.
+        """
+        return output[1] if isinstance(output, tuple) else output.pooler_output
+
     def lengths(self, arguments: Mapping[str, Any], features: Any, modality: str) -> list[int]:
         """Return how many tokens each image or video takes, from what its encoder returned."""
         return [part.shape[:-1].numel() for part in features]
@@ -103,6 +117,16 @@ class Family(Layered, Towered):
     def multimodal_positions(self) -> bool:
         """Whether positions are triples of time, row and column, which only the model can find."""
         return not self.can_pack or multimodal_rotary(self.text_model.config)
+
+    def final_states(self, inputs: Mapping[str, Any]) -> tuple[Tensor, Any]:
+        """Run the base model; return the states behind its final norm, ``[B, S, d]``, and its output.
+
+        Args:
+            inputs: Of the base model's forward, by name.
+        """
+        output: Any = self.base(**inputs)
+        states: Tensor = output.last_hidden_state
+        return states, output
 
     def logits(self, states: Tensor) -> Tensor:
         """Return what the model makes of states after the final norm, ``[..., vocabulary]``."""
@@ -218,7 +242,15 @@ class Family(Layered, Towered):
         """
         return None
 
-    # -- text models that touch states between their layers ----------------------------------
+    # -- text models that touch states between their layers, or count them --------------------
+
+    def number(self, tokens: Tokens) -> Callable[[], None]:
+        """Make layers that count positions by themselves count the tokens of the sequence.
+
+        Returns:
+            What undoes it.
+        """
+        return lambda: None
 
     def follow(self, survivors: Survivors) -> Callable[[], None]:
         """Make what the text model does between decoder layers fit the tokens that are left.

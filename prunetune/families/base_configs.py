@@ -59,6 +59,11 @@ def inner_width(text_config: Any) -> int:
     plain = getattr(text_config, "intermediate_size", None)
     chosen = getattr(text_config, "num_experts_per_tok", None)
     expert = getattr(text_config, "moe_intermediate_size", None)
+    if chosen and (mixed := getattr(text_config, "moe_layers", None)) is not None:
+        # Llama 4: one of the experts' width beside them, and another width without them.
+        share = len(mixed) / int(text_config.num_hidden_layers)
+        dense = int(getattr(text_config, "intermediate_size_mlp", None) or plain or 0)
+        return int(share * (chosen + 1) * int(plain or 0) + (1 - share) * dense)
     if not chosen or not expert:
         return int(plain or 0)
     shared = getattr(text_config, "shared_expert_intermediate_size", None)

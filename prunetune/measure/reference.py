@@ -154,13 +154,12 @@ class Recorder:
         """Return the final states ``[1, S, d]``, and leave on ``self`` what was seen on the way."""
         hooks, base = self._install(), self.family.base
         try:
-            output = base(**inputs)
+            final, output = self.family.final_states(inputs)
         finally:
             for hook in hooks:
                 hook.remove()
             base.__dict__.pop(self.family.encoder_method, None)
         self._cache = cache_of(output) if inputs["use_cache"] else None
-        final: Tensor = output.last_hidden_state
         return final
 
     def _reference(self, prompts: Prompts, states: Tensor, blocks: Tensor | None) -> Reference:

@@ -36,7 +36,7 @@ REFUSED = {
 }
 _COMPARED: WeakKeyDictionary[nn.Module, set[str | None]] = WeakKeyDictionary()
 """Models, and the digests that their weights were compared with."""
-PRUNABLE_LAYERS = {"full_attention", "sliding_attention"} | CARRYING
+PRUNABLE_LAYERS = {"chunked_attention", "full_attention", "sliding_attention"} | CARRYING
 
 
 def apply(

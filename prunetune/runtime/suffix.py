@@ -81,14 +81,14 @@ def run_suffix(handle: Handle, prefix: Prefix, tail: int) -> Tensor:
         ``[B, tail, d]`` after the final norm; ``[n, tail, d]``, of each prompt, where rows branch.
     """
     family = handle.plan.family
-    given = Forward(
+    forward = Forward(
         image_mask=prefix.image_mask,
         mask=prefix.valid,
         captures={"image": prefix.capture},
         query=prefix.query,
         memoise=True,
     )
-    frame = Frame(handle.plan, given)
+    frame = Frame(handle.plan, forward)
     if prefix.tap is not None:
         frame.taps[prefix.layer - 1] = prefix.tap
     hidden, branches = prefix.hidden, prefix.branches
@@ -96,14 +96,14 @@ def run_suffix(handle: Handle, prefix: Prefix, tail: int) -> Tensor:
     handle.frames.append(frame)
     try:
         norm = family.second_norm(len(family.layers) - 1)
-        with _last_slot_only(norm, tail) if branches is None else nullcontext():
+        shorter = branches is None and family.broadcasts
+        with _last_slot_only(norm, tail) if shorter else nullcontext():
             for k, layer in enumerate(family.layers):
                 if k < prefix.layer:
                     continue
                 kind = family.layer_kind(k)
-                told = layer_arguments(
-                    Told(masks.get(kind), prefix.embeddings[kind], prefix.position_ids)
-                )
+                given = masks.get(kind), prefix.embeddings[kind], prefix.position_ids
+                told = layer_arguments(Told(*given, complex=family.complex_rotary))
                 hidden = layer(hidden, **told)
                 if k < len(prefix.injected):
                     hidden = family.inject(hidden, prefix.image_mask, prefix.injected[k])
@@ -165,15 +165,14 @@ def run_whole(handle: Handle, inputs: Mapping[str, Any], query: Tensor, tail: in
     Returns:
         ``[B, tail, d]`` after the final norm.
     """
-    base = handle.plan.family.base
+    family = handle.plan.family
 
     def ask(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         handle.frames[-1].call.query = query
 
-    hook = base.register_forward_pre_hook(ask, with_kwargs=True)
+    hook = family.base.register_forward_pre_hook(ask, with_kwargs=True)
     try:
-        output = base(**inputs, use_cache=False)
+        states, _ = family.final_states({**inputs, "use_cache": False})
     finally:
         hook.remove()
-    final: Tensor = output.last_hidden_state[:, -tail:]
-    return final
+    return states[:, -tail:]

@@ -5,7 +5,7 @@ import copy
 import pytest
 import test_family_trials
 import torch
-from family_models import family
+from family_models import each, family
 from family_models.paligemma import second
 from reference import measure
 from reference_models import make_batch, make_config, predicted_kv, tiny, windowed_kv
@@ -17,6 +17,8 @@ from transformers import DynamicCache
 
 import prunetune
 from prunetune.errors import UnsupportedModelError
+from prunetune.families import Family
+from prunetune.families.llama4 import Llama4
 from prunetune.release import causal_mask
 from prunetune.runtime.layers import masks
 
@@ -25,11 +27,13 @@ TOLERANCE = 1e-5
 SLIDES = {"use_sliding_window": True, "max_window_layers": 3}
 MODELS = {
     "gemma3": lambda window: tiny("gemma3", sliding_window=window),
+    "llama4": lambda window: tiny("llama4", attention_chunk_size=window, floor_scale=15),
     "llava of mistral": lambda window: windowed("mistral", window),
     "llava of qwen2": lambda window: windowed("qwen2, windowed", window),
     "paligemma of gemma 2": lambda window: second(sliding_window=window),
     "qwen2_5_vl": lambda window: tiny("qwen2_5_vl", sliding_window=window, **SLIDES),
 }
+NAMES = [pytest.param(n, marks=family("llama4").marks if n == "llama4" else ()) for n in MODELS]
 
 
 def windows(model):
@@ -46,7 +50,7 @@ def gap(name, schedule, window=20):
 
 
 @pytest.mark.parametrize("schedule", ["2+4", "0+1+3"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_window_shorter_than_the_prompt(name, schedule):
     measured, kept = gap(name, schedule)
     assert measured.worst < TOLERANCE
@@ -82,6 +86,13 @@ def forgotten_in_decoding(patch):
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("name", each("llama4"))
+def test_a_temperature_over_other_tokens_would_be_noticed(name, monkeypatch):
+    monkeypatch.setattr(Llama4, "number", Family.number)
+    measured, _ = gap(name, "2+4")
+    assert measured.worst > 0.01
+
+
 @pytest.mark.parametrize("mutant", [over_what_is_left, forgotten_in_decoding])
 def test_a_window_over_other_tokens_would_be_noticed(mutant, monkeypatch):
     mutant(monkeypatch)
@@ -89,30 +100,35 @@ def test_a_window_over_other_tokens_would_be_noticed(mutant, monkeypatch):
     assert measured.worst > 0.01
 
 
+@pytest.mark.parametrize("name", ["gemma3", *each("llama4")])
 @torch.no_grad()
-def test_beams_beyond_a_window():
-    model = MODELS["gemma3"](20)
-    rows = ((6, (32, 32), 4), (3, (32, 32), 9))
+def test_beams_beyond_a_window(name):
+    if (reason := family(name).beam) is not True:
+        pytest.skip(str(reason))
+    model, image = MODELS[name](20), family(name).other
+    rows = ((6, image, 14), (3, image, 19))
     check_beams(model, make_batch(model, rows), make_config(model, "0+1+3"))
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "static"])
-@pytest.mark.parametrize("name", ["gemma3", "llava of mistral", "llava of qwen2"])
+@pytest.mark.parametrize("name", ["gemma3", *each("llama4"), "llava of mistral", "llava of qwen2"])
 @torch.no_grad()
 def test_turns_that_grow_beyond_a_window(name, kind):
     """The second turn passes it; the first one's padding stays where it was."""
-    model = MODELS[name](70)
+    model = MODELS[name](50)
+    if kind == "static" and (reason := family(model).static) is not True:
+        pytest.skip(str(reason))
     config = make_config(model, "0+1+3")
     chat = Chat(model, config, cache_of(kind, model))
     with prunetune.apply(model, config) as handle:
-        chat.turn(handle, make_batch(model, ((3, family(model).image, 4), (2,), (12,))))
+        chat.turn(handle, make_batch(model, ((3, family(model).other, 4), (2,), (12,))))
         for seed in (5, 6, 7):
             chat.turn(handle, make_batch(model, ((12,), (15,), (9,)), seed=seed))
-    assert chat.inputs["input_ids"].shape[1] > 75
+    assert chat.inputs["input_ids"].shape[1] > 60
     assert chat.gap() < TOLERANCE
 
 
-@pytest.mark.parametrize("name", ["gemma3", "llava of mistral"])
+@pytest.mark.parametrize("name", ["gemma3", *each("llama4"), "llava of mistral"])
 @torch.no_grad()
 def test_a_new_image_beyond_a_window(name):
     """Its tokens attend to one another; its scores are those of a cache that forgets."""
@@ -143,10 +159,12 @@ def test_scores_beyond_a_window_are_those_without_a_cache():
 
 
 @pytest.mark.parametrize("first", [0, 2, 4])
-def test_a_trial_beyond_a_window(first, monkeypatch):
+@pytest.mark.parametrize("name", ["gemma3", *each("llama4")])
+def test_a_trial_beyond_a_window(name, first, monkeypatch):
     """From stored states on: masks by kind of layer, scores of what the window shows."""
-    monkeypatch.setattr(test_family_trials, "tiny", lambda name: tiny(name, sliding_window=20))
-    assert test_family_trials.trial("gemma3", first) < TOLERANCE
+    size = {"gemma3": "sliding_window", "llama4": "attention_chunk_size"}[name]
+    monkeypatch.setattr(test_family_trials, "tiny", lambda name: tiny(name, **{size: 20}))
+    assert test_family_trials.trial(name, first) < TOLERANCE
 
 
 @torch.no_grad()

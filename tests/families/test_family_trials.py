@@ -24,7 +24,7 @@ from prunetune.runtime.handle import Handle
 from prunetune.runtime.suffix import run_suffix
 
 TOLERANCE = 1e-5
-NAMES = ("gemma3", "idefics3", "internvl", "llava_next", "paligemma", "smolvlm")
+NAMES = ("gemma3", "idefics3", "internvl", "llama4", "llava_next", "paligemma", "smolvlm")
 
 
 def prompts_of(batch):
@@ -50,7 +50,7 @@ def trial(name, first, rows=None):
         assert handle.trace[-1].lengths == [batch.images[0] for batch in batches]
 
     def last(batch):
-        return model.model(**batch.inputs).last_hidden_state[:, -1:]
+        return view.final_states(batch.inputs)[0][:, -1:]
 
     with prunetune.apply(model, config):
         expected = torch.cat([last(batch) for batch in batches])

@@ -79,11 +79,14 @@ class TinyFamily:
         later_images: Whether a later turn may bring images.
         views_apart: Whether the encoder gets a picture's tiles in one row with other pictures'.
         lookup: Whether transformers itself can look candidates up in the prompt; else why not.
+        beam: Whether transformers itself can search beams at all; else why not.
         beams: Whether transformers itself keeps several images of a prompt in order under beams;
             else why not.
         flash: Whether transformers' own tower keeps images apart under FlashAttention; else why
             not.
         chunks: Whether transformers itself can prefill it in parts; else why not.
+        embeds: Whether it takes embeddings and pixels together; else why not.
+        static: Whether transformers itself can generate with a static cache; else why not.
         marks: Pytest marks of all its tests, as from ``needs``.
     """
 
@@ -100,9 +103,12 @@ class TinyFamily:
     later_images: bool = True
     views_apart: bool = False
     lookup: bool | str = True
+    beam: bool | str = True
     beams: bool | str = True
     flash: bool | str = True
     chunks: bool | str = True
+    embeds: bool | str = True
+    static: bool | str = True
     marks: tuple[Any, ...] = ()
 
     # -- models and batches ----------------------------------------------------------------

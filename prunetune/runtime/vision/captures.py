@@ -1,6 +1,7 @@
 """Which encoder call belongs to which forward: one thread's captures of images and videos."""
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,11 +39,16 @@ class Step:
 class Captures(threading.local):
     """What this thread's encoder calls yielded, by modality (``image``, ``video``).
 
+    Args:
+        features: What stands in the sequence, of what an encoder returned; see
+            ``Family.features``.
+
     Attributes:
         step: The forward under way, where it is one of a loop that encodes anew at every step.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, features: Callable[[Any], Any]) -> None:
+        self._features = features
         self.step: Step | None = None
         self._last: dict[str, tuple[VisionCapture, list[bytes]]] = {}
         self._lengths: dict[str, list[int]] = {}
@@ -50,13 +56,10 @@ class Captures(threading.local):
 
     def note(self, modality: str, capture: VisionCapture, output: Any) -> None:
         """Remember the capture of an encoder call, on its output and as the thread's last."""
-        if isinstance(output, tuple):
-            features = output[1]
-        else:
-            features = output.pooler_output
+        if not isinstance(output, tuple):
             setattr(output, CAPTURE, capture)
         # As they stand in the sequence: a tower may give features of each view in two dimensions.
-        flat = [part.flatten(0, -2) for part in features]
+        flat = [part.flatten(0, -2) for part in self._features(output)]
         self._last[modality] = capture, _samples(flat)
         self._lengths[modality] = [len(part) for part in flat]
 
@@ -90,7 +93,7 @@ class Captures(threading.local):
         capture, own = self._last.get(modality, (None, []))
         if not own:
             return None
-        given = _samples([part.flatten(0, -2) for part in encoded.pooler_output])
+        given = _samples([part.flatten(0, -2) for part in self._features(encoded)])
         # Beams repeat each sample's features.
         times = len(given) // len(own)
         same = sorted(given) == sorted(own * times)

@@ -134,6 +134,10 @@ class VisionTap:
         finally:
             self._local.encoding = inner
 
+    def features(self, output: Any) -> Any:
+        """Return what stands in the sequence, image by image, from what an encoder returned."""
+        return self._family.features(output)
+
     @never_compiled
     @exactly()
     def capture(
@@ -256,7 +260,7 @@ def wrap_encoder(
         if not outermost:
             # Qwen3-VL's video encoder calls its image encoder: what counts is that of videos.
             return output
-        features = output[1] if isinstance(output, tuple) else output.pooler_output
+        features = tap.features(output)
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         note(tap.capture(bound.arguments, features, modality), output)

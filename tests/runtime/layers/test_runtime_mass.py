@@ -93,7 +93,8 @@ def weighed(model, trace, config, valid, prompt):
     def ids(_, args, kwargs):
         told.ids = args[0] if args else kwargs.get("input_ids")
 
-    hooks = [model.model.register_forward_pre_hook(ids, with_kwargs=True)]
+    base = getattr(model, "model", model)
+    hooks = [base.register_forward_pre_hook(ids, with_kwargs=True)]
     for k, layer in enumerate(text.layers):
         hooks.append(layer.register_forward_pre_hook(lambda *a, k=k: told(k, *a), with_kwargs=True))
     try:
