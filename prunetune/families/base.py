@@ -119,10 +119,13 @@ class Family(Layered, Towered):
         return not self.can_pack or multimodal_rotary(self.text_model.config)
 
     def final_states(self, inputs: Mapping[str, Any]) -> tuple[Tensor, Any]:
-        """Run the base model; return the states behind its final norm, ``[B, S, d]``, and its output.
+        """Run the base model.
 
         Args:
             inputs: Of the base model's forward, by name.
+
+        Returns:
+            The states behind its final norm, ``[B, S, d]``, and its output.
         """
         output: Any = self.base(**inputs)
         states: Tensor = output.last_hidden_state

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from prunetune.families.base import refuse
 from prunetune.families.bases.views import FixedViews
-from prunetune.release import image_blocks
+from prunetune.masking import image_blocks
 
 
 class Gemma3(FixedViews):

@@ -44,12 +44,13 @@ class Llama4(FixedViews):
     @property
     def text_model(self) -> Any:
         """The decoder stack, within a language model with a head."""
-        return self.base.language_model.model
+        base: Any = self.base
+        return base.language_model.model
 
     @property
     def merge(self) -> int:
         """Factor of the pixel shuffle."""
-        return round(1 / self.config.vision_config.pixel_shuffle_ratio)
+        return int(1 / self.config.vision_config.pixel_shuffle_ratio)
 
     def features(self, output: Any) -> Any:
         """The encoder's are not projected yet."""
@@ -145,13 +146,13 @@ class Llama4(FixedViews):
         turned = tapped.arguments["freqs_ci"].to(states.device).flatten(1)
         order = merged_order(*grid_side(self.config), self.merge)
         order = torch.cat([order.new_tensor([len(order)]), order]).to(states.device)
-        heads = (-1, int(module.head_dim))
-        for view in states.split(self.views(call)):
+        width = int(module.head_dim)
+        for view in torch.split(states, self.views(call)):
             query, key = (
-                _turned(project(view).unflatten(2, heads).transpose(1, 2), turned)[:, :, order]
+                _turned(project(view).view(*view.shape[:2], -1, width), turned)[:, :, order]
                 for project in (module.q_proj, module.k_proj)
             )
-            yield (query[:, :, :1] if first_only else query) * int(module.head_dim) ** -0.5, key
+            yield (query[:, :, :1] if first_only else query) * width**-0.5, key
 
     # -- layers that count places by themselves --------------------------------------------------
 
@@ -205,11 +206,20 @@ def _hooks(attention: Any, tokens: Tokens) -> list[Any]:
 
 def _temperature(attention: Any, places: Tensor) -> Tensor:
     """Return what queries at places (int64) are multiplied with (arXiv 2501.19399), float32."""
-    steps = ((places.float() + 1) / attention.floor_scale).floor()
-    return steps.log1p() * attention.attn_scale + 1
+    steps = ((places.float() + 1) / int(attention.floor_scale)).floor()
+    return steps.log1p() * float(attention.attn_scale) + 1
 
 
 def _turned(states: Tensor, turned: Tensor) -> Tensor:
-    """Return ``[..., n, d]`` with pairs of neighbours turned by ``[n, d / 2]`` complex, float32."""
-    pairs = torch.view_as_complex(states.float().unflatten(-1, (-1, 2)).contiguous())
-    return torch.view_as_real(pairs * turned).flatten(-2)
+    """Return heads whose pairs of neighbours are turned.
+
+    Args:
+        states: ``[views, n, heads, d]``.
+        turned: ``[n, d / 2]`` complex.
+
+    Returns:
+        ``[views, heads, n, d]`` float32.
+    """
+    states = states.float().transpose(1, 2)
+    pairs = torch.complex(states[..., ::2], states[..., 1::2]) * turned
+    return torch.view_as_real(pairs).flatten(-2)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from prunetune.families.base_configs import text_window, window_shape
-from prunetune.release import Told, causal_mask, layer_arguments
+from prunetune.masking import causal_mask
+from prunetune.release import Told, layer_arguments
 from prunetune.runtime.apply import Handle
 from prunetune.runtime.choice.taps import LayerTap
 from prunetune.runtime.frame import Frame

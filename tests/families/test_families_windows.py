@@ -19,7 +19,7 @@ import prunetune
 from prunetune.errors import UnsupportedModelError
 from prunetune.families import Family
 from prunetune.families.llama4 import Llama4
-from prunetune.release import causal_mask
+from prunetune.masking import causal_mask
 from prunetune.runtime.layers import masks
 
 __all__ = ["flash_model"]  # a fixture

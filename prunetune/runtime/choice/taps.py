@@ -152,7 +152,7 @@ def _turned(attention: Any, states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     # Llama 4, some of whose layers turn nothing.
     if not attention.use_rope:
         return states
-    even, odd = states.float().unflatten(-1, (-1, 2)).unbind(-1)
+    even, odd = states[..., ::2].float(), states[..., 1::2].float()
     cos, sin = cos[:, None].float(), sin[:, None].float()
     turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2)
     turned = turned.to(states.dtype)

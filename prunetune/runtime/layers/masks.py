@@ -6,7 +6,8 @@ from torch import Tensor
 
 from prunetune.errors import UnsupportedModelError
 from prunetune.families.base_configs import layer_window, text_window
-from prunetune.release import causal_mask, unsupported
+from prunetune.masking import causal_mask
+from prunetune.release import unsupported
 from prunetune.runtime.layers.cache import CacheView
 from prunetune.runtime.layers.mass import KERNELS, biased
 from prunetune.runtime.layers.segment import Segment
