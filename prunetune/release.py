@@ -164,6 +164,8 @@ class Told:
         rotary: Rotary cos and sin, ``[B or 1, m, head_dim]``; half as wide where ``complex``.
         positions: ``[B or 1, m]`` int64, or None.
         bias: A bias of keys for attention that takes no mask, or None.
+        index: ``[B, m]`` int64, the forward's slots that the states are of, where it is not all of
+            them: for what the model tells the layer token by token.
         complex: Whether the layer takes cos and sin as one complex number (Llama 4).
     """
 
@@ -171,7 +173,18 @@ class Told:
     rotary: tuple[Tensor, ...]
     positions: Tensor | None
     bias: Any = None
+    index: Tensor | None = None
     complex: bool = False
+
+    def last(self, count: int, of: int) -> "Told":
+        """Return the same of the last states: some models stop computing on others."""
+        if count == of:
+            return self
+        cut = slice(-count, None)
+        mask = self.mask[:, :, cut] if isinstance(self.mask, Tensor) else None
+        if mask is None and count > 1:
+            raise unsupported("it computes on some states only, which needs a mask of them")
+        return replace(self, mask=mask, rotary=tuple(p[:, cut] for p in self.rotary), index=None)
 
     def arguments(self) -> dict[str, Any]:
         """Return the mask, positions and rotary rows by the names that layers take them by."""
@@ -234,8 +247,15 @@ class LayerCall:
         if told.bias is not None:
             kwargs[KEY_BIAS] = told.bias
         if self._args:
-            return (hidden, *self._args[1:]), kwargs
+            return (hidden, *(_gathered(part, told.index) for part in self._args[1:])), kwargs
         return (), kwargs | {"hidden_states": hidden}
+
+
+def _gathered(part: Any, index: Tensor | None) -> Any:
+    """Return what a model tells a layer of every token, ``[B, S, d]``, of the tokens left."""
+    if index is None or not isinstance(part, Tensor) or part.dim() != 3:
+        return part
+    return part.gather(1, index.to(part.device)[..., None].expand(-1, -1, part.shape[-1]))
 
 
 def layer_arguments(told: Told) -> dict[str, Any]:

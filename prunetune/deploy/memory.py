@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from prunetune.errors import ConfigError
+from prunetune.families.base_configs import field_of
 
 MIB, GIB = 1 << 20, 1 << 30
 _SCRATCH = 512 << 20  # the scorers' 256 MiB, and what kernels and allocators round up to
@@ -37,8 +38,8 @@ def needed(
     """
     text = config.get_text_config()
     heads = int(text.num_attention_heads)
-    width = int(getattr(text, "head_dim", None) or text.hidden_size // heads)
-    keys = int(getattr(text, "num_key_value_heads", None) or heads) * width
+    width = int(field_of(text, "head_dim") or text.hidden_size // heads)
+    keys = int(field_of(text, "num_key_value_heads") or heads) * width
     rows = batch * tokens
     cache = rows * int(text.num_hidden_layers) * 2 * keys * size
     # A layer holds its input, normed input, queries, keys, values and output, then the MLP's three;

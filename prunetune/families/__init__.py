@@ -11,6 +11,7 @@ FAMILIES: Registry[Family] = Registry(
     "prunetune.families.base:Family",
     {
         "gemma3": "prunetune.families.gemma3:Gemma3",
+        "gemma4": "prunetune.families.gemma4:Gemma4",
         "glm46v": "prunetune.families.glm46v:Glm46V",
         "glm4v": "prunetune.families.glm4v:Glm4v",
         "idefics3": "prunetune.families.idefics3:Idefics3",

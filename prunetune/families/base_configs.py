@@ -11,6 +11,23 @@ IMAGENET_PIXELS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 SIGLIP_PIXELS = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
+def field_of(config: Any, name: str) -> Any:
+    """Return a config's field; where layers have unequal ones, what stands for the others.
+
+    Args:
+        config: Of a model or a part of one.
+        name: Of the field.
+
+    Returns:
+        None where it has none.
+    """
+    try:
+        return getattr(config, name, None)
+    except RuntimeError:
+        # Gemma 4, whose full layers have wider heads: transformers refuses to name one width.
+        return config.to_dict().get(name)
+
+
 def layer_window(text_config: Any, kind: str) -> int | None:
     """Return how many tokens a decoder layer of a kind reaches: a sliding window's, a chunk's.
 

@@ -118,7 +118,7 @@ class Recorder:
     def __init__(self, family: Family, deepest: int) -> None:
         self.family = family
         self.deepest = min(deepest, family.last_stage)
-        self._readable = row_readable(family.layers)
+        self._readable = row_readable(list(family.layers)[: family.last_stage + 1])
         self._states: dict[int, Tensor] = {}
         self._targets: dict[int, Tensor] = {}
         self._masks: dict[int, Any] = {}

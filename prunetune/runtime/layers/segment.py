@@ -192,13 +192,18 @@ def places(segment: Segment | None, alive: Tensor, sight: Any = None, *, none: i
     return place.gather(1, before.clamp_min(0)).masked_fill(before < 0, none)
 
 
-def of_last_survivors(hidden: Tensor, place: Tensor) -> Tensor:
+def of_last_survivors(hidden: Tensor, place: Tensor, count: int) -> Tensor:
     """Return the states at ``place``, ``[B, S, d]``.
 
     Args:
-        hidden: ``[B, m, d]``.
+        hidden: ``[B, m, d]``, or the last of them only, of a model that computes no others: then
+            those of as many last slots are returned.
         place: ``[B, S]`` int64; below 0: nowhere, which gives zeros.
+        count: m.
     """
+    if short := count - hidden.shape[1]:
+        # A survivor for each of n last slots is among the last n states.
+        place = place[:, -hidden.shape[1] :] - short
     # The last layer may be on another device than where slots are counted.
     place = brought(place, hidden.device)
     states = hidden.gather(1, place.clamp_min(0)[..., None].expand(-1, -1, hidden.shape[-1]))
