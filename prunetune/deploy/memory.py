@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from prunetune.errors import ConfigError
-from prunetune.families.base_configs import field_of
 
 MIB, GIB = 1 << 20, 1 << 30
 _SCRATCH = 512 << 20  # the scorers' 256 MiB, and what kernels and allocators round up to
@@ -36,6 +35,8 @@ def needed(
         patches: That the vision tower sees of all prompts.
         views: Parts of a picture, over all prompts, that these are of.
     """
+    from prunetune.families.base_configs import field_of
+
     text = config.get_text_config()
     heads = int(text.num_attention_heads)
     width = int(field_of(text, "head_dim") or text.hidden_size // heads)

@@ -5,8 +5,6 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from prunetune.families.base_configs import field_of
-
 _TOP = (
     "model_type",
     "image_token_id",
@@ -53,6 +51,8 @@ def fingerprint(config: Any) -> str:
     A fine-tune that changes weights alone keeps it; dtype, names, paths and the version of
     transformers do not count.
     """
+    from prunetune.families.base_configs import field_of
+
     text = config.get_text_config()
     vision = getattr(config, "vision_config", None)
     parts = {
