@@ -129,7 +129,7 @@ class Large(Gemma4):
 
 def small(attention: str = "sdpa", **text: Any) -> Any:
     """Return a model that is built like the small checkpoints."""
-    return _SMALL.model(attention, **text)
+    return SMALL.model(attention, **text)
 
 
 def smaller() -> Any:
@@ -142,4 +142,4 @@ def large(attention: str = "sdpa", **text: Any) -> Any:
     return _LARGE.model(attention, **text)
 
 
-FAMILY, _SMALL, _SMALLER, _LARGE = Gemma4(), Small(), Smaller(), Large()
+FAMILY, SMALL, _SMALLER, _LARGE = Gemma4(), Small(), Smaller(), Large()

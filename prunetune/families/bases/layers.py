@@ -52,6 +52,10 @@ class Layered:
         """Tell whether decoder layer ``layer`` attends to the keys of an earlier one."""
         return False
 
+    def holds(self, layer: int) -> bool:
+        """Tell whether decoder layer ``layer`` keeps keys of its own."""
+        return not (self.carries(layer) or self.reuses(layer))
+
     @property
     def hybrid(self) -> bool:
         """Whether some decoder layers carry a state along the sequence."""

@@ -54,7 +54,7 @@ class Plan:
             if type(sc).is_fixed()
         }
         depth = len(family.layers)
-        self.keyed = [k for k in range(depth) if not (family.carries(k) or family.reuses(k))]
+        self.keyed = [k for k in range(depth) if family.holds(k)]
         kinds = [family.layer_kind(k) for k in range(depth)]
         self.first_of_kinds = sorted({kinds.index(kinds[k]) for k in self.keyed})
         asked = {need for _, sc in used for need in sc.needs}
