@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import test_family_trials
+import test_runtime_mass
 import torch
 from family_models import each, family
 from family_models.paligemma import second
@@ -165,6 +166,14 @@ def test_a_trial_beyond_a_window(name, first, monkeypatch):
     size = {"gemma3": "sliding_window", "llama4": "attention_chunk_size"}[name]
     monkeypatch.setattr(test_family_trials, "tiny", lambda name: tiny(name, **{size: 20}))
     assert test_family_trials.trial(name, first) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["gemma3", *each("llama4")])
+def test_mass_beyond_a_window(name):
+    """A key's bias goes with it, in caches that have let go of the first ones."""
+    model = MODELS[name](20)
+    batch = make_batch(model)
+    assert test_runtime_mass.gap(model, test_runtime_mass.heavy(model, "0+2+4"), batch) < TOLERANCE
 
 
 @torch.no_grad()

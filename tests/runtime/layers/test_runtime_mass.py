@@ -84,7 +84,9 @@ def weighed(model, trace, config, valid, prompt):
             join(number, states[:, :length].float())
         extra = now - valid.shape[1]
         keys = torch.nn.functional.pad(valid & alive[number], (0, extra), value=True)
-        allowed = family(model).allowed(model, told.ids, keys, prompt)
+        real = torch.nn.functional.pad(valid, (0, extra), value=True)
+        near = family(model).near(model, number, real)
+        allowed = family(model).allowed(model, told.ids, keys, prompt, near, number)
         allowed = allowed | torch.eye(now, dtype=torch.bool)
         added = torch.nn.functional.pad(bias[number], (0, extra))[:, None]
         mask = torch.where(allowed, added, torch.finfo(torch.float32).min)
