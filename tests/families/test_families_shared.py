@@ -19,7 +19,7 @@ from prunetune.runtime.apply import family_of
 from prunetune.space.narrowed import SpaceSpec
 
 TOLERANCE = 1e-5
-OLD = Version(transformers.__version__) < Version("5.22")
+OLD = Version(transformers.__version__) < Version("5.24")
 BOTH = {"small": small, "large": large}
 
 
@@ -44,7 +44,7 @@ def test_equals_masking(built, window, schedule, attention):
 @torch.no_grad()
 def test_turns(built, kind):
     if (built, kind) == ("large", "static") and OLD:
-        pytest.skip("transformers 5.17: a later turn over a static cache goes wrong, unpruned too")
+        pytest.skip("transformers 5.17 to 5.22: a later turn over a static cache goes wrong, unpruned too")
     model = BOTH[built](sliding_window=60)
     config = make_config(model, "0+1+3")
     chat = Chat(model, config, cache_of(kind, model))
