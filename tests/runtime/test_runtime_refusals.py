@@ -63,8 +63,7 @@ def test_an_unknown_model_lists_the_supported():
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
-        ("Gemma3nConfig", "per-layer input"),
-        ("Gemma4Config", "share KV states"),
+        ("Gemma3nConfig", "share KV states"),
         ("MllamaConfig", "cross-attention"),
         ("IdeficsConfig", "cross-attention"),
         ("Florence2Config", "cross-attention"),
