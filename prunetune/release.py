@@ -1,6 +1,7 @@
-"""What belongs to a release of transformers: names of arguments, caches, masks; tested range.
+"""What belongs to a release of transformers: names of arguments, caches; tested range.
 
-Nothing else in this package names any of it, so that a release that renames one is met here.
+Nothing else in this package names any of it but ``masking``, so that a release that renames one is
+met here.
 """
 
 import inspect
@@ -8,9 +9,10 @@ import logging
 import re
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers.cache_utils import (
     Cache,
@@ -20,7 +22,6 @@ from transformers.cache_utils import (
     StaticLayer,
     StaticSlidingWindowLayer,
 )
-from transformers.masking_utils import create_causal_mask
 
 from prunetune.errors import UnsupportedModelError
 
@@ -38,9 +39,7 @@ __all__ = [
     "cache_of",
     "caches_among",
     "carries_state",
-    "causal_mask",
     "check_names",
-    "image_blocks",
     "keyed_layers",
     "layer_arguments",
     "register_attention",
@@ -162,15 +161,35 @@ class Told:
 
     Attributes:
         mask: None, ``[B, heads or 1, m, keys]`` bool or additive, or ``[B, keys]`` bool.
-        rotary: Rotary cos and sin, ``[B or 1, m, head_dim]``.
+        rotary: Rotary cos and sin, ``[B or 1, m, head_dim]``; half as wide where ``complex``.
         positions: ``[B or 1, m]`` int64, or None.
         bias: A bias of keys for attention that takes no mask, or None.
+        index: ``[B, m]`` int64, the forward's slots that the states are of, where it is not all of
+            them: for what the model tells the layer token by token.
+        complex: Whether the layer takes cos and sin as one complex number (Llama 4).
     """
 
     mask: Any
     rotary: tuple[Tensor, ...]
     positions: Tensor | None
     bias: Any = None
+    index: Tensor | None = None
+    complex: bool = False
+
+    def last(self, count: int, of: int) -> "Told":
+        """Return the same of the last states: some models stop computing on others."""
+        if count == of:
+            return self
+        cut = slice(-count, None)
+        mask = self.mask[:, :, cut] if isinstance(self.mask, Tensor) else None
+        if mask is None and count > 1:
+            raise unsupported("it computes on some states only, which needs a mask of them")
+        return replace(self, mask=mask, rotary=tuple(p[:, cut] for p in self.rotary), index=None)
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the mask, positions and rotary rows by the names that layers take them by."""
+        turned: Any = torch.complex(*self.rotary) if self.complex else self.rotary
+        return dict(zip(LAYER_NAMES, (self.mask, self.positions, turned), strict=True))
 
 
 @dataclass(frozen=True)
@@ -192,6 +211,13 @@ class LayerCall:
     _args: tuple[Any, ...]
     _kwargs: dict[str, Any]
 
+    @property
+    def mark(self) -> Tensor:
+        """A tensor that this call's layer is given again where it is run once more."""
+        turned = self._kwargs[LAYER_NAMES[2]]
+        mark: Tensor = turned if isinstance(turned, Tensor) else turned[0]
+        return mark
+
     @classmethod
     def read(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "LayerCall":
         """Read a layer's arguments, as a forward pre-hook gets them.
@@ -205,27 +231,36 @@ class LayerCall:
         if hidden is None or missing:
             what = ", ".join(missing) or "its states"
             raise unsupported(f"a decoder layer was called without {what}")
-        told = Told(kwargs[mask], kwargs[rotary], kwargs.get(positions))
+        turned = kwargs[rotary]
+        whole = isinstance(turned, Tensor)
+        pair = (turned.real, turned.imag) if whole else turned
+        told = Told(kwargs[mask], pair, kwargs.get(positions), complex=whole)
         return cls(hidden, told, cache_of(kwargs), kwargs.get(BOUNDS), args, kwargs)
 
     def with_(self, hidden: Tensor, told: Told) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the layer's args and kwargs with other states (``[B, m, d]``), told otherwise."""
-        replaced = zip(LAYER_NAMES, (told.mask, told.positions, told.rotary), strict=True)
-        kwargs = self._kwargs | dict(replaced)
+        kwargs = dict(self._kwargs)
         if told is not self.told:
+            kwargs |= replace(told, complex=self.told.complex).arguments()
             # Of the whole row: positions tell what is left of each sample.
             kwargs = {name: kwargs[name] for name in kwargs if name not in PACKED_NAMES}
         if told.bias is not None:
             kwargs[KEY_BIAS] = told.bias
         if self._args:
-            return (hidden, *self._args[1:]), kwargs
+            return (hidden, *(_gathered(part, told.index) for part in self._args[1:])), kwargs
         return (), kwargs | {"hidden_states": hidden}
+
+
+def _gathered(part: Any, index: Tensor | None) -> Any:
+    """Return what a model tells a layer of every token, ``[B, S, d]``, of the tokens left."""
+    if index is None or not isinstance(part, Tensor) or part.dim() != 3:
+        return part
+    return part.gather(1, index.to(part.device)[..., None].expand(-1, -1, part.shape[-1]))
 
 
 def layer_arguments(told: Told) -> dict[str, Any]:
     """Return what a decoder layer takes when it is called without a cache."""
-    given = (told.mask, told.positions, told.rotary)
-    return dict(zip(LAYER_NAMES, given, strict=True)) | {"use_cache": False}
+    return told.arguments() | {"use_cache": False}
 
 
 def check_names(base: nn.Module, layer: nn.Module) -> None:
@@ -262,39 +297,3 @@ def register_attention(name: str, function: Any) -> None:
     from transformers.modeling_utils import AttentionInterface
 
     AttentionInterface.register(name, function)
-
-
-# -- masks -------------------------------------------------------------------------------------
-
-
-def causal_mask(
-    config: Any,
-    hidden: Tensor,
-    valid: Tensor | None,
-    cache: Any,
-    *,
-    blocks: Tensor | None = None,
-    layer: int | None = None,
-) -> Any:
-    """Return the causal mask of a decoder layer, as its attention implementation takes it.
-
-    Args:
-        config: Of the text model.
-        hidden: ``[B, m, d]`` states entering the layer.
-        valid: ``[B, keys]`` bool, False at padding; None: there is none.
-        cache: What tells how many keys the layer holds; None: none.
-        blocks: ``[B, keys]`` int64: tokens of one number attend to one another in both
-            directions, -1 attends causally. None: all of them do.
-        layer: 0-based; None: the first layer of full attention.
-    """
-    return create_causal_mask(
-        config, hidden, valid, cache, None, block_sequence_ids=blocks, layer_idx=layer
-    )
-
-
-def image_blocks(kinds: Tensor) -> Tensor:
-    """Return Gemma 3's blocks, ``[B, S]`` int64, from its ``token_type_ids`` (1: image)."""
-    from transformers.models.gemma3.modeling_gemma3 import get_block_sequence_ids_for_mask
-
-    blocks: Tensor = get_block_sequence_ids_for_mask(kinds)
-    return blocks

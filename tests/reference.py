@@ -77,15 +77,18 @@ def masked(
 
     def mask(layer: int, _: Any, args: Any, kwargs: Any) -> Any:
         states = rewrite[layer](args[0]) if rewrite and layer in rewrite else args[0]
-        keys = fit(valid & alive[layer], states.shape)
-        allowed = spec.allowed(model, seen["ids"], keys, valid.shape[1])
-        allowed |= torch.eye(states.shape[1], dtype=torch.bool)
+        # Some models compute only the last states of their last layers.
+        shape = states.shape if seen["ids"] is None else seen["ids"].shape
+        keys = fit(valid & alive[layer], shape)
+        near = spec.near(model, layer, fit(valid, shape))
+        allowed = spec.allowed(model, seen["ids"], keys, valid.shape[1], near, layer)
+        allowed = (allowed | torch.eye(shape[1], dtype=torch.bool))[:, -states.shape[1] :]
         additive = torch.zeros(allowed.shape, dtype=states.dtype)
         additive = additive.masked_fill(~allowed, torch.finfo(states.dtype).min)[:, None]
-        return (states,), kwargs | {"attention_mask": additive}
+        return (states, *args[1:]), kwargs | {"attention_mask": additive}
 
     with ExitStack() as stack:
-        for module, look in ((model.model, ids), (text, positions)):
+        for module, look in ((getattr(model, "model", model), ids), (text, positions)):
             hook = module.register_forward_pre_hook(look, with_kwargs=True)
             stack.callback(hook.remove)
         for i, layer in enumerate(text.layers):
@@ -183,7 +186,7 @@ def measure(model: Any, config: PruningConfig, batch: Batch, steps: int = 10) ->
     with prunetune.apply(model, config) as handle:
         output = model(**batch.inputs, use_cache=True, **new_cache(model))
         layers = output.past_key_values.layers
-        kv = [layer.keys.shape[-2] for layer in layers if hasattr(layer, "keys")]
+        kv = [layer.keys.shape[-2] for layer in layers if getattr(layer, "keys", None) is not None]
         trace = handle.trace[-1]
         generated = model.generate(
             **batch.inputs, max_new_tokens=steps, do_sample=False,

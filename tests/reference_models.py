@@ -96,6 +96,11 @@ def predicted_kv(batch: Batch, config: PruningConfig) -> list[int]:
     return lengths
 
 
+def windowed_kv(lengths: list[int], windows: list[int | None]) -> list[int]:
+    """Return cache lengths of layers that keep the last tokens of a window only."""
+    return [n if w is None else min(n, w - 1) for n, w in zip(lengths, windows, strict=True)]
+
+
 __all__ = [
     "FAMILIES", "IMAGE", "LAYERS", "PINPOINTS", "ROWS", "SCHEDULES", "THOROUGH", "TILE", "VOCAB",
     "Batch", "available", "counts_after", "each", "family", "make_batch", "make_config", "needs",

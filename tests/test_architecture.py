@@ -30,7 +30,7 @@ ORDER = (
     ("hub",),
     (
         *("tokens", "registry", "files", "messages", "secrets", "interrupts", "numerics"),
-        *("release", "errors", "texts"),
+        *("masking", "release", "errors", "texts"),
     ),
 )
 STRANGERS = ORDER[-3]
@@ -298,6 +298,8 @@ def test_a_long_file_a_full_folder_and_an_optuna_elsewhere_would_be_noticed():
     crowd = [Path(f"room/{k}.py") for k in range(FULL + 1)]
     assert full(crowd) == {Path("room"): FULL + 1}
     assert full(crowd[1:]) == {}
+    assert full(Path("families") / path.name for path in crowd) == {}
+    assert full(Path("families/bases") / path.name for path in crowd) != {}
     assert loads("def f():\n    from optuna.trial import T", "prunetune.measure.x", "optuna")
 
 

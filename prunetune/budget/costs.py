@@ -52,6 +52,10 @@ class ModelFacts:
         attending: Share of the decoder layers that attend to keys; others carry a state.
         weights: Weights that a token passes in a mean layer; 0: what the widths say.
         kept_width: Numbers that the cache keeps of a token in a layer; 0: what the heads say.
+        holding: Share of the decoder layers that keep keys, in widths of a mean one; None:
+            ``attending``.
+        limit: Why no tokens can be dropped behind ``last_stage``; see ``Layered.limit``.
+        states: Whether some layers carry a state.
     """
 
     model_type: str
@@ -79,13 +83,16 @@ class ModelFacts:
     attending: float = 1.0
     weights: float = 0.0
     kept_width: int = 0
+    holding: float | None = None
+    limit: str = ""
+    states: bool = False
 
     @property
     def kv_mib(self) -> float:
         """MiB of the visual tokens' keys and values, unpruned, at the mean prompt."""
         width = self.kept_width or 2 * self.num_kv_heads * self.head_dim
-        values = self.num_layers * width * self.image_tokens
-        return values * self.attending * self.value_bytes / _MIB
+        holding = self.attending if self.holding is None else self.holding
+        return self.num_layers * width * self.image_tokens * holding * self.value_bytes / _MIB
 
 
 def facts_of(
@@ -99,29 +106,30 @@ def facts_of(
         text_tokens: Mean other tokens of a prompt.
         known: Other fields.
     """
-    from prunetune.families.base_configs import inner_width
+    from prunetune.families.base_configs import field_of, inner_width
 
     text = family.text_model.config
     attending, weights = _layers(family)
     heads = int(text.num_attention_heads)
+    if family.uneven:
+        known = _of_uneven(family) | known
     return ModelFacts(
         model_type=family.config.model_type,
         num_layers=len(family.layers),
         hidden_size=int(text.hidden_size),
         intermediate_size=inner_width(text),
         num_heads=heads,
-        num_kv_heads=int(getattr(text, "num_key_value_heads", None) or heads),
-        head_dim=_latent_head(text)
-        or int(getattr(text, "head_dim", 0) or text.hidden_size // heads),
+        num_kv_heads=int(field_of(text, "num_key_value_heads") or heads),
+        head_dim=_latent_head(text) or int(field_of(text, "head_dim") or text.hidden_size // heads),
         image_tokens=image_tokens,
         text_tokens=text_tokens,
         value_bytes=int(family.text_model.dtype.itemsize),
         tower=family.tower_shape(),
-        last_stage=family.last_stage if family.hybrid else None,
-        attending=attending,
-        weights=weights,
+        last_stage=family.last_stage if family.limit else None,
+        limit=family.limit,
+        states=family.hybrid,
         kept_width=int(text.kv_lora_rank + text.qk_rope_head_dim) if _latent_head(text) else 0,
-        **known,
+        **{"attending": attending, "weights": weights, **known},
     )
 
 
@@ -133,6 +141,24 @@ def _latent_head(text: Any) -> int:
     if not getattr(text, "kv_lora_rank", None):
         return 0
     return int(text.qk_nope_head_dim + text.qk_rope_head_dim + text.v_head_dim) // 2
+
+
+def _of_uneven(family: "Family") -> dict[str, float]:
+    """Return what layers of unequal widths come to, in widths that the text config names."""
+    from prunetune.families.base_configs import field_of
+    from prunetune.families.base_towers import weights_passed
+
+    text = family.text_model.config
+    depth, width = len(family.layers), int(field_of(text, "head_dim"))
+    attention: list[Any] = [layer.self_attn for layer in family.layers]
+    chosen = int(getattr(text, "top_k_experts", None) or 0)
+    queries = sum(int(part.q_proj.out_features) for part in attention)
+    keys = sum(int(a.k_proj.out_features) for k, a in enumerate(attention) if not family.reuses(k))
+    return {
+        "weights": sum(weights_passed(layer, chosen) for layer in family.layers) / depth,
+        "attending": queries / (depth * int(text.num_attention_heads) * width),
+        "holding": keys / (depth * int(field_of(text, "num_key_value_heads")) * width),
+    }
 
 
 def _layers(family: "Family") -> tuple[float, float]:

@@ -145,7 +145,7 @@ def _of_family(model: Any) -> Check:
 
 def _narrow(last: int, family: Any) -> str:
     layers = "layer 0 only" if last == 0 else f"layers 0 to {last}"
-    return f"{layers}: layer {last} is of kind {family.layer_kind(last)}, which carries a state"
+    return f"{layers}: {family.limit}"
 
 
 def _found(found: Anatomy) -> list[Row]:

@@ -180,19 +180,20 @@ def _without(mask: Tensor | None, states: Tensor, keys: Tensor) -> Tensor:
     """Return the model's mask of a layer, without the keys that are not alive.
 
     Args:
-        mask: None (causal) or ``[1, heads, S, S]``, bool or additive.
-        states: ``[1, S, d]``.
+        mask: None (causal) or ``[1, heads, m, S]``, bool or additive.
+        states: ``[1, m, d]``: all S, or the last ones of a model that computes no others there.
         keys: ``[S]`` bool.
 
     Returns:
-        ``[1, heads, S, S]``, additive.
+        ``[1, heads, m, S]``, additive.
     """
-    length = states.shape[1]
+    length, rows = len(keys), states.shape[1]
     square = torch.ones(length, length, dtype=torch.bool, device=states.device)
-    allowed = square.tril()[None, None] if mask is None else mask
+    allowed = square.tril()[None, None, -rows:] if mask is None else mask
     if allowed.dtype != torch.bool:
         allowed = allowed.eq(0)
     # A dropped query sees itself: nobody looks at it, and a row that sees nothing is no number.
-    allowed = (allowed & keys) | torch.eye(length, dtype=torch.bool, device=states.device)
+    own = torch.eye(length, dtype=torch.bool, device=states.device)[-rows:]
+    allowed = (allowed & keys) | own
     additive = torch.zeros(allowed.shape, dtype=states.dtype, device=states.device)
     return additive.masked_fill(~allowed, torch.finfo(states.dtype).min)

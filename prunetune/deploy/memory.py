@@ -35,10 +35,12 @@ def needed(
         patches: That the vision tower sees of all prompts.
         views: Parts of a picture, over all prompts, that these are of.
     """
+    from prunetune.families.base_configs import field_of
+
     text = config.get_text_config()
     heads = int(text.num_attention_heads)
-    width = int(getattr(text, "head_dim", None) or text.hidden_size // heads)
-    keys = int(getattr(text, "num_key_value_heads", None) or heads) * width
+    width = int(field_of(text, "head_dim") or text.hidden_size // heads)
+    keys = int(field_of(text, "num_key_value_heads") or heads) * width
     rows = batch * tokens
     cache = rows * int(text.num_hidden_layers) * 2 * keys * size
     # A layer holds its input, normed input, queries, keys, values and output, then the MLP's three;

@@ -24,6 +24,7 @@ from prunetune.numerics import exactly
 from prunetune.pixels.processors import resized
 from prunetune.release import cache_of, keyed_layers
 from prunetune.runtime.apply import Handle, family_of
+from prunetune.runtime.layers.cache import physical_length
 from prunetune.runtime.trace import ForwardTrace
 
 
@@ -160,7 +161,7 @@ class Meter:
         tally.totals += [sum(images) for images in trace.lengths]
         tally.images += [len(images) for images in trace.lengths]
         text = [length - sum(images) for length, images in zip(lengths, trace.lengths)]
-        keyed = [k for k in range(depth) if not self.family.carries(k)]
+        keyed = [k for k in range(depth) if self.family.holds(k)]
         expected = [max(t + row[k] for t, row in zip(text, rows)) for k in keyed]
         steps = run.new.shape[1] - 1
         tally.cache_fits &= run.cached == [length + steps for length in expected]
@@ -205,7 +206,8 @@ def _generate(model: Any, inputs: Any, new: int) -> _Run:
         for hook in hooks:
             hook.remove()
     cache = cache_of(output)
-    cached = [int(cache.layers[k].keys.shape[-2]) for k in keyed_layers(cache)]
+    # Of a sliding window's, which forgets, all that it was given.
+    cached = [physical_length(cache, k) for k in keyed_layers(cache)]
     return _Run(states[0], logits[0], output.sequences[:, inputs["input_ids"].shape[1] :], cached)
 
 

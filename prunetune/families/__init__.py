@@ -11,6 +11,7 @@ FAMILIES: Registry[Family] = Registry(
     "prunetune.families.base:Family",
     {
         "gemma3": "prunetune.families.gemma3:Gemma3",
+        "gemma4": "prunetune.families.gemma4:Gemma4",
         "glm46v": "prunetune.families.glm46v:Glm46V",
         "glm4v": "prunetune.families.glm4v:Glm4v",
         "granite4_vision": "prunetune.families.granite4_vision:Granite4Vision",
@@ -18,6 +19,7 @@ FAMILIES: Registry[Family] = Registry(
         "internvl": "prunetune.families.internvl:InternVL",
         "kimi_k25": "prunetune.families.kimi_k25:KimiK25",
         "lfm2_vl": "prunetune.families.lfm2_vl:Lfm2Vl",
+        "llama4": "prunetune.families.llama4:Llama4",
         "llava": "prunetune.families.llava:Llava",
         "llava_next": "prunetune.families.llava_next:LlavaNext",
         "llava_next_video": "prunetune.families.llava_next_video:LlavaNextVideo",

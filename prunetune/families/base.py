@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from prunetune.errors import UnsupportedModelError
-from prunetune.families.base_calls import Survivors, TappedAttention, VisionCall
+from prunetune.families.base_calls import Survivors, TappedAttention, Tokens, VisionCall
 from prunetune.families.base_configs import CLIP_PIXELS, SIGLIP_PIXELS, multimodal_rotary
 from prunetune.families.base_towers import Towered
 from prunetune.families.bases.layers import Layered
 from prunetune.numerics import fitting
 from prunetune.tokens import ImageGeometry, Mosaic
 
-__all__ = ["Family", "Survivors", "TappedAttention", "VisionCall", "refuse"]
+__all__ = ["Family", "Survivors", "TappedAttention", "Tokens", "VisionCall", "refuse"]
 
 TOWER_NEEDS = frozenset({"vision_attention", "vision_map", "patch_entropy"})
 """Inputs of scorers that are made of what a tower sees and attends to."""
@@ -43,6 +43,12 @@ class Family(Layered, Towered):
     """The ``token_type_ids`` of an expected answer, behind the prompt."""
     joins_views: ClassVar[bool] = False
     """Whether the encoder takes a picture's tiles for images; ``mosaics`` then joins them."""
+    base_has_head: ClassVar[bool] = False
+    """Whether ``base`` returns logits: final states then come out of ``text_model`` only."""
+    complex_rotary: ClassVar[bool] = False
+    """Whether decoder layers take rotary cos and sin as one complex number."""
+    broadcasts: ClassVar[bool] = True
+    """Whether a decoder layer adds what its MLP makes of one token to all of them."""
     can_pack: ClassVar[bool] = True
     """Whether positions can be renumbered: not where they are rows and columns."""
     tokens_of_views: ClassVar[bool] = True
@@ -101,7 +107,11 @@ class Family(Layered, Towered):
         return names
 
     def features(self, output: Any) -> Any:
-        """Return the features of each image or video, from what an encoder method returned."""
+        """Return what stands in the sequence, image by image, from what an encoder returned.
+
+        Args:
+            output: A tuple, or an output with ``pooler_output``.
+        """
         return output[1] if isinstance(output, tuple) else output.pooler_output
 
     def lengths(self, arguments: Mapping[str, Any], features: Any, modality: str) -> list[int]:
@@ -112,6 +122,19 @@ class Family(Layered, Towered):
     def multimodal_positions(self) -> bool:
         """Whether positions are triples of time, row and column, which only the model can find."""
         return not self.can_pack or multimodal_rotary(self.text_model.config)
+
+    def final_states(self, inputs: Mapping[str, Any]) -> tuple[Tensor, Any]:
+        """Run the base model.
+
+        Args:
+            inputs: Of the base model's forward, by name.
+
+        Returns:
+            The states behind its final norm, ``[B, S, d]``, and its output.
+        """
+        output: Any = self.base(**inputs)
+        states: Tensor = output.last_hidden_state
+        return states, output
 
     def logits(self, states: Tensor) -> Tensor:
         """Return what the model makes of states after the final norm, ``[..., vocabulary]``."""
@@ -242,7 +265,15 @@ class Family(Layered, Towered):
         """
         return None
 
-    # -- text models that touch states between their layers ----------------------------------
+    # -- text models that touch states between their layers, or count them --------------------
+
+    def number(self, tokens: Tokens) -> Callable[[], None]:
+        """Make layers that count positions by themselves count the tokens of the sequence.
+
+        Returns:
+            What undoes it.
+        """
+        return lambda: None
 
     def follow(self, survivors: Survivors) -> Callable[[], None]:
         """Make what the text model does between decoder layers fit the tokens that are left.

@@ -10,6 +10,10 @@ Survivors = Callable[[], tuple[Tensor, Tensor] | None]
 """Tells which input slots the states under way are of: (index ``[B, m]`` int64, valid ``[B, m]``
 bool, False at padding); None while all slots are in place."""
 
+Tokens = Callable[[], Tensor | None]
+"""Tells which token of the sequence each of the states under way is, ``[B, m]`` int64, -1 at
+padding; None while they are all of a forward's, and so is what is cached."""
+
 
 @dataclass(frozen=True)
 class VisionCall:

@@ -11,15 +11,61 @@ IMAGENET_PIXELS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 SIGLIP_PIXELS = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
+def field_of(config: Any, name: str) -> Any:
+    """Return a config's field; where layers have unequal ones, what stands for the others.
+
+    Args:
+        config: Of a model or a part of one.
+        name: Of the field.
+
+    Returns:
+        None where it has none.
+    """
+    try:
+        return getattr(config, name, None)
+    except RuntimeError:
+        # Gemma 4, whose full layers have wider heads: transformers refuses to name one width.
+        return config.to_dict().get(name)
+
+
+def layer_window(text_config: Any, kind: str) -> int | None:
+    """Return how many tokens a decoder layer of a kind reaches: a sliding window's, a chunk's.
+
+    Args:
+        text_config: Of the text model.
+        kind: Of the layer, see ``Family.layer_kind``; empty: all layers are of one kind.
+
+    Returns:
+        None where it reaches all.
+    """
+    if "chunked" in kind:
+        size = getattr(text_config, "attention_chunk_size", None)
+    elif kind and "sliding" not in kind:
+        size = None
+    else:
+        size = getattr(text_config, "sliding_window", None)
+        if getattr(text_config, "use_sliding_window", True) is False:
+            size = None
+    return int(size) if size else None
+
+
+def window_shape(text_config: Any, kind: str) -> str:
+    """Return how decoder layers of a kind are cut: ``sliding``, ``chunked`` or not at all (empty).
+
+    Args:
+        text_config: Of the text model.
+        kind: As in ``layer_window``.
+    """
+    if layer_window(text_config, kind) is None:
+        return ""
+    return "chunked" if "chunked" in kind else "sliding"
+
+
 def text_window(text_config: Any) -> int | None:
-    """Return the sliding window that some decoder layer attends within, or None."""
-    window = getattr(text_config, "sliding_window", None)
-    if not window or getattr(text_config, "use_sliding_window", True) is False:
-        return None
-    kinds = getattr(text_config, "layer_types", None)
-    if kinds is not None and not any("sliding" in str(kind) for kind in kinds):
-        return None
-    return int(window)
+    """Return the least window (or chunk) that some decoder layer attends within, or None."""
+    kinds = getattr(text_config, "layer_types", None) or ("",)
+    sizes = [layer_window(text_config, str(kind)) for kind in set(kinds)]
+    return min((size for size in sizes if size is not None), default=None)
 
 
 def inner_width(text_config: Any) -> int:
@@ -30,6 +76,11 @@ def inner_width(text_config: Any) -> int:
     plain = getattr(text_config, "intermediate_size", None)
     chosen = getattr(text_config, "num_experts_per_tok", None)
     expert = getattr(text_config, "moe_intermediate_size", None)
+    if chosen and (mixed := getattr(text_config, "moe_layers", None)) is not None:
+        # Llama 4: one of the experts' width beside them, and another width without them.
+        share = len(mixed) / int(text_config.num_hidden_layers)
+        dense = int(getattr(text_config, "intermediate_size_mlp", None) or plain or 0)
+        return int(share * (chosen + 1) * int(plain or 0) + (1 - share) * dense)
     if not chosen or not expert:
         return int(plain or 0)
     shared = getattr(text_config, "shared_expert_intermediate_size", None)

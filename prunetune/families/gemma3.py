@@ -7,7 +7,7 @@ from torch import Tensor
 
 from prunetune.families.base import refuse
 from prunetune.families.bases.views import FixedViews
-from prunetune.release import image_blocks
+from prunetune.masking import image_blocks
 
 
 class Gemma3(FixedViews):
@@ -15,7 +15,7 @@ class Gemma3(FixedViews):
 
     Pan-and-scan crops are images of their own: nothing in the model's inputs ties them to the
     picture they were cut from. Sliding and full layers alternate, with rotary rows and masks of
-    their own; what exceeds the sliding window is refused.
+    their own.
     """
 
     model_type: ClassVar[str] = "gemma3"

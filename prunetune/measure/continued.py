@@ -101,10 +101,12 @@ class ContinuingRecorder(Recorder):
 
     def _of_prompt(self, prompts: Prompts, tokens: int, cache: Any) -> Any:
         """Return a cache of a prompt's first tokens, from one that may hold some behind them."""
-        if not self.family.hybrid or int(cache.get_seq_length()) == tokens:
+        held = int(cache.get_seq_length())
+        window = text_window(self.family.text_model.config)
+        if held == tokens or not (self.family.hybrid or (window is not None and held >= window)):
             _crop(cache, tokens)
             return cache
-        # A state cannot forget: the prompt is run once more by itself.
+        # A state cannot forget, nor a window remember: the prompt is run once more by itself.
         places = given_positions(self.family, prompts)
         self._run(
             input_ids=prompts.input_ids[:, :tokens],

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from prunetune.families import Family
+from prunetune.families.base_configs import text_window
 from prunetune.families.base_towers import Seen
 from prunetune.measure.prompts import Prompts, given_positions, positions
 from prunetune.release import LayerCall, cache_of
 from prunetune.runtime.choice.question import note_prompt
 from prunetune.runtime.choice.taps import LayerTap, last_query_row, row_readable
+from prunetune.runtime.layers.sight import visible
 from prunetune.runtime.vision.tower import ImageCapture, VisionCapture, VisionTap, wrap_encoder
 from prunetune.runtime.vision.views import join_views
 
@@ -114,9 +116,10 @@ class Recorder:
     def __init__(self, family: Family, deepest: int) -> None:
         self.family = family
         self.deepest = min(deepest, family.last_stage)
-        self._readable = row_readable(family.layers)
+        self._readable = row_readable(list(family.layers)[: family.last_stage + 1])
         self._states: dict[int, Tensor] = {}
         self._targets: dict[int, Tensor] = {}
+        self._masks: dict[int, Any] = {}
         self._embeddings: dict[str, tuple[Tensor, ...]] = {}
         self._capture: VisionCapture | None = None
         self._injected: list[Tensor] = []
@@ -149,13 +152,12 @@ class Recorder:
         """Return the final states ``[1, S, d]``, and leave on ``self`` what was seen on the way."""
         hooks, base = self._install(), self.family.base
         try:
-            output = base(**inputs)
+            final, output = self.family.final_states(inputs)
         finally:
             for hook in hooks:
                 hook.remove()
             base.__dict__.pop(self.family.encoder_method, None)
         self._cache = cache_of(output) if inputs["use_cache"] else None
-        final: Tensor = output.last_hidden_state
         return final
 
     def _reference(self, prompts: Prompts, states: Tensor, blocks: Tensor | None) -> Reference:
@@ -181,7 +183,7 @@ class Recorder:
         )
         for k in range(self.deepest):
             reference.taps[k] = self._tap(k, prompts)
-        self._states, self._targets = {}, {}
+        self._states, self._targets, self._masks = {}, {}, {}
         return reference
 
     def _tap(self, k: int, prompts: Prompts) -> LayerTap:
@@ -191,10 +193,17 @@ class Recorder:
                 self.family.layers[k],
                 self._states[k],
                 self._embeddings[self.family.layer_kind(k)],
-                prompts.valid,
+                self._seen(k, prompts),
                 at=prompts.query,
             )[0]
         return tap
+
+    def _seen(self, k: int, prompts: Prompts) -> Tensor:
+        """Return which slots the prompt's last token sees at layer ``k``, ``[1, S]`` bool."""
+        mask = self._masks.get(k)
+        if text_window(self.family.text_model.config) is None or mask is None or mask.dim() != 4:
+            return prompts.valid
+        return visible(mask)[:, int(prompts.query)]
 
     def _install(self) -> list[Any]:
         base, layers = self.family.base, self.family.layers
@@ -241,7 +250,8 @@ class Recorder:
 
     def _saving(self, k: int) -> Any:
         def saving(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._states[k] = LayerCall.read(args, kwargs).hidden
+            call = LayerCall.read(args, kwargs)
+            self._states[k], self._masks[k] = call.hidden, call.told.mask
 
         return saving
 

@@ -51,12 +51,14 @@ def fingerprint(config: Any) -> str:
     A fine-tune that changes weights alone keeps it; dtype, names, paths and the version of
     transformers do not count.
     """
+    from prunetune.families.base_configs import field_of
+
     text = config.get_text_config()
     vision = getattr(config, "vision_config", None)
     parts = {
-        "model": {field: getattr(config, field, None) for field in _TOP},
-        "text": {field: getattr(text, field, None) for field in _TEXT},
-        "vision": {field: getattr(vision, field, None) for field in _VISION},
+        "model": {field: field_of(config, field) for field in _TOP},
+        "text": {field: field_of(text, field) for field in _TEXT},
+        "vision": {field: field_of(vision, field) for field in _VISION},
     }
     content = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(content.encode()).hexdigest()

@@ -27,7 +27,6 @@ _CROSS = "its image tokens never enter the language model's sequence (cross-atte
 REFUSED = {
     "florence2": _CROSS,
     "gemma3n": _SHARED,
-    "gemma4": _SHARED,
     "gemma4_unified": _SHARED,
     "idefics": _CROSS,
     "internvl_chat": "it is remote code; load the -hf conversion, whose model_type is internvl",
@@ -36,7 +35,7 @@ REFUSED = {
 }
 _COMPARED: WeakKeyDictionary[nn.Module, set[str | None]] = WeakKeyDictionary()
 """Models, and the digests that their weights were compared with."""
-PRUNABLE_LAYERS = {"full_attention", "sliding_attention"} | CARRYING
+PRUNABLE_LAYERS = {"chunked_attention", "full_attention", "sliding_attention"} | CARRYING
 
 
 def apply(
@@ -151,7 +150,8 @@ def check_layers(family: Family) -> None:
             f"layers of its language model ({kind}) have no norm before the attention and another "
             "before the MLP, and scores are made of what these give",
         )
-    if getattr(config, "num_kv_shared_layers", 0):
+    shared = getattr(config, "num_kv_shared_layers", 0)
+    if shared and not any(map(family.reuses, range(len(family.layers)))):
         raise refuse(family.model, "layers of its language model share their KV cache")
 
 
@@ -185,8 +185,8 @@ def check_fits(family: Family, config: PruningConfig, *, strict: bool) -> None:
         )
     if config.pixels is not None and config.pixels.shrinks:
         layout_of(ref.model_type)
-    if family.hybrid:
-        _check_states(family, config)
+    if family.limit:
+        _check_limit(family, config)
     _check_rows(family, config)
     if any(stage.mass for stage in config.stages):
         check_kernel(family.text_model.config)
@@ -202,19 +202,17 @@ def check_fits(family: Family, config: PruningConfig, *, strict: bool) -> None:
         _check_weights(family, config)
 
 
-def _check_states(family: Family, config: PruningConfig) -> None:
-    """Raise unless a config leaves alone what the states of a hybrid model have taken up."""
+def _check_limit(family: Family, config: PruningConfig) -> None:
+    """Raise unless a config leaves alone what a state has taken up, or other layers reuse."""
     last = family.last_stage
     allowed = "layer 0" if last == 0 else f"layers 0 to {last}"
     for stage in config.stages:
         if stage.layer > last:
             raise UnsupportedModelError(
                 f"stages: received a stage at layer {stage.layer}, allowed {allowed} for "
-                f"{config.model.model_type}: layer {last} of its language model is of kind "
-                f"{family.layer_kind(last)}, and what has entered its state cannot be dropped "
-                f"afterwards; search a config with --layers 0-{last}"
+                f"{config.model.model_type}: {family.limit}; search a config with --layers 0-{last}"
             )
-        if stage.mass:
+        if stage.mass and family.hybrid:
             raise UnsupportedModelError(
                 f"mass: received {stage.mass:g}, allowed 0 for {config.model.model_type}: layers "
                 f"of kind {family.layer_kind(last)} have no keys that could count for several"
@@ -262,7 +260,7 @@ def _check_weights(family: Family, config: PruningConfig) -> None:
 def _check_rows(family: Family, config: PruningConfig) -> None:
     used = [sc for stage in config.stages for sc in stage.scorers if sc.usable_at(stage.layer)]
     names = sorted({scorer.name for scorer in used if scorer.needs & {"last_query", "keys"}})
-    if names and not row_readable(family.layers):
+    if names and not row_readable(list(family.layers)[: family.last_stage + 1]):
         kind = getattr(family.text_model.config, "model_type", "unknown")
         raise UnsupportedModelError(
             f"the config's scorer {', '.join(names)} cannot read the attention of a language model "

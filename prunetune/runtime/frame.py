@@ -226,17 +226,18 @@ class Frame:
         kind = self.plan.family.layer_kind(index)
         if kind not in segment.inputs and self.plan.family.carries(index):
             mask = state_mask(segment, own.mask, self.sight, self.call.past)
-            segment.inputs[kind] = Told(mask, own.rotary, None)
+            segment.inputs[kind] = Told(mask, own.rotary, None, index=segment.index)
         if kind not in segment.inputs:
             hidden = brought(hidden, self.home)
             mask, bias = segment_mask(
                 self.plan.family.text_model.config, hidden, segment, brought(own.mask, self.home),
-                self.cache, index, self.call.past, self.length,
+                self.cache, index, self.call.past, self.length, kind,
             )  # fmt: skip
             # Gapped position ids would be read as packed sequences (runtime-notes 4.5).
             numbers = None if self.samples is None else renumbered(self.samples, segment.index)
-            segment.inputs[kind] = Told(mask, self._rotary(index, hidden, own), numbers, bias)
-        return segment.inputs[kind]
+            turned = self._rotary(index, hidden, own)
+            segment.inputs[kind] = Told(mask, turned, numbers, bias, segment.index)
+        return segment.inputs[kind].last(hidden.shape[1], segment.valid.shape[1])
 
     def _rotary(self, index: int, hidden: Tensor, own: Told) -> tuple[Tensor, ...]:
         assert self.segment is not None
@@ -263,9 +264,7 @@ class Frame:
             return None
         assert self.call.image_mask is not None
         assert self.alive is not None
-        segment = self.segment
-        if segment is None:
-            segment = Segment(None, self.valid, self.padded, past=self.call.past)
+        segment = self.segment or Segment(None, self.valid, self.padded, past=self.call.past)
         return asked_row(
             self.plan.family.layers[index], index, hidden, call.told.mask, told.rotary, self.cache,
             segment, self.alive, self.call.image_mask, self.call.query, self.sight, self.call.past,
@@ -296,4 +295,5 @@ class Frame:
         if self.segment is None or self.segment.index is None:
             return hidden
         assert self.alive is not None
-        return of_last_survivors(hidden, places(self.segment, self.alive, self.sight, none=NOWHERE))
+        place = places(self.segment, self.alive, self.sight, none=NOWHERE)
+        return of_last_survivors(hidden, place, self.segment.valid.shape[1])

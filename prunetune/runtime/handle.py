@@ -54,7 +54,7 @@ class Handle:
         self._hooks: list[Any] = []
         self._captures = Captures(family.features)
         self._overridden: dict[str, Any] = {}
-        self._unfollow: Any = None
+        self._undone: list[Callable[[], None]] = []
         self._unwiden: Any = None
         self._unwatch: Any = None
         base = family.base
@@ -100,9 +100,8 @@ class Handle:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
-        if self._unfollow is not None:
-            self._unfollow()
-            self._unfollow = None
+        while self._undone:
+            self._undone.pop()()
         if self._undo is not None:
             self._undo()
             self._undo = None
@@ -128,7 +127,7 @@ class Handle:
                 getattr(base, method), self._tap, self._noting_captures(modality), modality
             )
         self._hooks += self._tap.install()
-        self._unfollow = family.follow(self._survivors)
+        self._undone += [family.follow(self._survivors), family.number(self._tokens)]
         if family.model is not base:
             self._hooks.append(
                 family.model.register_forward_pre_hook(self._note_tail, with_kwargs=True)
@@ -137,6 +136,8 @@ class Handle:
             self._unwiden = widen(list(family.layers)[self.plan.stages[0].layer :])
         text = family.text_model
         self._hooks.append(text.register_forward_pre_hook(self._note_positions, with_kwargs=True))
+        if family.base_has_head:
+            self._hooks.append(text.register_forward_hook(self._restore))
         self._hooks.append(base.register_forward_pre_hook(self._open, with_kwargs=True))
         self._hooks.append(base.register_forward_hook(self._close, always_call=True))
         depth = len(family.layers)
@@ -166,6 +167,12 @@ class Handle:
         if segment is None or segment.index is None:
             return None
         return segment.index, segment.valid
+
+    def _tokens(self) -> Tensor | None:
+        frame = self.frames[-1] if self.frames else None
+        if frame is None or frame.segment is None:
+            return None
+        return frame.segment.tokens(frame.call.past)
 
     def _noting_captures(self, modality: str) -> Any:
         def note(capture: VisionCapture, output: Any) -> None:
@@ -202,6 +209,8 @@ class Handle:
         self.frames.clear()
         self.frames.append(Frame(self.plan, Forward()))
         self._suspicion.settle()
+        if base is self.plan.family.model:
+            self._note_tail(base, args, kwargs)
         wanted, self._local.wanted = getattr(self._local, "wanted", 0), 0
         self.frames[-1].call, instead = self._inputs.read(args, kwargs, wanted)
         return instead
@@ -230,10 +239,10 @@ class Handle:
             raise
         if frame.trace is not None:
             self.trace.append(frame.trace)
-        if isinstance(output, tuple):
-            return (frame.restore_length(output[0]), *output[1:])
-        output.last_hidden_state = frame.restore_length(output.last_hidden_state)
-        return output
+        return output if self.plan.family.base_has_head else _restored(frame, output)
+
+    def _restore(self, text: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        return _restored(self.frames[-1], output) if self.frames else output
 
     def _entering(self, index: int) -> Any:
         def entering(
@@ -242,7 +251,7 @@ class Handle:
             if not self.frames and not layer.training:
                 return None
             call = LayerCall.read(args, kwargs)
-            mark = call.told.rotary[0]
+            mark = call.mark
             if self.frames:
                 frame = self.frames[-1]
                 enter = frame.enter
@@ -263,3 +272,11 @@ class Handle:
                 self.frames[-1].note_target(index, output)
 
         return noting
+
+
+def _restored(frame: Frame, output: Any) -> Any:
+    """Return a model's output with final states of all slots."""
+    if isinstance(output, tuple):
+        return (frame.restore_length(output[0]), *output[1:])
+    output.last_hidden_state = frame.restore_length(output.last_hidden_state)
+    return output

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunetune.release import Told, causal_mask, layer_arguments
+from prunetune.families.base_configs import text_window, window_shape
+from prunetune.masking import causal_mask
+from prunetune.release import Told, layer_arguments
 from prunetune.runtime.apply import Handle
 from prunetune.runtime.choice.taps import LayerTap
 from prunetune.runtime.frame import Frame
@@ -80,33 +82,29 @@ def run_suffix(handle: Handle, prefix: Prefix, tail: int) -> Tensor:
         ``[B, tail, d]`` after the final norm; ``[n, tail, d]``, of each prompt, where rows branch.
     """
     family = handle.plan.family
-    text = family.text_model
-    given = Forward(
+    forward = Forward(
         image_mask=prefix.image_mask,
         mask=prefix.valid,
         captures={"image": prefix.capture},
         query=prefix.query,
         memoise=True,
     )
-    frame = Frame(handle.plan, given)
+    frame = Frame(handle.plan, forward)
     if prefix.tap is not None:
         frame.taps[prefix.layer - 1] = prefix.tap
-    hidden, mask, branches = prefix.hidden, None, prefix.branches
-    if branches is not None:
-        mask = branches.mask
-    elif prefix.layer < handle.plan.stages[0].layer or prefix.blocks is not None:
-        padded = not bool(prefix.valid.all())
-        valid = prefix.valid if padded else None
-        mask = causal_mask(text.config, hidden, valid, None, blocks=prefix.blocks)
+    hidden, branches = prefix.hidden, prefix.branches
+    masks = _masks(handle, prefix)
     handle.frames.append(frame)
     try:
         norm = family.second_norm(len(family.layers) - 1)
-        with _last_slot_only(norm, tail) if branches is None else nullcontext():
+        shorter = branches is None and family.broadcasts
+        with _last_slot_only(norm, tail) if shorter else nullcontext():
             for k, layer in enumerate(family.layers):
                 if k < prefix.layer:
                     continue
-                rotary = prefix.embeddings[family.layer_kind(k)]
-                told = layer_arguments(Told(mask, rotary, prefix.position_ids))
+                kind = family.layer_kind(k)
+                given = masks.get(kind), prefix.embeddings[kind], prefix.position_ids
+                told = layer_arguments(Told(*given, complex=family.complex_rotary))
                 hidden = layer(hidden, **told)
                 if k < len(prefix.injected):
                     hidden = family.inject(hidden, prefix.image_mask, prefix.injected[k])
@@ -117,6 +115,26 @@ def run_suffix(handle: Handle, prefix: Prefix, tail: int) -> Tensor:
     last = hidden[:, hidden.shape[1] - tail :] if branches is None else branches.last(hidden, tail)
     final: Tensor = family.final_norm(last)
     return final
+
+
+def _masks(handle: Handle, prefix: Prefix) -> dict[str, Any]:
+    """Return the masks over the unpruned batch, by kind of layer; none where nothing asks."""
+    family = handle.plan.family
+    config, hidden = family.text_model.config, prefix.hidden
+    kinds = {family.layer_kind(k) for k in range(len(family.layers))}
+    if prefix.branches is not None:
+        return dict.fromkeys(kinds, prefix.branches.mask)
+    window = text_window(config)
+    cut = window is not None and hidden.shape[1] > window
+    if not cut and prefix.layer >= handle.plan.stages[0].layer and prefix.blocks is None:
+        return {}
+    valid = None if bool(prefix.valid.all()) else prefix.valid
+    return {
+        kind: causal_mask(
+            config, hidden, valid, None, blocks=prefix.blocks, window=window_shape(config, kind)
+        )
+        for kind in kinds
+    }
 
 
 @contextmanager
@@ -148,15 +166,14 @@ def run_whole(handle: Handle, inputs: Mapping[str, Any], query: Tensor, tail: in
     Returns:
         ``[B, tail, d]`` after the final norm.
     """
-    base = handle.plan.family.base
+    family = handle.plan.family
 
     def ask(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         handle.frames[-1].call.query = query
 
-    hook = base.register_forward_pre_hook(ask, with_kwargs=True)
+    hook = family.base.register_forward_pre_hook(ask, with_kwargs=True)
     try:
-        output = base(**inputs, use_cache=False)
+        states, _ = family.final_states({**inputs, "use_cache": False})
     finally:
         hook.remove()
-    final: Tensor = output.last_hidden_state[:, -tail:]
-    return final
+    return states[:, -tail:]

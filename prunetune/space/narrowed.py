@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from prunetune.budget import FLOOR
+from prunetune.budget import FLOOR, ModelFacts
 from prunetune.errors import ConfigError
 from prunetune.space.ranges import Values, check_ranges
 
@@ -164,28 +164,30 @@ class SpaceSpec(BaseModel):
             less |= {} if self.stage_layers else {"layers": (0, 0)}
         return self.model_copy(update=less)
 
-    def before_states(self, last: int | None, model_type: str) -> "SpaceSpec":
-        """Return the space that a model leaves whose layers carry a state from one on.
+    def narrowed_to(self, facts: ModelFacts) -> "SpaceSpec":
+        """Return the space that a model leaves which can drop tokens at its first layers only.
 
         Args:
-            last: The last layer at which it can drop tokens; None: any.
-            model_type: Of the model.
+            facts: Of the model: the last layer at which it can, and why; whether it has states.
 
         Raises:
             ConfigError: Something was asked for that it cannot do.
         """
+        last = facts.last_stage
         if last is None:
             return self
         allowed = "layer 0" if last == 0 else f"layers 0 to {last}"
         first = self.stage_layers[-1] if self.stage_layers else (self.layers or (0, 0))[0]
-        if first > last or self.exit or 0.0 not in self.mass or self.min_stages > last + 1:
+        unheld = facts.states and (self.exit or 0.0 not in self.mass)
+        if first > last or unheld or self.min_stages > last + 1:
             asked = f"layers from {first} on" if first > last else "an exit, mass or more stages"
+            no_mass = " and no mass" if facts.states else ""
             raise ConfigError(
-                f"space: received {asked}, allowed one stage a layer at {allowed} and no mass for "
-                f"{model_type}: its language model carries states along the sequence from layer "
-                f"{last} on, and what has entered them cannot be dropped; leave that out"
+                f"space: received {asked}, allowed one stage a layer at {allowed}{no_mass} for "
+                f"{facts.model_type}: {facts.limit}; leave that out"
             )
-        less: dict[str, Any] = {"mass": (0.0,), "max_stages": min(self.max_stages, last + 1)}
+        less: dict[str, Any] = {"max_stages": min(self.max_stages, last + 1)}
+        less |= {"mass": (0.0,)} if facts.states else {}
         if not self.stage_layers:
             start, end = self.layers or (0, last)
             less |= {"layers": (start, min(end, last))}

@@ -67,7 +67,7 @@ class Space:
     ) -> None:
         # As the study says it, and what of that is searched.
         self.spec, self.facts = spec, facts
-        self._open = spec.restricted().before_states(facts.last_stage, facts.model_type)
+        self._open = spec.restricted().narrowed_to(facts)
         self.least, self.most = as_budget(budget), up_to or as_budget(budget)
         self._levels = LevelCodec(self._open, facts, (self.least, self.most))
         self._weights, self._schedule = codecs(self._open, facts, (self.least, self.most))

@@ -185,9 +185,8 @@ def first_stages(
     most, floor = Space.of(spec, facts).most, min(FLOOR, spec.space.floor)
     if (last := facts.last_stage) is not None:
         logger.warning(
-            "the search is narrowed to %s: the language model of %s carries states along the "
-            "sequence from layer %d on, and what has entered them cannot be dropped",
-            *("layer 0" if last == 0 else f"layers 0 to {last}", spec.model, last),
+            "the search is narrowed to %s for %s: %s",
+            *("layer 0" if last == 0 else f"layers 0 to {last}", spec.model, facts.limit),
         )
     missing = [name for name in SCORERS if name not in facts.scorers]
     if missing and not spec.space.scorers:

@@ -4,12 +4,11 @@ import importlib
 
 import numpy as np
 import pytest
-import test_runtime
 import torch
 from family_models import IMAGE, VIDEO, each, family
 from family_models._qwen import CELL, PATCH
 from PIL import Image
-from reference import measure, worst
+from reference import worst
 from reference_models import make_batch, make_config, tiny
 
 import prunetune
@@ -239,21 +238,6 @@ def test_patches_without_rotation_would_be_noticed(monkeypatch):
         monkeypatch.setattr(TABLE.get(name), "vision_heads", plain)
         with pytest.raises(AssertionError):
             test_attention_is_the_eager_towers(name, "image", IMAGES, monkeypatch)
-
-
-@pytest.mark.parametrize("name", each("qwen2_vl", "qwen2_5_vl"))
-@torch.no_grad()
-def test_a_window_shorter_than_the_prompt_is_refused(name):
-    """None of the released models has one; their configs could."""
-    window = {"use_sliding_window": True, "max_window_layers": 3}
-    long, short = (family(name).model(sliding_window=size, **window) for size in (512, 32))
-    batch, config = make_batch(long), make_config(long, "0+1+3")
-    test_runtime.check(measure(long, config, batch, steps=3), batch, config)
-    with (
-        prunetune.apply(short, make_config(short, "2+4")),
-        pytest.raises(UnsupportedModelError, match=r"\A[^\n]+sliding window of 32[^\n]+\Z"),
-    ):
-        short(**batch.inputs)
 
 
 def test_a_tower_of_windows_only_gives_no_attention():

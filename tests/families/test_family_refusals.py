@@ -6,7 +6,6 @@ import pytest
 import torch
 from family_models.idefics3 import FAKE, NEWLINE, SIDE
 from family_models.ovis2 import COL, ROW
-from family_models.paligemma import second
 from reference_models import make_batch, make_config, tiny
 
 import prunetune
@@ -78,34 +77,11 @@ def test_text_that_attends_in_both_directions():
         prunetune.apply(model, make_config(model, "2"))
 
 
-@pytest.mark.parametrize(("window", "refused"), [(40, True), (120, False)])
-@torch.no_grad()
-def test_a_sliding_window_shorter_than_the_prompt(window, refused):
-    model = tiny("gemma3", sliding_window=window)
-    batch = make_batch(model)
-    with prunetune.apply(model, make_config(model, "2+4")):
-        if refused:
-            with pytest.raises(UnsupportedModelError, match="sliding window"):
-                model(**batch.inputs)
-        else:
-            model.generate(**batch.inputs, max_new_tokens=3)
-
-
 def test_another_number_of_tokens_a_view():
     view = family_of(tiny("gemma3"))
     call = SimpleNamespace(arguments={"pixel_values": torch.zeros(2, 3, 32, 32)}, lengths=[16, 15])
     with pytest.raises(UnsupportedModelError, match=ONE_LINE):
         view.geometries(call)
-
-
-def test_the_window_of_gemma_2_counts_too():
-    model = second(sliding_window=40)
-    with (
-        torch.no_grad(),
-        prunetune.apply(model, make_config(model, "2")),
-        pytest.raises(UnsupportedModelError, match=ONE_LINE),
-    ):
-        model(**make_batch(model).inputs)
 
 
 def test_a_siglip_tower_without_a_readable_attention():

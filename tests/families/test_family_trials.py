@@ -26,7 +26,7 @@ from prunetune.runtime.suffix import run_suffix
 
 TOLERANCE = 1e-5
 NAMES = (
-    "gemma3", "granite4_vision", "idefics3", "internvl", "llava_next", "molmo2", "ovis2",
+    "gemma3", "granite4_vision", "idefics3", "internvl", "llama4", "llava_next", "molmo2", "ovis2",
     "paddleocr_vl", "paligemma", "smolvlm",
 )  # fmt: skip
 
@@ -54,7 +54,7 @@ def trial(name, first, rows=None):
         assert handle.trace[-1].lengths == [batch.images[0] for batch in batches]
 
     def last(batch):
-        return model.model(**batch.inputs).last_hidden_state[:, -1:]
+        return view.final_states(batch.inputs)[0][:, -1:]
 
     with prunetune.apply(model, config):
         expected = torch.cat([last(batch) for batch in batches])

@@ -79,6 +79,7 @@ class TinyFamily:
         later_images: Whether a later turn may bring images.
         views_apart: Whether the encoder gets a picture's tiles in one row with other pictures'.
         lookup: Whether transformers itself can look candidates up in the prompt; else why not.
+        beam: Whether transformers itself can search beams at all; else why not.
         beams: Whether transformers itself keeps several images of a prompt in order under beams;
             else why not.
         cached_beams: Whether transformers' own beams are alike with and without a cache; else why
@@ -88,6 +89,8 @@ class TinyFamily:
         makes_cache: Whether transformers' own forward makes a cache where it is given none.
         keeps_logits: Whether transformers' own forward makes the logits that it is asked for only.
         chunks: Whether transformers itself can prefill it in parts; else why not.
+        embeds: Whether it takes embeddings and pixels together; else why not.
+        static: Whether transformers itself can generate with a static cache; else why not.
         marks: Pytest marks of all its tests, as from ``needs``.
     """
 
@@ -104,12 +107,15 @@ class TinyFamily:
     later_images: bool = True
     views_apart: bool = False
     lookup: bool | str = True
+    beam: bool | str = True
     beams: bool | str = True
     cached_beams: bool | str = True
     flash: bool | str = True
     makes_cache: bool = True
     keeps_logits: bool = True
     chunks: bool | str = True
+    embeds: bool | str = True
+    static: bool | str = True
     marks: tuple[Any, ...] = ()
 
     # -- models and batches ----------------------------------------------------------------
@@ -204,7 +210,34 @@ class TinyFamily:
         """
         return (numbered.cumsum(1) - 1).clamp_min(0)
 
-    def allowed(self, model: Any, ids: Tensor | None, keys: Tensor, prompt: int) -> Tensor:
+    def near(self, model: Any, layer: int, valid: Tensor) -> Tensor:
+        """Return which slots a layer's window or chunk holds together, ``[B, S, S]`` bool.
+
+        Args:
+            model: The model.
+            layer: 0-based.
+            valid: ``[B, S]`` bool; chunks are counted from the first real slot on.
+        """
+        config = self.text_model(model).config
+        sliding = getattr(config, "sliding_window", None)
+        kinds = getattr(config, "layer_types", None) or ["sliding" if sliding else ""] * LAYERS
+        slots = torch.arange(valid.shape[1]).expand(valid.shape)
+        if "chunked" in kinds[layer]:
+            chunk = (slots - valid.int().argmax(1)[:, None]) // config.attention_chunk_size
+            return chunk[:, :, None] == chunk[:, None]
+        if "sliding" in kinds[layer]:
+            return slots[:, :, None] - slots[:, None] < sliding
+        return torch.ones(*valid.shape, valid.shape[1], dtype=torch.bool)
+
+    def allowed(
+        self,
+        model: Any,
+        ids: Tensor | None,
+        keys: Tensor,
+        prompt: int,
+        near: Tensor | None = None,
+        layer: int = 0,
+    ) -> Tensor:
         """Return which slot may attend to which in a full-length run, ``[B, S, S]`` bool.
 
         Args:
@@ -212,9 +245,12 @@ class TinyFamily:
             ids: ``[B, S]`` tokens of the run; None where the caller passed embeddings.
             keys: ``[B, S]`` bool: real and alive at this layer.
             prompt: The length of the prompt, padding included; what follows was generated.
+            near: Which slots the layer's window holds together; None: all.
+            layer: 0-based.
         """
         length = keys.shape[1]
-        return torch.ones(length, length, dtype=torch.bool).tril() & keys[:, None]
+        causal = torch.ones(length, length, dtype=torch.bool).tril() & keys[:, None]
+        return causal if near is None else causal & near
 
 
 @cache

@@ -25,11 +25,17 @@ NAMED = {
     },
     "gemma3": {"image_token": "<image_soft>", "boi_token": "<boi>", "eoi_token": "<eoi>"},
     "paligemma": {"image_token": "<image>"},
+    "gemma4": {
+        "image_token": "<|image|>", "boi_token": "<|image>", "eoi_token": "<image|>",
+        "audio_token": "<|audio|>", "boa_token": "<|audio>", "eoa_token": "<audio|>",
+        "video_token": "<|video|>",
+    },
     "idefics3": {},
     "smolvlm": {"image_token": "<image>", "fake_image_token": "<fake_token_around_image>"},
 }  # fmt: skip
 PICTURE = {
-    "internvl": "<IMG_CONTEXT>", "gemma3": "<boi>", "idefics3": "<image>", "smolvlm": "<image>",
+    "internvl": "<IMG_CONTEXT>", "gemma3": "<boi>", "gemma4": "<|image|>",
+    "idefics3": "<image>", "smolvlm": "<image>",
     "ovis2": "<image>",
 }  # fmt: skip
 
@@ -57,6 +63,10 @@ def image_processor(name: str) -> Any:
         from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
         return Gemma3ImageProcessorPil(size={"height": 32, "width": 32})
+    if name == "gemma4":
+        from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
+
+        return Gemma4ImageProcessorPil(patch_size=4, pooling_kernel_size=2, max_soft_tokens=70)
     if name == "paligemma":
         from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
@@ -75,13 +85,16 @@ def save_views(family: TinyFamily, folder: Path) -> Path:
         "internvl": {"image_seq_length": 9},
         "ovis2": {"image_seq_length": 9},
         "gemma3": {"image_seq_length": 16},
+        "gemma4": {"image_seq_length": 70, "processor_class": "Gemma4Processor"},
     }.get(name, {} if name == "paligemma" else {"image_seq_len": 9})
     if name == "idefics3":
         # Its processor adds these itself.
         text.add_tokens(["<fake_token_around_image>", "<image>", "<end_of_utterance>"], True)
-    token = {"internvl": "<IMG_CONTEXT>", "gemma3": "<image_soft>", "ovis2": "<IMG_ATOM>"}.get(
-        name, "<image>"
-    )
+    marks = {
+        "internvl": "<IMG_CONTEXT>", "gemma3": "<image_soft>", "gemma4": "<|image|>",
+        "ovis2": "<IMG_ATOM>",
+    }  # fmt: skip
+    token = marks.get(name, "<image>")
     if name == "paligemma":
         from transformers import PaliGemmaProcessor
 
@@ -90,10 +103,23 @@ def save_views(family: TinyFamily, folder: Path) -> Path:
         processor.save_pretrained(folder)
     else:
         image_processor(name).save_pretrained(folder)
+        if name == "gemma4":
+            from transformers.models.gemma4.feature_extraction_gemma4 import (
+                Gemma4AudioFeatureExtractor,
+            )
+
+            settings |= {
+                "feature_extractor": json.loads(Gemma4AudioFeatureExtractor().to_json_string()),
+                "image_processor": json.loads(image_processor(name).to_json_string()),
+            }
         text.save_pretrained(folder)
         (folder / "processor_config.json").write_text(json.dumps(settings), "utf-8")
         (folder / "chat_template.jinja").write_text(TEMPLATE % PICTURE[name], "utf-8")
-    model = family.model(vocab_size=len(text))
+    sizes = {"vocab_size": len(text)}
+    if name == "gemma4":
+        # A window that is shorter than a picture.
+        sizes |= {"vocab_size_per_layer_input": len(text), "sliding_window": 30}
+    model = family.model(**sizes)
     model.config.image_token_id = text.convert_tokens_to_ids(token)
     if name == "ovis2":
         tags = text.convert_tokens_to_ids(list(NAMED[name].values())[2:])

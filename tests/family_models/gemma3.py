@@ -41,9 +41,13 @@ class Gemma3(GemmaLike):
     def per_token(self, model: Any, ids: Tensor) -> dict[str, Tensor]:
         return {"token_type_ids": (ids == IMAGE).long()}
 
-    def allowed(self, model: Any, ids: Tensor | None, keys: Tensor, prompt: int) -> Tensor:
+    def allowed(
+        self, model: Any, ids: Tensor | None, keys: Tensor, prompt: int, *window: Any
+    ) -> Tensor:
         assert ids is not None
-        return super().allowed(model, ids, keys, prompt) | (image_blocks(ids) & keys[:, None])
+        return super().allowed(model, ids, keys, prompt, *window) | (
+            image_blocks(ids) & keys[:, None]
+        )
 
 
 FAMILY = Gemma3()

@@ -53,14 +53,16 @@ class PaliGemma(GemmaLike):
     def positions(self, model: Any, numbered: Tensor) -> Tensor | None:
         return numbered.cumsum(1).clamp_min(1)
 
-    def allowed(self, model: Any, ids: Tensor | None, keys: Tensor, prompt: int) -> Tensor:
+    def allowed(
+        self, model: Any, ids: Tensor | None, keys: Tensor, prompt: int, *window: Any
+    ) -> Tensor:
         assert ids is not None
         ended = (ids == END).cumsum(1)
         # Up to the first end, itself included.
         block = (ended == 0) | ((ended == 1) & (ids == END))
         block &= ended.amax(1, keepdim=True) > 0
         both = block[:, None] & block[:, :, None] & keys[:, None]
-        return super().allowed(model, ids, keys, prompt) | both
+        return super().allowed(model, ids, keys, prompt, *window) | both
 
 
 class PaliGemma2(PaliGemma):

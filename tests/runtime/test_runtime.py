@@ -17,6 +17,7 @@ from reference_models import (
 )
 
 import prunetune
+from prunetune.runtime.apply import family_of
 
 TOLERANCE = 1e-5
 
@@ -99,7 +100,7 @@ def test_outputs_keep_their_shape(family):
     batch, config = make_batch(model), make_config(model, "2+4")
     shape = (*batch.valid.shape, 64)
     with torch.no_grad(), prunetune.apply(model, config) as handle:
-        hidden = model.model(**batch.inputs).last_hidden_state
+        hidden, _ = family_of(model).final_states(batch.inputs)
         dropped = ~alive_slots(tuple(batch.valid.shape), (0, handle.trace[-1]))[-1]
         output = model(**batch.inputs, labels=batch.inputs["input_ids"])
         last = model(**batch.inputs, logits_to_keep=1).logits

@@ -132,10 +132,10 @@ def test_zeros_would_be_noticed(monkeypatch):
     """The twin: a dropped place that holds zeros, as it did."""
     real = frame.of_last_survivors
 
-    def zeros(hidden, place):
+    def zeros(hidden, place, count):
         own = torch.zeros_like(place, dtype=torch.bool)
         own[:, 1:] = place[:, 1:] == place[:, :-1]
-        return real(hidden, place.masked_fill(own, -1))
+        return real(hidden, place.masked_fill(own, -1), count)
 
     monkeypatch.setattr(frame, "of_last_survivors", zeros)
     with pytest.raises(AssertionError):

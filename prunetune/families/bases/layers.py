@@ -4,7 +4,7 @@ Some language models are hybrid: most of their layers carry a state along the se
 attention, a short convolution) instead of keeping keys and values of every token.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -13,7 +13,12 @@ CARRYING = frozenset({"linear_attention", "conv"})
 
 
 class Layered:
-    """The part of a family that says what its decoder layers are; the defaults fit Llama."""
+    """The part of a family that says what its decoder layers are; the defaults fit Llama.
+
+    ``uneven``: whether layers are of unequal widths, so that a mean layer is worked out from all.
+    """
+
+    uneven: ClassVar[bool] = False
 
     @property
     def _whole(self) -> Any:
@@ -43,6 +48,14 @@ class Layered:
         """Tell whether decoder layer ``layer`` carries a state instead of keeping keys."""
         return self.layer_kind(layer) in CARRYING
 
+    def reuses(self, layer: int) -> bool:
+        """Tell whether decoder layer ``layer`` attends to the keys of an earlier one."""
+        return False
+
+    def holds(self, layer: int) -> bool:
+        """Tell whether decoder layer ``layer`` keeps keys of its own."""
+        return not (self.carries(layer) or self.reuses(layer))
+
     @property
     def hybrid(self) -> bool:
         """Whether some decoder layers carry a state along the sequence."""
@@ -56,6 +69,17 @@ class Layered:
         """
         depth = len(self._whole.layers)
         return next((k for k in range(depth) if self.carries(k)), depth - 1)
+
+    @property
+    def limit(self) -> str:
+        """Why no tokens may be dropped behind ``last_stage``; empty: there is nothing behind it."""
+        if not self.hybrid:
+            return ""
+        last = self.last_stage
+        return (
+            f"layer {last} of its language model is of kind {self.layer_kind(last)}, and what has "
+            "entered its state cannot be dropped afterwards"
+        )
 
     def rotary(self, layer: int, hidden: Tensor, position_ids: Tensor) -> tuple[Tensor, ...]:
         """Return rotary cos and sin of decoder layer ``layer`` at ``position_ids`` (``[B, S]``)."""

@@ -71,13 +71,15 @@ def _seen_by(
 ) -> Tensor:
     """Return which keys of a segment's layer a token sees, ``[B, past + m]`` bool."""
     batch, device = len(slot), slot.device
-    keys = torch.cat([segment.held.of(past, batch, device), segment.tokens(seen)], 1)
+    keys = segment.keys(seen, past + segment.valid.shape[1])
     real = keys != NOWHERE
     rows = torch.arange(batch, device=device)
-    keys = keys.clamp_min(0)
     if isinstance(mask, Tensor) and mask.dim() == 4:
         shown = visible(mask).expand(batch, -1, -1)[rows, slot]
-        return shown.gather(1, keys) & real
+        # Of a cache that keeps a window only, the mask is over the last tokens.
+        keys = keys - max(0, seen + mask.shape[-2] - mask.shape[-1])
+        return shown.gather(1, keys.clamp_min(0)) & real & (keys >= 0)
+    keys = keys.clamp_min(0)
     if isinstance(mask, Tensor) and mask.dim() == 2:
         real = real & mask.bool().expand(batch, -1).gather(1, keys)
     if sight is not None:

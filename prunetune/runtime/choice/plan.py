@@ -26,7 +26,8 @@ class Plan:
         digest: Of the config.
         uses_mass: Whether tokens count for how many they stand for.
         widens: Whether attention takes that by wider heads, having no mask for it.
-        keyed: The decoder layers that keep keys of tokens, in order; others carry a state.
+        keyed: The decoder layers that keep keys of tokens, in order; others carry a state, or reuse
+            the keys of one before them.
         first_of_kinds: The first of these of each kind; others of it share its mask.
         memo_keys: Scorer's ``id`` to what identifies its scores of an untouched image; scorers
             with tunable hyperparameters have none.
@@ -53,7 +54,7 @@ class Plan:
             if type(sc).is_fixed()
         }
         depth = len(family.layers)
-        self.keyed = [k for k in range(depth) if not family.carries(k)]
+        self.keyed = [k for k in range(depth) if family.holds(k)]
         kinds = [family.layer_kind(k) for k in range(depth)]
         self.first_of_kinds = sorted({kinds.index(kinds[k]) for k in self.keyed})
         asked = {need for _, sc in used for need in sc.needs}
@@ -83,6 +84,8 @@ class Plan:
     def lengths(self, segments: Sequence[Segment], total: int) -> list[int]:
         """Return how many tokens each decoder layer holds after a forward that pruned.
 
+        Up to the last one that holds some.
+
         Args:
             segments: Of the forward, one a stage.
             total: Tokens of the sequence, dropped ones included.
@@ -92,4 +95,4 @@ class Plan:
         held = [total] * firsts[0]
         for segment, first, end in zip(segments, firsts, ends, strict=True):
             held += [segment.past + segment.valid.shape[1]] * (end - first)
-        return held
+        return held[: self.keyed[-1] + 1]

@@ -1,5 +1,6 @@
 """What scorers need of the language model: states of one layer and one attention row of it."""
 
+import inspect
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -65,6 +66,8 @@ def query_row(
 def cached_keys(cache: Any, layer: int) -> Tensor | None:
     """Return the keys that a layer of a cache holds, ``[B, heads, P, head_dim]``; None: none.
 
+    Those of a sliding window are the last ones.
+
     Raises:
         UnsupportedModelError: The cache does not give them all.
     """
@@ -72,11 +75,14 @@ def cached_keys(cache: Any, layer: int) -> Tensor | None:
     if not past:
         return None
     entry = cache.layers[layer]
-    if entry.keys.dim() < 4 or entry.keys.shape[2] < past:
+    if entry.keys.dim() < 4 or (
+        entry.keys.shape[2] < past and not getattr(entry, "is_sliding", False)
+    ):
         raise UnsupportedModelError(
             f"a {type(entry).__name__} cache gives not all of its keys, so that last_query cannot "
             "score an image of a later turn; use a DynamicCache or StaticCache, or a new cache"
         )
+    # Of a sliding window it has the last ones, which is all that can be seen.
     keys: Tensor = entry.keys[:, :, :past]
     return keys
 
@@ -119,8 +125,39 @@ def _readable(layer: Any) -> bool:
     return (
         hasattr(layer, "input_layernorm")
         and all(hasattr(attention, n) for n in ("q_proj", "k_proj", "head_dim", "scaling"))
-        and hasattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb")
+        and (hasattr(attention, "use_rope") or _rotation(attention) is not None)
     )
+
+
+def _rotation(attention: Any) -> Any:
+    return getattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb", None)
+
+
+def _turned(attention: Any, states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Return queries or keys as they are rotated.
+
+    Args:
+        attention: Of a decoder layer.
+        states: ``[B, heads, n, head_dim]``.
+        cos: ``[B, n, head_dim]``; half as wide where pairs of neighbours are turned.
+        sin: Likewise.
+    """
+    rotate = _rotation(attention)
+    if rotate is not None and "k" in inspect.signature(rotate).parameters:
+        both: tuple[Tensor, Tensor] = rotate(states, states, cos, sin)
+        return both[1]
+    if rotate is not None:
+        one: Tensor = rotate(states, cos, sin, unsqueeze_dim=1)
+        return one
+    # Llama 4, some of whose layers turn nothing.
+    if not attention.use_rope:
+        return states
+    even, odd = states[..., ::2].float(), states[..., 1::2].float()
+    cos, sin = cos[:, None].float(), sin[:, None].float()
+    turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2)
+    turned = turned.to(states.dtype)
+    normed: Tensor = attention.qk_norm(turned) if hasattr(attention, "qk_norm") else turned
+    return normed
 
 
 @exactly()
@@ -140,7 +177,7 @@ def last_query_row(
     Args:
         layer: Decoder layer; see ``row_readable``.
         states: ``[B, S, d]`` residual stream entering it.
-        position_embeddings: cos and sin, ``[B or 1, S, head_dim]``.
+        position_embeddings: cos and sin, ``[B or 1, S, head_dim]``; see ``Told``.
         valid: ``[B, S]`` bool, False at padding.
         past: Cached keys ``[B, heads, P, head_dim]`` and which of them are real (``[B, P]``).
         at: ``[B]`` int64, the querying token of each sequence; None: the last real one. Tokens
@@ -162,11 +199,9 @@ def last_query_row(
     if hasattr(attention, "q_norm"):
         query, key = attention.q_norm(query), attention.k_norm(key)
     cos, sin = (part.expand(batch, -1, -1).to(key.dtype) for part in position_embeddings)
-    rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb
-    key = key.transpose(1, 2)
-    _, key = rotate(key, key, cos, sin)
-    query = query.transpose(1, 2)
-    query, _ = rotate(query, query, cos[rows, last][:, None], sin[rows, last][:, None])
+    key = _turned(attention, key.transpose(1, 2), cos, sin)
+    at_last = cos[rows, last][:, None], sin[rows, last][:, None]
+    query = _turned(attention, query.transpose(1, 2), *at_last)
     keep = valid
     if past is not None:
         key = torch.cat([past[0].to(key), key], dim=2)

@@ -82,7 +82,17 @@ class CountedDynamicLayer(Counted, DynamicLayer):  # type: ignore[misc]
 
 
 class CountedSlidingLayer(Counted, DynamicSlidingWindowLayer):  # type: ignore[misc]
-    """``DynamicSlidingWindowLayer`` with a logical length (the window never binds)."""
+    """``DynamicSlidingWindowLayer`` with a logical length.
+
+    It holds its last tokens that are left, as many as its window has: all those that the window
+    reaches, and some more where dropped ones lie between.
+    """
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Return (keys, offset) as if nothing had been dropped."""
+        length = int(self.get_seq_length())
+        offset = max(length - int(self.sliding_window) + 1, 0)
+        return length - offset + query_length, offset
 
     def physical_sizes(self, query_length: int) -> tuple[int, int]:
         """Return (keys, offset) of what it holds."""
@@ -107,7 +117,18 @@ class CountedStaticLayer(CountedStatic, StaticLayer):  # type: ignore[misc]
 
 
 class CountedStaticSlidingLayer(CountedStatic, StaticSlidingWindowLayer):  # type: ignore[misc]
-    """``StaticSlidingWindowLayer`` with a logical length (the window never binds)."""
+    """``StaticSlidingWindowLayer`` with a logical length; see ``CountedSlidingLayer``."""
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Return (keys, offset) as if nothing had been dropped."""
+        length, room = int(self.get_seq_length()), int(self.max_cache_len)
+        offset = max(length - room + 1, 0)
+        return max(room, length - offset + query_length), offset
+
+    def physical_sizes(self, query_length: int) -> tuple[int, int]:
+        """Return (keys, offset) of what it holds."""
+        sizes: tuple[int, int] = StaticSlidingWindowLayer.get_mask_sizes(self, query_length)
+        return sizes
 
 
 def counted_layer(cache: Any, layer: int) -> Any:

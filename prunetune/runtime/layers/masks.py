@@ -5,10 +5,11 @@ from typing import Any
 from torch import Tensor
 
 from prunetune.errors import UnsupportedModelError
-from prunetune.families.base_configs import text_window
-from prunetune.release import causal_mask, unsupported
+from prunetune.families.base_configs import layer_window, text_window
+from prunetune.masking import causal_mask
+from prunetune.release import unsupported
 from prunetune.runtime.layers.cache import CacheView
-from prunetune.runtime.layers.mass import biased
+from prunetune.runtime.layers.mass import KERNELS, biased
 from prunetune.runtime.layers.segment import Segment
 from prunetune.runtime.layers.sight import Sight, carried_over
 from prunetune.runtime.layers.widened import WIDENED, KeyBias
@@ -23,6 +24,7 @@ def segment_mask(
     layer: int,
     seen: int,
     length: int,
+    kind: str = "",
 ) -> tuple[Any, KeyBias | None]:
     """Return the mask of those of a segment's layers that are of the kind of ``layer``.
 
@@ -38,6 +40,7 @@ def segment_mask(
         layer: 0-based.
         seen: Tokens of the sequence before this forward.
         length: Slots of this forward's input.
+        kind: Of the layer.
 
     Raises:
         UnsupportedModelError: The model's mask is of another length than the sequence, or the
@@ -45,7 +48,8 @@ def segment_mask(
     """
     view = None if cache is None else CacheView(cache)
     width = hidden.shape[1] if view is None else view.get_mask_sizes(hidden.shape[1], layer)[0]
-    mask = _plain_mask(config, hidden, segment, own, view, layer, seen, length, width)
+    window = layer_window(config, kind)
+    mask = _plain_mask(config, hidden, segment, own, view, layer, seen, length, width, window)
     bias = segment.key_bias(width)
     if bias is None:
         return mask, None
@@ -99,17 +103,23 @@ def _plain_mask(
     seen: int,
     length: int,
     width: int,
+    window: int | None,
 ) -> Any:
+    total = seen + length
     if isinstance(own, Tensor) and own.dim() in (2, 4):
         if segment.in_place:
             return own
-        total = seen + length
-        static = view is not None and view.static
+        if window is not None and total > own.shape[-1] == window - 1 + length:
+            # Over the last tokens of the sequence: what the window of this forward's first reaches.
+            return carried_over(own, segment, seen, width, total - own.shape[-1])
+        static = view is not None and view.static and (window is None or total <= window)
         if own.shape[-1] == total or (static and own.shape[-1] > total):
             return carried_over(own, segment, seen, width)
         # A static cache whose first layers were made as short as a stage leaves them.
         if not static:
             raise unsupported(f"its mask is over {own.shape[-1]} keys of a sequence of {total}")
+    elif window is not None and total > window and not segment.in_place:
+        raise unsupported(f"it made no mask of a window of {window} for {total} tokens")
     real = segment.real_keys()
     mask = causal_mask(config, hidden, real, view, layer=layer)
     if real is not None and mask is None:
@@ -122,11 +132,16 @@ def _plain_mask(
 
 
 def check_window(config: Any, total: int) -> None:
-    """Raise if ``total`` tokens exceed the sliding window of a text model's config."""
+    """Raise if ``total`` tokens exceed a window that only a mask could count in.
+
+    Raises:
+        UnsupportedModelError: The attention takes no mask of every query and key.
+    """
+    implementation = getattr(config, "_attn_implementation", None)
     window = text_window(config)
-    if window is not None and total > window:
+    if window is not None and total > window and implementation not in KERNELS:
         raise UnsupportedModelError(
-            f"sequence of {total} tokens exceeds the model's sliding window of "
-            f"{window}: its cache would window over compacted slots and decode wrongly; use "
-            "shorter prompts or a checkpoint without a sliding window"
+            f"sequence of {total} tokens exceeds the model's sliding window of {window}, and "
+            f"attention {implementation!r} would count it over the tokens that are left; load the "
+            f"model with attn_implementation {' or '.join(KERNELS)}, or use shorter prompts"
         )

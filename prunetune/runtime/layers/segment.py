@@ -118,15 +118,18 @@ class Segment:
 
         Args:
             seen: Tokens of the sequence before this forward.
-            width: Keys of the layers; a static cache has more than it holds.
+            width: Keys of the layers; a static cache has more than it holds, one of a sliding
+                window fewer than its layers have been given: the last of them.
         """
         batch, length = self.valid.shape
+        whole = self.past + length
         if self.index is None and not self.padded:
             # The same for every decoding step: a mask of the sequence hides what is not there yet.
-            return self.held.of(width, batch, self.valid.device)
+            keys = self.held.of(max(width, whole), batch, self.valid.device)
+            return keys[:, max(0, whole - width) :]
         held = self.held.of(self.past, batch, self.valid.device)
-        keys = torch.cat([held, self.tokens(seen)], 1)
-        return torch.nn.functional.pad(keys, (0, width - self.past - length), value=NOWHERE)
+        keys = torch.cat([held, self.tokens(seen)], 1)[:, max(0, whole - width) :]
+        return torch.nn.functional.pad(keys, (0, width - keys.shape[1]), value=NOWHERE)
 
     def real_keys(self) -> Tensor | None:
         """Return which keys, of ``past`` and of its own, are no padding; None: all of them."""
@@ -139,7 +142,7 @@ class Segment:
         """Return what is added to the logits of each key of its layers, ``[B, width]`` float32.
 
         Args:
-            width: Keys of the layers; a static cache has more than it holds.
+            width: Keys of the layers, see ``keys``.
         """
         held, own = self.held.bias, self.bias
         if held is None and own is None:
@@ -149,7 +152,9 @@ class Segment:
         first = none if held is None else brought(held, device)[:, : self.past]
         # What was cached behind the last pruned forward is text.
         first = torch.nn.functional.pad(first, (0, self.past - first.shape[1]))
-        bias = torch.cat([first, none if own is None else own], 1)
+        # What a decoding step brings has none of its own.
+        own = none.new_zeros(self.valid.shape) if own is None else own
+        bias = torch.cat([first, own], 1)[:, -width:]
         return torch.nn.functional.pad(bias, (0, width - bias.shape[1]))
 
     def after(self, seen: int, length: int) -> Held:
@@ -187,13 +192,18 @@ def places(segment: Segment | None, alive: Tensor, sight: Any = None, *, none: i
     return place.gather(1, before.clamp_min(0)).masked_fill(before < 0, none)
 
 
-def of_last_survivors(hidden: Tensor, place: Tensor) -> Tensor:
+def of_last_survivors(hidden: Tensor, place: Tensor, count: int) -> Tensor:
     """Return the states at ``place``, ``[B, S, d]``.
 
     Args:
-        hidden: ``[B, m, d]``.
+        hidden: ``[B, m, d]``, or the last of them only, of a model that computes no others: then
+            those of as many last slots are returned.
         place: ``[B, S]`` int64; below 0: nowhere, which gives zeros.
+        count: m.
     """
+    if short := count - hidden.shape[1]:
+        # A survivor for each of n last slots is among the last n states.
+        place = place[:, -hidden.shape[1] :] - short
     # The last layer may be on another device than where slots are counted.
     place = brought(place, hidden.device)
     states = hidden.gather(1, place.clamp_min(0)[..., None].expand(-1, -1, hidden.shape[-1]))

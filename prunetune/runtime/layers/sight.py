@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from prunetune.errors import UnsupportedModelError
-from prunetune.runtime.layers.segment import NOWHERE, Segment
+from prunetune.runtime.layers.segment import Segment
 
 
 def visible(mask: Tensor) -> Tensor:
@@ -32,7 +32,20 @@ def visible(mask: Tensor) -> Tensor:
     return mask[:, 0] if mask.shape[1] == 1 else mask.any(1)
 
 
-def carried_over(mask: Tensor, segment: Segment, seen: int, width: int) -> Tensor:
+def own_slots(mask: Tensor, past: int, length: int) -> slice:
+    """Return the columns of a model's own 4-D mask that are a forward's own tokens.
+
+    Args:
+        mask: ``[B or 1, heads or 1, S, keys]``; of a layer whose cache keeps a window only, over
+            the last tokens of the sequence.
+        past: Tokens of the sequence before the forward.
+        length: Of the forward, S.
+    """
+    first = past - max(0, past + length - mask.shape[-1])
+    return slice(first, first + length)
+
+
+def carried_over(mask: Tensor, segment: Segment, seen: int, width: int, before: int = 0) -> Tensor:
     """Return a model's own mask for the layers of a segment.
 
     Args:
@@ -41,14 +54,16 @@ def carried_over(mask: Tensor, segment: Segment, seen: int, width: int) -> Tenso
         segment: The segment.
         seen: Tokens of the sequence before this forward.
         width: Keys of its layers.
+        before: Tokens of the sequence before the first that the mask is about: no token of this
+            forward reaches them.
 
     Returns:
         ``[B, heads or 1, m, width]``, or ``[B, width]``.
     """
-    keys = segment.keys(seen, width)
+    keys = segment.keys(seen, width) - before
     batch = keys.shape[0]
     # A static cache has room behind the end of the sequence.
-    hidden = (keys == NOWHERE) | (keys >= mask.shape[-1])
+    hidden = (keys < 0) | (keys >= mask.shape[-1])
     keys = keys.clamp(0, mask.shape[-1] - 1)
     if mask.dim() == 2:
         return mask.expand(batch, -1).gather(1, keys) & ~hidden
@@ -130,7 +145,7 @@ def look(
     if isinstance(mask, Tensor) and mask.dim() == 4:
         if samples is None and not (isinstance(given, Tensor) and given.dim() == 4):
             return None, None
-        seen = visible(mask)[:, :, past : past + length]
+        seen = visible(mask)[:, :, own_slots(mask, past, length)]
         return Sight(seen.expand(batch, -1, -1)), None
     if bounds is not None and len(bounds) > 2:
         slots = torch.arange(length, device=bounds.device)
@@ -156,7 +171,7 @@ def new_slots(mask: Any, hidden: Tensor, past: int) -> Tensor:
     if mask.dim() == 2:
         new: Tensor = mask[:, -length:].to(hidden.device).bool()
     else:
-        new = visible(mask)[:, :, past : past + length].any(1)
+        new = visible(mask)[:, :, own_slots(mask, past, length)].any(1)
     return new.expand(batch, -1)
 
 

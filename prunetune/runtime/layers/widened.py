@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from prunetune.errors import UnsupportedModelError
+from prunetune.families.base_configs import field_of
 from prunetune.models.devices import brought
 from prunetune.release import KEY_BIAS, attention_named, register_attention, unsupported
 
@@ -51,7 +52,7 @@ def check_heads(config: Any) -> None:
         UnsupportedModelError: They would be too wide, or their logits are soft-capped.
     """
     name = getattr(config, "_attn_implementation", None)
-    width = getattr(config, "head_dim", None)
+    width = field_of(config, "head_dim")
     width = width or config.hidden_size // config.num_attention_heads
     reason = ""
     if _wider(width) > WIDEST:

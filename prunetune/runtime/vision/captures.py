@@ -40,7 +40,8 @@ class Captures(threading.local):
     """What this thread's encoder calls yielded, by modality (``image``, ``video``).
 
     Args:
-        features: Returns the features of each image, from what an encoder returned.
+        features: What stands in the sequence, of what an encoder returned; see
+            ``Family.features``.
 
     Attributes:
         step: The forward under way, where it is one of a loop that encodes anew at every step.

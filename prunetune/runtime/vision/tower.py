@@ -127,10 +127,6 @@ class VisionTap:
         states = args[0] if args else kwargs["hidden_states"]
         self._local.tapped = TappedAttention(module, states, kwargs)
 
-    def features(self, output: Any) -> Any:
-        """Return the features of each image or video, from what an encoder returned."""
-        return self._family.features(output)
-
     def take(self, seen: TappedAttention) -> None:
         """Take what an attention module was given where no hook of this tap sees it."""
         self._local.tapped = seen
@@ -144,6 +140,10 @@ class VisionTap:
             yield not inner
         finally:
             self._local.encoding = inner
+
+    def features(self, output: Any) -> Any:
+        """Return what stands in the sequence, image by image, from what an encoder returned."""
+        return self._family.features(output)
 
     @never_compiled
     @exactly()

@@ -66,10 +66,11 @@ def presets_at(names: Sequence[str], space: Space, budget: Budget | None = None)
             out.append(Preset(name, None, note))
             continue
         if (last := facts.last_stage) is not None and any(
-            stage.layer > last or stage.mass for stage in config.stages
+            stage.layer > last or (stage.mass and facts.states) for stage in config.stages
         ):
             where = "layer 0" if last == 0 else f"layers 0 to {last}"
-            note = f"not attainable: {facts.model_type} drops tokens at {where} only, without mass"
+            where += " only, without mass" if facts.states else " only"
+            note = f"not attainable: {facts.model_type} drops tokens at {where}"
             out.append(Preset(name, None, note))
             continue
         config = config.model_copy(update={"model": space.model_ref()})

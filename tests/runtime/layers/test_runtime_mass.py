@@ -84,7 +84,9 @@ def weighed(model, trace, config, valid, prompt):
             join(number, states[:, :length].float())
         extra = now - valid.shape[1]
         keys = torch.nn.functional.pad(valid & alive[number], (0, extra), value=True)
-        allowed = family(model).allowed(model, told.ids, keys, prompt)
+        real = torch.nn.functional.pad(valid, (0, extra), value=True)
+        near = family(model).near(model, number, real)
+        allowed = family(model).allowed(model, told.ids, keys, prompt, near, number)
         allowed = allowed | torch.eye(now, dtype=torch.bool)
         added = torch.nn.functional.pad(bias[number], (0, extra))[:, None]
         mask = torch.where(allowed, added, torch.finfo(torch.float32).min)
@@ -93,7 +95,8 @@ def weighed(model, trace, config, valid, prompt):
     def ids(_, args, kwargs):
         told.ids = args[0] if args else kwargs.get("input_ids")
 
-    hooks = [model.model.register_forward_pre_hook(ids, with_kwargs=True)]
+    base = getattr(model, "model", model)
+    hooks = [base.register_forward_pre_hook(ids, with_kwargs=True)]
     for k, layer in enumerate(text.layers):
         hooks.append(layer.register_forward_pre_hook(lambda *a, k=k: told(k, *a), with_kwargs=True))
     try:
