@@ -1,6 +1,6 @@
 """What a family tells the runtime: where things are in a model, and where each token comes from."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -10,6 +10,7 @@ from prunetune.errors import UnsupportedModelError
 from prunetune.families.base_calls import Survivors, TappedAttention, Tokens, VisionCall
 from prunetune.families.base_configs import CLIP_PIXELS, SIGLIP_PIXELS, multimodal_rotary
 from prunetune.families.base_towers import Towered
+from prunetune.families.bases.between import Between
 from prunetune.families.bases.layers import Layered
 from prunetune.numerics import fitting
 from prunetune.tokens import ImageGeometry, Mosaic
@@ -20,7 +21,7 @@ TOWER_NEEDS = frozenset({"vision_attention", "vision_map", "patch_entropy"})
 """Inputs of scorers that are made of what a tower sees and attends to."""
 
 
-class Family(Layered, Towered):
+class Family(Layered, Between, Towered):
     """Base of all families: a view on one loaded model; it holds no tensors and changes nothing.
 
     A subclass sets ``model_type`` and implements ``geometries``, ``views`` and, where the tower's
@@ -264,45 +265,6 @@ class Family(Layered, Towered):
         than its states, rotary rows, ``blocks`` and what is ``injected``.
         """
         return None
-
-    # -- text models that touch states between their layers, or count them --------------------
-
-    def number(self, tokens: Tokens) -> Callable[[], None]:
-        """Make layers that count positions by themselves count the tokens of the sequence.
-
-        Returns:
-            What undoes it.
-        """
-        return lambda: None
-
-    def follow(self, survivors: Survivors) -> Callable[[], None]:
-        """Make what the text model does between decoder layers fit the tokens that are left.
-
-        Returns:
-            What undoes it.
-        """
-        return lambda: None
-
-    def injected(self, arguments: Mapping[str, Any]) -> list[Tensor]:
-        """Return what the text model adds to image tokens behind each of its first layers.
-
-        Args:
-            arguments: Of the text model's forward, by name.
-
-        Returns:
-            ``[image tokens of the batch, d]`` each; ``[0, d]`` where nothing is added.
-        """
-        return []
-
-    def inject(self, hidden: Tensor, image_mask: Tensor, features: Tensor) -> Tensor:
-        """Return the states ``[B, m, d]`` that leave a layer, with ``features`` added.
-
-        Args:
-            hidden: What the layer returned.
-            image_mask: ``[B, S]`` bool over the input's slots, dropped ones included.
-            features: One item of ``injected``.
-        """
-        raise NotImplementedError
 
 
 def refuse(model: nn.Module, reason: str) -> UnsupportedModelError:

@@ -82,12 +82,20 @@ class Molmo2(TinyFamily):
     def per_token(self, model: Any, ids: Tensor) -> dict[str, Tensor]:
         return {"mm_token_type_ids": torch.isin(ids, torch.tensor(MARKERS)).long()}
 
-    def allowed(self, model: Any, ids: Tensor | None, keys: Tensor, prompt: int) -> Tensor:
+    def allowed(
+        self,
+        model: Any,
+        ids: Tensor | None,
+        keys: Tensor,
+        prompt: int,
+        near: Tensor | None = None,
+        layer: int = 0,
+    ) -> Tensor:
         assert ids is not None
         image = torch.isin(ids, torch.tensor(MARKERS))
         image[:, prompt:] = False
         both = image[:, None] & image[:, :, None]
-        return super().allowed(model, ids, keys, prompt) | (both & keys[:, None])
+        return super().allowed(model, ids, keys, prompt, near, layer) | (both & keys[:, None])
 
 
 def thumbnail() -> Tensor:
