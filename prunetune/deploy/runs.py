@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList
 
 from prunetune.calibration import end_ids
 from prunetune.config import PruningConfig
@@ -131,8 +131,12 @@ class Runner:
         """
 
         def run() -> Run:
-            output = self.model(**inputs, use_cache=True, logits_to_keep=1)
-            logits = [output.logits]
+            given = {}
+            if not self.family.makes_cache:
+                given = cache_argument(self.model, DynamicCache())
+            output = self.model(**inputs, **given, use_cache=True, logits_to_keep=1)
+            # Some make all logits, whatever they are asked for.
+            logits = [output.logits[:, -1:]]
             for step in torch.split(tokens, 1, dim=1):
                 given = cache_argument(self.model, cache_of(output))
                 output = self.model(input_ids=step, use_cache=True, **given)

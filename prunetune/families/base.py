@@ -44,6 +44,8 @@ class Family(Layered, Between, Towered):
     """The ``token_type_ids`` of an expected answer, behind the prompt."""
     joins_views: ClassVar[bool] = False
     """Whether the encoder takes a picture's tiles for images; ``mosaics`` then joins them."""
+    makes_cache: ClassVar[bool] = True
+    """Whether the model's forward makes a cache where ``use_cache`` asks for one."""
     base_has_head: ClassVar[bool] = False
     """Whether ``base`` returns logits: final states then come out of ``text_model`` only."""
     complex_rotary: ClassVar[bool] = False

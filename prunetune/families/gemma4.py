@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from prunetune.families.base import Family, TappedAttention, VisionCall, refuse
 from prunetune.families.base_towers import Seen, Tower, weights_passed
+from prunetune.numerics import fitting
 from prunetune.tokens import ImageGeometry, grid_geometry
 
 
@@ -157,7 +158,14 @@ class Gemma4(Family):
         """Normed and turned by column and row; no padding, patches of one token side by side."""
         module, side = tapped.module, self.merge
         query, key = (
-            _turned(norm(project(tapped.states).unflatten(2, (-1, int(module.head_dim)))), tapped)
+            _turned(
+                norm(
+                    project(fitting(tapped.states, getattr(project, "linear", project))).unflatten(
+                        2, (-1, int(module.head_dim))
+                    )
+                ),
+                tapped,
+            )
             for norm, project in ((module.q_norm, module.q_proj), (module.k_norm, module.k_proj))
         )
         for item, places in enumerate(call.arguments["image_position_ids"].to(query.device)):

@@ -28,6 +28,7 @@ class Granite4Vision(AnyResolution):
     """
 
     model_type: ClassVar[str] = "granite4_vision"
+    makes_cache: ClassVar[bool] = False
 
     def features(self, output: Any) -> Any:
         """Those of the first layer that gets some: all have the same tokens."""

@@ -204,7 +204,7 @@ def test_a_capture_under_autocast(name, narrow):
     """The same states give the same attention; and states that autocast has narrowed are taken."""
     model, batch, _ = subject(name)
     view = family_of(model)
-    tap = VisionTap(view, frozenset({"image_seed", "patch_entropy"}) | readable(view))
+    tap = VisionTap(view, frozenset({"image_seed"}) | view.tower_tells())
     taken = []
 
     def capture(arguments, features, modality="image"):
@@ -229,16 +229,11 @@ def test_a_capture_under_autocast(name, narrow):
                 assert known is None or torch.equal(known, getattr(other, part)), part
 
 
-def readable(view):
-    has = view.vision_attention_module() is not None
-    return frozenset({"vision_attention", "vision_map"} if has else ())
-
-
 def encode_through(view, tap, capture, inputs):
     """Run a forward whose encoder calls are captured by ``capture``."""
     from prunetune.runtime.vision.tower import wrap_encoder
 
-    replaced = SimpleNamespace(encoding=tap.encoding, capture=capture)
+    replaced = SimpleNamespace(encoding=tap.encoding, capture=capture, features=tap.features)
     hooks = tap.install()
     try:
         for modality, method in view.encoders.items():
