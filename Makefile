@@ -75,7 +75,7 @@ test: $(DEV_STAMP)  ## Run all tests on two processes (apart: test-scripts, test
 fuzz: $(DEV_STAMP)  ## Attack every verb with random commands and files (FUZZ=SECONDS)
 	@OMP_NUM_THREADS=1 PRUNETUNE_FUZZ_SECONDS=$(FUZZ) PRUNETUNE_FUZZ_SEED=$$(date +%s) $(BIN)/python -m pytest -x tests/fuzz
 
-test-scripts: $(DEV_STAMP)  ## Run every script of benchmarks/ and training/ at its smallest size
+test-scripts: $(DEV_STAMP)  ## Run scripts, notebook and examples of the docs, and searches from end to end
 	@OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m script
 
 test-chaos: $(DEV_STAMP)  ## Kill searches, and stall and restart their databases

@@ -157,7 +157,7 @@ def quickstart(tmp_path_factory):
     return folder, ran
 
 
-@pytest.mark.slow
+@pytest.mark.script
 def test_the_readmes_first_search_runs_as_written(quickstart):
     folder, ran = quickstart
     assert {line.split()[1] for line in ran} == {
@@ -181,7 +181,7 @@ def python_blocks():
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.script
 @pytest.mark.parametrize("block", python_blocks())
 def test_python_runs_as_written(block, quickstart, monkeypatch):
     folder, _ = quickstart

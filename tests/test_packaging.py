@@ -107,7 +107,7 @@ def test_there_is_one_version():
     assert prunetune.__version__ == PROJECT["version"]
 
 
-@pytest.mark.slow
+@pytest.mark.script
 def test_the_installed_wheel_searches_from_any_folder(wheel, tmp_path):
     venv.create(tmp_path / "env", with_pip=False, symlinks=True)
     python = tmp_path / "env" / "bin" / "python"

@@ -1,7 +1,7 @@
 """Three users who want a decision: with labels, without, and with too little data.
 
 Each story is what README shows, run through the command line on the embedded model and on parts of
-its data. The first one measures a whole table and is run by `make test-scripts`.
+its data. Those that measure a whole table are run by `make test-scripts`.
 """
 
 import copy
@@ -84,6 +84,7 @@ def test_labelled_data_ends_with_a_config_to_ship(labelled, tmp_path):
     assert (shown["judged"], shown["tick"]) == (judged, found["tick"])
 
 
+@pytest.mark.script
 def test_a_folder_of_pictures_is_enough(tmp_path):
     """Story (b): no questions, no answers."""
     data = pictures(tmp_path / "data", "calibration", 3, labelled=False)
@@ -116,6 +117,7 @@ def test_too_few_samples_are_told_before_anything_runs(tmp_path):
     )  # fmt: skip
 
 
+@pytest.mark.script
 def test_one_budget_and_a_front_are_valid_too(tmp_path):
     data = pictures(tmp_path / "data", "calibration", 2)
     held_out = pictures(tmp_path / "held-out", "held_out", 5)

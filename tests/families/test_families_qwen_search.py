@@ -28,6 +28,7 @@ def test_the_stock_processor_needs_torchvision(folder):
         AutoProcessor.from_pretrained(folder)
 
 
+@pytest.mark.script
 def test_search_verify_and_show(folder, tmp_path):
     pytest.importorskip("optuna", reason="without the extra `search` there is nothing to run")
     ran, path = search_folder(folder, tmp_path)

@@ -28,6 +28,7 @@ def loaded(folder):
     return load_model(str(folder))
 
 
+@pytest.mark.script
 def test_a_search_of_the_folder(folder, tmp_path):
     pytest.importorskip("optuna", reason="without the extra `search` there is nothing to run")
     search_folder(folder, tmp_path)

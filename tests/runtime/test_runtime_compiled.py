@@ -37,7 +37,7 @@ def warmed_up(rows):
     return gap, worst(generate(model, batch, **static), plain)
 
 
-@pytest.mark.slow
+@pytest.mark.script
 @pytest.mark.timeout(600)
 @torch.no_grad()
 def test_a_compiled_decoding_step_is_compiled_anew(monkeypatch):
