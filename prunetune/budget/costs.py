@@ -110,7 +110,7 @@ def facts_of(
 
     text = family.text_model.config
     attending, weights = _layers(family)
-    heads = int(text.num_attention_heads)
+    heads, latent = int(text.num_attention_heads), _latent_head(text)
     if family.uneven:
         known = _of_uneven(family) | known
     return ModelFacts(
@@ -120,7 +120,7 @@ def facts_of(
         intermediate_size=inner_width(text),
         num_heads=heads,
         num_kv_heads=int(field_of(text, "num_key_value_heads") or heads),
-        head_dim=_latent_head(text) or int(field_of(text, "head_dim") or text.hidden_size // heads),
+        head_dim=latent or int(field_of(text, "head_dim") or text.hidden_size // heads),
         image_tokens=image_tokens,
         text_tokens=text_tokens,
         value_bytes=int(family.text_model.dtype.itemsize),
@@ -128,7 +128,7 @@ def facts_of(
         last_stage=family.last_stage if family.limit else None,
         limit=family.limit,
         states=family.hybrid,
-        kept_width=int(text.kv_lora_rank + text.qk_rope_head_dim) if _latent_head(text) else 0,
+        kept_width=int(text.kv_lora_rank + text.qk_rope_head_dim) if latent else 0,
         **{"attending": attending, "weights": weights, **known},
     )
 

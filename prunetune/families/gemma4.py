@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from prunetune.families.base import Family, TappedAttention, VisionCall, refuse
 from prunetune.families.base_towers import Seen, Tower, weights_passed
+from prunetune.families.bases.views import from_padded
 from prunetune.numerics import fitting
 from prunetune.tokens import ImageGeometry, grid_geometry
 
@@ -110,13 +111,7 @@ class Gemma4(Family):
     def pixels(self, call: VisionCall) -> list[Tensor]:
         """Each picture put together again from its patches, whose channels come last."""
         side = int(self.config.vision_config.patch_size)
-        made = []
-        for patches, (rows, cols) in zip(
-            call.arguments["pixel_values"], self.grids(call), strict=True
-        ):
-            cells = patches[: rows * cols].view(rows, cols, side, side, -1)
-            made.append(cells.permute(4, 0, 2, 1, 3).reshape(1, -1, rows * side, cols * side))
-        return made
+        return from_padded(call.arguments["pixel_values"], self.grids(call), side)
 
     def pixel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """From 0 to 1: the tower itself makes that -1 to 1."""
@@ -157,15 +152,10 @@ class Gemma4(Family):
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Normed and turned by column and row; no padding, patches of one token side by side."""
         module, side = tapped.module, self.merge
+        # The weights stand within a layer that may clip.
+        states = fitting(tapped.states, getattr(module.q_proj, "linear", module.q_proj))
         query, key = (
-            _turned(
-                norm(
-                    project(fitting(tapped.states, getattr(project, "linear", project))).unflatten(
-                        2, (-1, int(module.head_dim))
-                    )
-                ),
-                tapped,
-            )
+            _turned(norm(project(states).unflatten(2, (-1, int(module.head_dim)))), tapped)
             for norm, project in ((module.q_norm, module.q_proj), (module.k_norm, module.k_proj))
         )
         for item, places in enumerate(call.arguments["image_position_ids"].to(query.device)):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from prunetune.families.base import Family, TappedAttention, VisionCall
 from prunetune.families.base_towers import Seen
-from prunetune.families.bases.views import merged_order
+from prunetune.families.bases.views import from_padded, merged_order
 from prunetune.tokens import ImageGeometry, grid_geometry
 
 
@@ -55,13 +55,7 @@ class Lfm2Vl(Family):
     def pixels(self, call: VisionCall) -> list[Tensor]:
         """Each item put together again from its patches, whose channels come last."""
         side = int(self.config.vision_config.patch_size)
-        made = []
-        for patches, (rows, cols) in zip(
-            call.arguments["pixel_values"], self.grids(call), strict=True
-        ):
-            cells = patches[: rows * cols].view(rows, cols, side, side, -1)
-            made.append(cells.permute(4, 0, 2, 1, 3).reshape(1, -1, rows * side, cols * side))
-        return made
+        return from_padded(call.arguments["pixel_values"], self.grids(call), side)
 
     def vision_attention_module(self) -> nn.Module | None:
         """Attention of the last layer: its output, normed, are the features."""

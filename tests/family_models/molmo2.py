@@ -83,19 +83,13 @@ class Molmo2(TinyFamily):
         return {"mm_token_type_ids": torch.isin(ids, torch.tensor(MARKERS)).long()}
 
     def allowed(
-        self,
-        model: Any,
-        ids: Tensor | None,
-        keys: Tensor,
-        prompt: int,
-        near: Tensor | None = None,
-        layer: int = 0,
+        self, model: Any, ids: Tensor | None, keys: Tensor, prompt: int, *window: Any
     ) -> Tensor:
         assert ids is not None
         image = torch.isin(ids, torch.tensor(MARKERS))
         image[:, prompt:] = False
         both = image[:, None] & image[:, :, None]
-        return super().allowed(model, ids, keys, prompt, near, layer) | (both & keys[:, None])
+        return super().allowed(model, ids, keys, prompt, *window) | (both & keys[:, None])
 
 
 def thumbnail() -> Tensor:

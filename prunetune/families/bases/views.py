@@ -69,6 +69,24 @@ class FixedViews(Family):
             yield query if first_only else query[:, :, at], key[:, :, at]
 
 
+def from_padded(values: Tensor, grids: list[tuple[int, int]], side: int) -> list[Tensor]:
+    """Return pictures put together again from patches that are padded to one length.
+
+    Args:
+        values: ``[pictures, longest, side * side * channels]``, the channels of a patch last.
+        grids: (Rows, columns) of patches of every picture.
+        side: Of a patch.
+
+    Returns:
+        ``[1, channels, rows * side, columns * side]`` each.
+    """
+    made = []
+    for patches, (rows, cols) in zip(values, grids, strict=True):
+        cells = patches[: rows * cols].view(rows, cols, side, side, -1)
+        made.append(cells.permute(4, 0, 2, 1, 3).reshape(1, -1, rows * side, cols * side))
+    return made
+
+
 def merged_order(rows: int, cols: int, merge: int) -> Tensor:
     """Return the raster positions of a grid's patches, block by block, ``[rows * cols]`` int64."""
     blocks = torch.arange(rows * cols, device="cpu").view(
