@@ -22,6 +22,7 @@ from prunetune.deploy.timing import Spread, spread
 from prunetune.models.described import config_of
 from prunetune.models.load import find_model
 from prunetune.models.processors import load_processor
+from prunetune.vllm.fits import by_view
 from prunetune.vllm.jobs import Asked, Job, ask
 
 CONCURRENCY = (1, 8, 32)
@@ -150,7 +151,7 @@ def _cases(
     made: dict[str, tuple[PruningConfig | None, list[Asked]]] = {
         UNPRUNED: (None, full),
         "pruned": (config, full),
-        "uniform": (uniform_like(config), full),
+        "uniform": (by_view(uniform_like(config)), full),
     }
     smaller = _smaller(config, processor, folder, size)
     return made if smaller is None else {**made, "resized": (None, prompts(smaller, "small"))}

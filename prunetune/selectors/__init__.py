@@ -4,7 +4,7 @@ A new selector is one file in this folder and one line in the table below.
 """
 
 from prunetune.registry import Registry
-from prunetune.selectors.base import SelectContext, Selector
+from prunetune.selectors.base import SelectContext, Selector, shares
 
 SELECTORS: Registry[Selector] = Registry(
     "selector",
@@ -22,4 +22,4 @@ SELECTORS: Registry[Selector] = Registry(
     },
 )
 
-__all__ = ["SELECTORS", "SelectContext", "Selector"]
+__all__ = ["SELECTORS", "SelectContext", "Selector", "shares"]

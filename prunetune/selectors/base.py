@@ -234,6 +234,17 @@ def _bands(view: Tensor) -> list[Tensor]:
     return list(torch.tensor_split(view, -(-len(view) // LARGEST)))
 
 
+def shares(sizes: list[int], count: int) -> list[int]:
+    """Return how many of ``count`` patches each view gets, where a selector has scope ``view``.
+
+    Args:
+        sizes: Patches of each view, the thumbnail's (tile 0) first.
+        count: At most their sum.
+    """
+    owner = _turns(sizes, count)
+    return [owner.count(view) for view in range(len(sizes))]
+
+
 def _turns(sizes: list[int], count: int) -> list[int]:
     """Return whose turn it is, ``count`` numbers of groups; every prefix is a fair division.
 

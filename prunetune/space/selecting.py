@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from prunetune.selectors import Selector
 
 TOP = "top"
-"""The highest scores: a config has no selector then."""
+"""The highest scores: a config has no selector then, unless a range asks for more of it."""
 _SCOPE = "scope"
 
 
@@ -41,7 +41,9 @@ class SelectorCodec:
 
         self.allowed = tuple(allowed)
         self._kinds: dict[str, type[Selector]] = {
-            name: SELECTORS.get(name) for name in allowed if name != TOP
+            name: SELECTORS.get(name)
+            for name in allowed
+            if name != TOP or any(where.startswith(f"{TOP}.") for where in ranges)
         }
         self._fields: dict[str, dict[str, Tunable]] = {}
         # Fields that make the choice depend on the prompt as soon as they leave their default.
@@ -82,7 +84,7 @@ class SelectorCodec:
     def decode(self, units: Mapping[str, float]) -> "Selector | None":
         """Return the selector; None for the highest scores."""
         name = pick(self.allowed, units.get("selector", 0.0))
-        if name == TOP:
+        if name not in self._kinds:
             return None
         kind = self._kinds[name]
         data: dict[str, Any] = {}
@@ -99,6 +101,8 @@ class SelectorCodec:
     def encode(self, stage: "Stage") -> Units:
         """Return the parameters that decode to a stage's selector, or to the nearest one."""
         selector = stage.selector
+        if selector is None and TOP in self._kinds:
+            selector = self._kinds[TOP](name=TOP)
         name = TOP if selector is None else selector.name
         found = {"selector": place(self.allowed, name)}
         for field, t in self._fields.get(name, {}).items():

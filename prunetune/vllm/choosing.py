@@ -58,6 +58,7 @@ class Chooser:
         features: Sequence[Tensor],
         modality: str,
         seen: TappedAttention | None,
+        prompt: tuple[Tensor, Tensor],
     ) -> list[ImageCapture]:
         """Return what scorers may know of each picture of an encoder call.
 
@@ -66,14 +67,15 @@ class Chooser:
             features: Each picture's, ``[n, d]``.
             modality: ``image`` or ``video``.
             seen: What the tower's attention was given; None: nothing asks for it.
+            prompt: Slots of the pictures' tokens and a prompt around them; see ``as_prompt``.
         """
         if seen is not None:
             self._tap.take(seen)
         capture = self._tap.capture(arguments, features, modality)
         device = features[0].device
         if self.family.joins_views:
-            slots = _apart([len(part) for part in features])
-            join_views(self.family, capture, [slots], slots[None])
+            slots, labels = prompt
+            join_views(self.family, capture, [slots], labels[None])
         return [image.to(device) for image in capture.images]
 
     @torch.no_grad()
@@ -110,13 +112,6 @@ class Chooser:
                     setattr(capture, name, average(value))
 
 
-def _apart(lengths: Sequence[int]) -> Tensor:
-    """Return ascending slots of pictures that do not touch, ``[sum of lengths]`` int64."""
-    slots = torch.arange(sum(lengths), device="cpu")
-    number = torch.arange(len(lengths), device="cpu")
-    return slots + number.repeat_interleave(torch.tensor(lengths, device="cpu"))
-
-
 def as_encoded(
     family: Family, arguments: Mapping[str, Any], modality: str, states: Tensor | None
 ) -> tuple[dict[str, Any], Tensor | None]:
@@ -134,6 +129,10 @@ def as_encoded(
         The arguments, and the states of the views that are left.
     """
     arguments = dict(arguments)
+    if "num_patches" in arguments and "pixel_attention_mask" in arguments:
+        # transformers has all views of a sample in one row (Idefics 3); these are all of one.
+        views = {name: arguments[name][None] for name in ("pixel_values", "pixel_attention_mask")}
+        return arguments | views, states
     if modality == "video" or "image_sizes" not in arguments:
         return arguments, states
     values = list(arguments["pixel_values"])

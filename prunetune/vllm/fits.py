@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from prunetune.config import PruningConfig
+from prunetune.config import PruningConfig, Stage
 from prunetune.errors import ConfigError
 from prunetune.families import FAMILIES
 from prunetune.pixels import shrinks
@@ -27,19 +27,22 @@ class Architecture:
         module: Of vLLM, with its own class.
         own: That class's name there.
         videos: Whether a video's tokens are one run of its prompt, which can be shortened.
+        in_views: Whether a picture's tokens are a run for each of its views, with text between.
     """
 
     name: str
     module: str
     own: str
     videos: bool = False
+    in_views: bool = False
 
 
-def _named(name: str, module: str, *, own: str = "", videos: bool = False) -> Architecture:
-    return Architecture(name, f"vllm.model_executor.models.{module}", own or name, videos)
+def _named(name: str, module: str, *, own: str = "", **more: bool) -> Architecture:
+    return Architecture(name, f"vllm.model_executor.models.{module}", own or name, **more)
 
 
 ARCHITECTURES = {
+    "idefics3": _named("Idefics3ForConditionalGeneration", "idefics3", in_views=True),
     "internvl": _named(
         "InternVLForConditionalGeneration", "interns1", own="InternS1ForConditionalGeneration"
     ),
@@ -51,9 +54,10 @@ ARCHITECTURES = {
     "qwen2_5_vl": _named("Qwen2_5_VLForConditionalGeneration", "qwen2_5_vl", videos=True),
     "qwen2_vl": _named("Qwen2VLForConditionalGeneration", "qwen2_vl", videos=True),
     "qwen3_vl": _named("Qwen3VLForConditionalGeneration", "qwen3_vl"),
+    "smolvlm": _named("SmolVLMForConditionalGeneration", "smolvlm", in_views=True),
 }
-"""By model type. Of other families tokens lie in several runs of the prompt (Idefics 3, SmolVLM,
-Gemma 3's crops), or nobody has looked."""
+"""By model type. Of other families a picture's tokens lie in several runs that are no views of it,
+or nobody has looked."""
 
 UNKNOWN = LAYER_NEEDS | {"question"}
 """What a scorer or selector cannot be given there: vLLM encodes a picture before, and apart from,
@@ -90,7 +94,29 @@ def problem(config: PruningConfig) -> str | None:
             f"{_asking(config)} reads the question, and vLLM encodes a picture once for all "
             "questions; search with --engine vllm"
         )
+    if ARCHITECTURES[config.model.model_type].in_views and not _by_view(stage):
+        name = "top" if stage.selector is None else stage.selector.name
+        return (
+            f"each view of a picture is a run of its own in {config.model.model_type}'s prompt, "
+            "and vLLM has to know beforehand how many tokens of each stay: "
+            f'its selector ({name}) needs "scope": "view"; search with --engine vllm'
+        )
     return None
+
+
+def _by_view(stage: Stage) -> bool:
+    return stage.selector is not None and stage.selector.scope == "view"
+
+
+def by_view(config: PruningConfig) -> PruningConfig:
+    """Return a config whose stages give each view its share, where vLLM needs that of a family."""
+    arch = ARCHITECTURES.get(config.model.model_type)
+    if arch is None or not arch.in_views:
+        return config
+    data = config.model_dump(mode="json") | {"version": 2}
+    for stage in data["stages"]:
+        stage["selector"] = {**(stage.get("selector") or {"name": "top"}), "scope": "view"}
+    return PruningConfig.parse(data)
 
 
 def _asking(config: PruningConfig) -> str:
@@ -153,7 +179,21 @@ def narrowed(model_type: str, space: Mapping[str, Any]) -> dict[str, Any]:
         "parts": "layer-0",
         "mass": [0.0],
     }
-    return made | {"ranges": {**_unasking(), **made.get("ranges", {})}}
+    ranges = _unasking()
+    if ARCHITECTURES[model_type].in_views:
+        ranges |= _scoped(made.get("ranges", {}))
+    return made | {"ranges": {**ranges, **made.get("ranges", {})}}
+
+
+def _scoped(asked: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Return ranges that give each view its share."""
+    for name, values in asked.items():
+        if name.endswith(".scope") and list(values) != ["view"]:
+            raise ConfigError(
+                f"ranges.{name}: received {list(values)}, allowed with --engine vllm for models "
+                'whose views stand apart in the prompt: ["view"]; leave it out'
+            )
+    return {f"{name}.scope": ["view"] for name in SELECTORS}
 
 
 def _unasking() -> dict[str, list[Any]]:

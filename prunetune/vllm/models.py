@@ -19,8 +19,9 @@ from prunetune.vllm import positions as places
 from prunetune.vllm.choosing import Chooser, as_encoded
 from prunetune.vllm.engine import current
 from prunetune.vllm.fits import ARCHITECTURES
+from prunetune.vllm.layout import Layout, as_prompt, unpacked, whole
 from prunetune.vllm.names import accept_new_names
-from prunetune.vllm.processor import TOTAL, kept_of, pruned_factories
+from prunetune.vllm.processor import IDS, LAYOUT, pruned_factories
 from prunetune.vllm.towers import attention_module, tapped
 from prunetune.vllm.trace import NOTES, Kept
 
@@ -48,7 +49,8 @@ class Pruning:
     @torch.no_grad()
     def embed_multimodal(self, **kwargs: Any) -> Any:
         """Return the features that stay of each picture (or video), with their places."""
-        totals = kwargs.pop(TOTAL, None)
+        layouts = [unpacked(numbers) for numbers in kwargs.pop(LAYOUT, ())]
+        parts = list(kwargs.pop(IDS, ()))
         self._seen = None
         base: Any = super()
         features = base.embed_multimodal(**kwargs)
@@ -60,34 +62,42 @@ class Pruning:
         # Of Qwen3-VL each row holds features of several layers of the tower.
         width = self._width(features[0])
         rows = [part[:, :width] for part in features]
-        for total, part in zip([] if totals is None else totals.flatten().tolist(), rows):
-            if total != len(part):
+        # Before it serves, vLLM tries the encoder with pictures of no prompt.
+        layouts = layouts or [whole(len(part), current()) for part in rows]
+        for layout, part in zip(layouts, rows, strict=True):
+            if layout.total != len(part):
                 raise UnsupportedModelError(
-                    f"prunetune: a picture takes {total} places of its prompt and has {len(part)} "
-                    "features; this release of vLLM is not supported"
+                    f"prunetune: a picture takes {layout.total} places of its prompt and has "
+                    f"{len(part)} features; this release of vLLM is not supported"
                 )
-        captures = self._captures(kwargs, rows, modality)
+        captures = self._captures(kwargs, rows, modality, as_prompt(layouts, parts))
         out = []
-        for number, (capture, part, whole) in enumerate(zip(captures, rows, features, strict=True)):
+        for number, (capture, part, given) in enumerate(zip(captures, rows, features, strict=True)):
             alive, states = self._chooser.kept(capture, part)
             alive, states = self._agreed(alive, states)
-            if len(alive) != kept_of(current(), len(part)):
+            if not layouts[number].holds(alive):
                 raise UnsupportedModelError("prunetune: a picture kept another count than promised")
             if NOTES.on:
                 NOTES.kept.append(Kept(len(part), tuple(alive.tolist())))
-            left = torch.cat([states, whole[alive, width:]], 1)
-            out.append(self._carrying(left, alive, number, kwargs))
+            left = torch.cat([states, given[alive, width:]], 1)
+            out.append(self._carrying(left, alive, layouts[number], number, kwargs))
         return out
 
     def _width(self, features: Tensor) -> int:
         return int(getattr(self, "visual_dim", features.shape[1]))
 
-    def _captures(self, kwargs: dict[str, Any], rows: Sequence[Tensor], modality: str) -> list[Any]:
+    def _captures(
+        self,
+        kwargs: dict[str, Any],
+        rows: Sequence[Tensor],
+        modality: str,
+        prompt: tuple[Tensor, Tensor],
+    ) -> list[Any]:
         seen, self._seen = self._seen, None
         states = None if seen is None else seen[1]
         arguments, states = as_encoded(self._chooser.family, kwargs, modality, states)
         attention = None if seen is None else tapped(seen[0], states, seen[2])  # type: ignore[arg-type]
-        captures = self._chooser.captures(arguments, rows, modality, attention)
+        captures = self._chooser.captures(arguments, rows, modality, attention, prompt)
         group = get_tp_group()
         if group.world_size > 1:
             self._chooser.share(captures, lambda t: group.all_reduce(t) / group.world_size)
@@ -101,7 +111,12 @@ class Pruning:
         return group.broadcast(alive), group.broadcast(states)
 
     def _carrying(
-        self, states: Tensor, alive: Tensor, number: int, arguments: dict[str, Any]
+        self,
+        states: Tensor,
+        alive: Tensor,
+        layout: Layout,
+        number: int,
+        arguments: dict[str, Any],
     ) -> Tensor:
         """Return a picture's states with what else vLLM shall hand back; packed: nothing."""
         return states
@@ -168,9 +183,8 @@ class Gapped(Original):
 
     def get_mrope_input_positions(self, input_tokens: Any, mm_features: Any) -> tuple[Tensor, int]:
         """Return a prompt's positions as known before its pictures are encoded."""
-        pictures = [
-            (slots, int(feature.data[TOTAL].data)) for slots, feature in places.spans(mm_features)
-        ]
+        features = sorted(mm_features, key=lambda f: int(f.mm_position.offset))
+        pictures = [(int(f.mm_position.offset), unpacked(f.data[LAYOUT].data)) for f in features]
         return places.gapped(len(input_tokens), pictures)
 
     def _ahead(self, positions: Tensor) -> int:
@@ -182,9 +196,14 @@ class Gapped(Original):
         return places.ungapped(visual, embeddings, positions, done)
 
     def _carrying(
-        self, states: Tensor, alive: Tensor, number: int, arguments: dict[str, Any]
+        self,
+        states: Tensor,
+        alive: Tensor,
+        layout: Layout,
+        number: int,
+        arguments: dict[str, Any],
     ) -> Tensor:
-        return places.carried(states, alive[:, None])
+        return places.carried(states, layout.places.to(alive)[alive, None])
 
     def forward(self, input_ids: Any, positions: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Give the text model plain positions, none beyond its table of angles."""
@@ -233,7 +252,12 @@ class Triples(Original):
         return places.placed(visual, embeddings, positions, done)
 
     def _carrying(
-        self, states: Tensor, alive: Tensor, number: int, arguments: dict[str, Any]
+        self,
+        states: Tensor,
+        alive: Tensor,
+        layout: Layout,
+        number: int,
+        arguments: dict[str, Any],
     ) -> Tensor:
         grid, pace = self._grid(arguments, number)
         return places.carried(states, places.thw_of(alive, grid, pace))

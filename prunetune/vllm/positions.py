@@ -4,8 +4,8 @@ vLLM asks for a prompt's positions before its pictures are encoded, when nobody 
 tokens stay. So each kept token carries its place as further channels of its embedding, which vLLM
 hands back before the prefill (the way of EVS, its own video pruning).
 
-Models of plain rotary positions use row 0 alone; row 1 holds where each token's picture begins,
-row 2 how far the first generated token is ahead.
+Models of plain rotary positions use row 0 alone; row 1 holds where each token's picture (its part
+of the prompt) begins, row 2 how far the first generated token is ahead.
 Models of triples (Qwen-VL) carry time, row and column.
 """
 
@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from prunetune.vllm.layout import Layout
 
 SCALE = 128
 """Numbers are carried in two digits of this base, which half precision holds exactly."""
@@ -36,26 +38,29 @@ def taken(states: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return states[:, : -2 * count], digits[:, :count] * SCALE + digits[:, count:]
 
 
-def gapped(length: int, pictures: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, int]:
+def gapped(length: int, pictures: Sequence[tuple[int, Layout]]) -> tuple[Tensor, int]:
     """Return a prompt's positions as known before its pictures are encoded.
 
     Args:
         length: Tokens of the prompt, pruned.
-        pictures: In order, the slots that a picture's kept tokens take (``[k]`` int64) and how many
-            tokens it has.
+        pictures: In order, where a picture's part begins in that prompt, and its layout.
 
     Returns:
         ``[3, length]`` int64, and how far the next token's position is ahead of ``length``.
     """
     positions = torch.zeros(3, length, dtype=torch.long, device="cpu")
-    jump = torch.zeros(length + 1, dtype=torch.long, device="cpu")
-    for slots, total in pictures:
-        jump[int(slots[-1]) + 1] += total - len(slots)
-    positions[0] = torch.arange(length, device="cpu") + jump[:length].cumsum(0)
-    for slots, _ in pictures:
-        positions[1, slots] = positions[0, slots[0]]
-    positions[2] = jump.sum()
-    return positions, int(jump.sum())
+    ahead = done = 0
+    for begin, layout in pictures:
+        left = layout.left
+        end = begin + len(left)
+        positions[0, done:begin] = torch.arange(done, begin, device="cpu") + ahead
+        positions[0, begin:end] = left + begin + ahead
+        positions[1, begin:end] = begin + ahead
+        ahead += layout.length - len(left)
+        done = end
+    positions[0, done:] = torch.arange(done, length, device="cpu") + ahead
+    positions[2] = ahead
+    return positions, ahead
 
 
 def ungapped(

@@ -1,22 +1,25 @@
 """vLLM's input side: a picture takes as many places of a prompt as its tokens that will be kept."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import torch
 from vllm.multimodal.inputs import MultiModalBatchedField, MultiModalFieldElem
 from vllm.multimodal.processing import PromptUpdateDetails
 
-from prunetune.config import PruningConfig
-from prunetune.errors import UnsupportedModelError
-from prunetune.tokens import keep_count
+from prunetune.families import Family
+from prunetune.vllm.choosing import family_like
 from prunetune.vllm.engine import current, is_gapped
 from prunetune.vllm.fits import ARCHITECTURES
+from prunetune.vllm.layout import Layout, kept_of, layout_of
 
-TOTAL = "prunetune_total"
-"""Name under which the model is told how many tokens a picture has before pruning."""
+LAYOUT = "prunetune_layout"
+"""Name under which the model is told where a picture's tokens lie, and how many stay."""
+IDS = "prunetune_ids"
+"""Name under which it is given the tokens of a picture's part of the prompt, where text is among
+them."""
 
 
 @dataclass
@@ -24,25 +27,23 @@ class Shortened(PromptUpdateDetails):  # type: ignore[misc]
     """What stands in a prompt for a pruned picture.
 
     Attributes:
-        total: Its tokens before pruning. vLLM's cache of processed pictures keeps this.
+        layout: Where its tokens lie. vLLM's cache of processed pictures keeps this.
+        before: Its part of the prompt before pruning.
     """
 
-    total: int = 0
+    layout: Layout | None = None
+    before: tuple[int, ...] = ()
 
 
-def kept_of(config: PruningConfig, total: int) -> int:
-    """Return how many of a picture's image tokens stay."""
-    return keep_count(total, config.stages[0].retention, total)
-
-
-def shortened(content: Any) -> Shortened:
+def shortened(content: Any, family: Callable[[], Family] | None) -> Shortened:
     """Return what stands in a prompt for a pruned picture.
 
     Args:
         content: What vLLM would put there: token ids, or ``PromptUpdateDetails``.
+        family: Makes the model's family view, where each view is a run of its own; else None.
 
     Raises:
-        UnsupportedModelError: The picture's tokens lie in several runs.
+        UnsupportedModelError: The picture's tokens lie in several runs that are no views.
     """
     details = content
     if not isinstance(content, PromptUpdateDetails):
@@ -51,45 +52,52 @@ def shortened(content: Any) -> Shortened:
     mask = torch.ones(len(full), dtype=torch.bool, device="cpu")
     if details.is_embed is not None:
         mask = details.is_embed(full)
-    places = mask.nonzero().flatten().tolist()
-    total = len(places)
-    if total and places[-1] - places[0] + 1 != total:
-        raise UnsupportedModelError(
-            "prunetune: this model spreads a picture's tokens over several runs of its prompt; "
-            "send pictures that it does not cut up"
-        )
-    gone = set(places[kept_of(current(), total) :])
+    layout = layout_of(full, mask, current(), family)
     # ``is_embed`` finds its tokens by their id, wherever they are.
-    left = [token for i, token in enumerate(full) if i not in gone]
-    return Shortened(left, details.is_embed, total)
+    left = [full[i] for i in layout.left.tolist()]
+    return Shortened(left, details.is_embed, layout, tuple(full))
 
 
-def _shorten(update: Any, items: Sequence[Any]) -> Any:
+def _shorten(update: Any, items: Any, family: Callable[[], Family] | None) -> Any:
     """Return an update of a prompt that puts a pruned picture there, and tells the model of it."""
 
     def of(item: int) -> Shortened:
         content = update.content
-        made = shortened(content(item) if callable(content) else content)
+        made = shortened(content(item) if callable(content) else content, family)
         field = MultiModalBatchedField(keep_on_cpu=True)
-        data = torch.tensor(made.total, device="cpu")
-        items[item][TOTAL] = MultiModalFieldElem(data=data, field=field)
+        assert made.layout is not None
+        told = {LAYOUT: made.layout.packed()}
+        if family is not None:
+            told[IDS] = torch.tensor(made.before, device="cpu")
+        for name, data in told.items():
+            items[item][name] = MultiModalFieldElem(data=data, field=field)
         return made
 
     return replace(update, **{"replacement" if hasattr(update, "replacement") else "insertion": of})
 
 
 @cache
-def pruned_processor(base: Any) -> Any:
-    """Return the subclass of a model's processor whose pictures are pruned."""
+def pruned_processor(base: Any, in_views: bool) -> Any:
+    """Return the subclass of a model's processor whose pictures are pruned.
+
+    Args:
+        base: vLLM's own.
+        in_views: Whether each view of a picture is a run of the prompt.
+    """
 
     class Pruned(base):  # type: ignore[misc]
+        @cached_property
+        def _family(self) -> Family:
+            return family_like(self.info.get_hf_config())
+
         def _get_prompt_updates(
             self, mm_items: Any, hf_processor_mm_kwargs: Any, out_mm_kwargs: Any
         ) -> list[Any]:
             updates = super()._get_prompt_updates(mm_items, hf_processor_mm_kwargs, out_mm_kwargs)
+            family = (lambda: self._family) if in_views else None
             # Not by ``get``: a modality of which a prompt has nothing is not there.
             return [
-                _shorten(u, out_mm_kwargs[u.modality]) if u.modality in out_mm_kwargs else u
+                _shorten(u, out_mm_kwargs[u.modality], family) if u.modality in out_mm_kwargs else u
                 for u in updates
             ]
 
@@ -114,8 +122,8 @@ def _check_reach(info: Any, length: int, updates: Mapping[str, Any]) -> None:
 
     vLLM counts what is kept: such a prompt may fit into ``max_model_len``.
     """
-    totals = [of[0].content.total for items in updates.values() for of in items]
-    reach = length + sum(total - kept_of(current(), total) for total in totals)
+    layouts = [of[0].content.layout for items in updates.values() for of in items]
+    reach = length + sum(run.size - run.kept for layout in layouts for run in layout.runs)
     most = int(info.get_hf_config().get_text_config().max_position_embeddings)
     if reach > most:
         raise ValueError(
@@ -166,7 +174,7 @@ def pruned_factories(factories: Any, model_type: str) -> dict[str, Any]:
     def processor(made_info: Any, dummy_inputs: Any, **kwargs: Any) -> Any:
         made = factories.processor(made_info, dummy_inputs, **kwargs)
         own: Any = type(made)
-        made.__class__ = pruned_processor(own)
+        made.__class__ = pruned_processor(own, ARCHITECTURES[model_type].in_views)
         return made
 
     return {"processor": processor, "info": info, "dummy_inputs": factories.dummy_inputs}

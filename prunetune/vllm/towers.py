@@ -81,9 +81,9 @@ def attention_module(model: nn.Module, family: Family) -> nn.Module:
     name = name.removeprefix("model.")
     short = name.replace("vision_tower.vision_model.", "vision_tower.")
     long = short.replace("vision_tower.", "vision_tower.vision_model.")
-    for candidate in (name, short, long):
+    for candidate in (name, short, long, f"model.{name}"):
         try:
-            found = model.get_submodule(candidate) if candidate else None
+            found = model.get_submodule(candidate) if name else None
         except AttributeError:
             continue
         if found is not None and any(hasattr(found, n) for n in ("qkv_proj", "qkv", "q_proj")):

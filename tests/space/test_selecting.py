@@ -266,3 +266,23 @@ def test_the_first_starts_are_covering_sets(keep):
 )
 def test_a_start_that_the_space_does_not_hold_is_left_out(spec, count):
     assert len(first_starts(space(0.25, **spec))) == count
+
+
+@given(st.data())
+def test_a_range_of_the_highest_scores_makes_them_a_selector(data):
+    """They have none by default, so that a config of version 1 stays one."""
+    found = space(ranges={"top.scope": ["view"]}, selectors=("top", "cover"))
+    units = {name: data.draw(st.floats(0, 1, exclude_max=True), name) for name in names(found)}
+    config = found.decode(units | {"selector": 0.1})
+    assert PruningConfig.parse(config.model_dump(mode="json")) == config
+    assert found.decode(found.encode(config)) == config
+    for stage in config.stages:
+        assert (stage.selector.name, stage.selector.scope) == ("top", "view")
+        assert stage.restorer is None or type(stage.restorer).keep is Restorer.keep
+    # The twin: without the range.
+    plain = space(selectors=("top", "cover"))
+    before = plain.decode(dict.fromkeys(names(plain), 0.5) | {"selector": 0.1})
+    assert {stage.selector for stage in before.stages} == {None}
+    # A config of the plain space is encoded as the nearest one.
+    near = found.decode(found.encode(before))
+    assert near.stages[0].selector.scope == "view"

@@ -62,7 +62,7 @@ def saved(name, folder):
             patch_size=4, merge_size=2, temporal_patch_size=2, size=sizes
         ).save_pretrained(folder)
         return folder
-    if name == "internvl":
+    if name in ("internvl", "idefics3", "smolvlm"):
         return save_views(made, folder)
     return llava.save(name, folder, made, KINDS[name])
 

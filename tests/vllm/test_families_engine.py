@@ -60,6 +60,9 @@ def done(tmp_path_factory):
         configs = {"unpruned": None}
         for mode in modes(name):
             stage = STAGE if mode == "original" else {**STAGE, "selector": None}
+            if ARCHITECTURES[name].in_views:
+                selector = {**(stage["selector"] or {"name": "top"}), "scope": "view"}
+                stage = {**stage, "selector": selector}
             configs[mode] = config_for(name, LAYERS, mode, **stage)
         biased = {"logit_bias": dict.fromkeys(suppressed(folder), -100.0), "ignore_eos": True}
         for mode, config in configs.items():

@@ -9,7 +9,7 @@ from spaces import space
 
 from prunetune.errors import ConfigError, UnsupportedModelError
 from prunetune.vllm.engine import check_packing
-from prunetune.vllm.fits import ARCHITECTURES, applicable, narrowed, problem
+from prunetune.vllm.fits import ARCHITECTURES, applicable, by_view, narrowed, problem
 
 REFUSED = {
     "layer 2": {"layer": 2},
@@ -35,12 +35,25 @@ def test_smaller_pictures_are_refused_by_name():
 
 
 def test_the_rest_it_can_run():
-    for name in ARCHITECTURES:
-        assert problem(config_for(name, 16)) is None
+    for name, arch in ARCHITECTURES.items():
+        selector = {"selector": {"name": "top", "scope": "view"}} if arch.in_views else {}
+        assert problem(config_for(name, 16, **selector)) is None
     assert "gemma3" in str(problem(config_for("gemma3", 16)))
     can = applicable()
     assert {"topv", "last_query", "text_relevance", "key_norm"} & {*can["scorers"]} == set()
     assert {"cls_attention", "context_entropy", "coverage"} <= {*can["scorers"]}
+
+
+@pytest.mark.parametrize("selector", [None, {"name": "maxmin"}, {"name": "top"}])
+def test_where_views_stand_apart_each_needs_its_share(selector):
+    config = config_for("idefics3", 16, selector=selector)
+    reason = str(problem(config))
+    assert '"scope": "view"' in reason
+    assert (selector or {"name": "top"})["name"] in reason
+    assert problem(by_view(config)) is None
+    # Elsewhere it is as it was.
+    other = config_for("llava_next", 16, selector=selector)
+    assert by_view(other) == other
 
 
 def test_llava_onevision_as_vllm_counts_it():
@@ -51,13 +64,21 @@ def test_llava_onevision_as_vllm_counts_it():
         check_packing("llava_onevision", other)
 
 
-def test_a_narrowed_search_finds_nothing_else():
+@pytest.mark.parametrize("model_type", ["llava_next", "idefics3"])
+def test_a_narrowed_search_finds_nothing_else(model_type):
     """Whatever is suggested; and without narrowing, some of it cannot run."""
-    for given, allowed in ((narrowed("llava_next", {}), True), ({}, False)):
-        made = space(keep=0.1, **given)
+    for given, allowed in ((narrowed(model_type, {}), True), ({}, False)):
+        made = space(keep=0.1, model_type=model_type, **given)
         random = Random(0)
         points = [{d.name: random.random() for d in made.dimensions()} for _ in range(40)]
         assert all(problem(made.decode(point)) is None for point in points) is allowed
+
+
+def test_a_selection_over_the_whole_picture_is_refused_where_views_stand_apart():
+    asked = {"ranges": {"cover.scope": ["image"]}}
+    with pytest.raises(ConfigError, match=r"cover\.scope"):
+        narrowed("idefics3", asked)
+    assert narrowed("llava_next", asked)["ranges"]["cover.scope"] == ["image"]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from prunetune.vllm.layout import Layout, Run
 from prunetune.vllm.positions import (
     carried,
     extent_of,
@@ -40,7 +41,10 @@ def prompt():
 @pytest.mark.parametrize("chunk", [1, 4, 100])
 def test_positions_with_gaps_in_any_parts(dtype, chunk):
     visual, spans, wanted, end = prompt()
-    rows, ahead = gapped(len(visual), [(slots, total) for slots, total, _ in spans])
+    pictures = [
+        (int(slots[0]), Layout(total, (Run(0, total, len(slots)),))) for slots, total, _ in spans
+    ]
+    rows, ahead = gapped(len(visual), pictures)
     assert len(visual) + ahead == end
     embeddings = torch.cat([carried(torch.ones(len(a), 4, dtype=dtype), a[:, None])
                             for _, _, a in spans])  # fmt: skip
