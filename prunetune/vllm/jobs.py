@@ -92,9 +92,12 @@ def ask(jobs: Sequence[Job], *, strict: bool = True) -> list[dict[str, Any]]:
         folder = Path(place)
         data = [_data(job, folder / f"{number}.prune.json") for number, job in enumerate(jobs)]
         (folder / "jobs.json").write_text(json.dumps(data), "utf-8")
-        command = [sys.executable, "-m", "prunetune.vllm.child", "jobs.json", "results.json"]
+        # In this process's folder, which paths of the caller's may be relative to; -P: what lies
+        # there shadows no module.
+        command = [sys.executable, "-P", "-m", "prunetune.vllm.child"]
+        command += [str(folder / name) for name in ("jobs.json", "results.json")]
         done = subprocess.run(
-            command, cwd=folder, env=environment(), capture_output=True, text=True, check=False
+            command, env=environment(), capture_output=True, text=True, check=False
         )
         if done.returncode:
             raise ConfigError(f"vLLM failed: {_reason(done.stderr)}")

@@ -52,6 +52,7 @@ class WiderHeads:
 
 def saved(name, folder):
     """Save a family's tiny model with its processor, and return the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
     made = WiderHeads(name)
     if name in MROPE:
         save_qwen(made, folder)

@@ -1,13 +1,17 @@
 """``verify --engine vllm`` and ``bench --engine vllm`` on the embedded model."""
 
 from functools import partial
+from pathlib import Path
 
 import pytest
 from cli_runner import call, write_rows
+from engine_models import saved
 from engines import config_for, needs_vllm
+from family_models import LAYERS
 
 from prunetune.calibration import load_sides
 from prunetune.deploy import vllm_bench
+from prunetune.deploy.request import noise
 
 pytestmark = [needs_vllm, pytest.mark.slow]
 COUNT = 8
@@ -65,3 +69,19 @@ def test_bench_measures_every_case_at_every_load(config, monkeypatch):
         assert unpruned["verdict"] == ""
         assert "requests a second" in pruned["verdict"]
         assert all(cases[name, load]["first"]["median"] > 0 for name in ("unpruned", "pruned"))
+
+
+def test_a_relative_folder_of_a_model_whose_views_stand_apart(tmp_path, monkeypatch):
+    """The engine runs in a process of its own, which has to find what is named from here."""
+    monkeypatch.chdir(tmp_path)
+    saved("smolvlm", Path("models/small"))
+    stage = {"retention": 0.4, "selector": {"name": "cover", "scope": "view"}}
+    config_for("smolvlm", LAYERS, **stage).save(Path("small.prune.json"))
+    Path("pictures").mkdir()
+    for k, size in enumerate([(40, 32), (90, 64), (24, 48)]):
+        noise(size, k).save(f"pictures/{k}.png")
+    flags = ("--model", "models/small", "--data", "pictures", "--engine", "vllm", "--json")
+    ran = call("verify", "small.prune.json", *flags)
+    assert ran.status == 0, (ran.out, ran.err)
+    assert ran.json["counts_exact"]
+    assert ran.json["same"] == ran.json["samples"]
