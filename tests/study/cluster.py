@@ -17,7 +17,7 @@ import sqlalchemy
 from fakes import Fake, spec
 from optuna.trial import TrialState
 
-from prunetune.study.database import connect, leases
+from prunetune.study.database import connect, leases, postgres
 from prunetune.study.study import run_trials
 from prunetune.study.trials import loop
 
@@ -139,12 +139,14 @@ class SlowFake(Fake):
             yield batch
 
 
-def work(url, out, trials, number, remote, seconds):
+def work(url, out, trials, number, remote, seconds, hurried=False):
     """What a worker process does; whether a ``remote`` one lives is not seen from others."""
     os.setsid()
     random.seed(os.urandom(8))
     connect.HEARTBEAT_SECONDS, connect.GRACE_SECONDS = 1, 5
     loop._LONGEST_PAUSE = 0.5
+    if hurried:
+        postgres.CONNECT_SECONDS, postgres.ANSWER_SECONDS, connect.PATIENCE_SECONDS = 2, 1.0, 1.5
     if remote:
         leases._home = lambda: f"machine-{os.getpid()}"
     log = open(Path(out) / f"worker-{os.getpid()}.log", "w")  # noqa: SIM115
@@ -158,21 +160,21 @@ def work(url, out, trials, number, remote, seconds):
 class Team:
     """Worker processes; a killed one is replaced."""
 
-    def __init__(self, count, url, out, *, trials, remote, seconds=0.01):
+    def __init__(self, count, url, out, *, trials, remote, seconds=0.01, hurried=False):
         # One process imports everything, workers fork from it: that is what makes them light.
         here = Path(__file__).parent
         os.environ["PYTHONPATH"] = os.pathsep.join([str(here), str(here.parent)])
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["cluster", *LAZY])
         self._arguments = (url, str(out), trials)
-        self._remote, self._seconds = remote, seconds
+        self._remote, self._seconds, self._hurried = remote, seconds, hurried
         self.killed, self.crashed, self.refused = 0, 0, 0
         self._out = Path(out)
         self.processes = [self._start(number) for number in range(count)]
 
     def _start(self, number):
         remote = self._remote and number % 2 == 1
-        arguments = (*self._arguments, number, remote, self._seconds)
+        arguments = (*self._arguments, number, remote, self._seconds, self._hurried)
         process = self._context.Process(target=work, args=arguments)
         process.start()
         return process

@@ -119,6 +119,56 @@ def test_a_database_that_stalls_for_a_while_is_waited_for(tmp_path, hurried, mon
         check(study.get_trials(), 16)
 
 
+@pytest.mark.slow
+@needs_postgres
+def test_every_worker_of_a_database_that_stalls_ends_in_words(tmp_path):
+    """PRUNETUNE_STALL=240 stalls it for four minutes, against the limits that users meet."""
+    stall = float(os.environ.get("PRUNETUNE_STALL", "8"))
+    hurried = stall < 60
+    promised = 30 if hurried else 160
+    with Postgres() as server:
+        team = Team(4, server.url, tmp_path, trials=4000, remote=False, hurried=hurried)
+        try:
+            while not list(tmp_path.glob("worker-*.log")) or _finished(server) < 8:
+                time.sleep(0.1)
+            begun = time.monotonic()
+            server.freeze()
+            ended = {}
+            while time.monotonic() < begun + max(stall, promised) and len(ended) < 4:
+                for process in team.processes:
+                    if process.exitcode is not None:
+                        ended.setdefault(process.pid, time.monotonic() - begun)
+                time.sleep(0.05)
+            rest = begun + stall - time.monotonic()
+            time.sleep(max(0.0, rest))
+            server.freeze(signal.SIGCONT)
+            print("workers ended after", sorted(round(s, 1) for s in ended.values()), "s")
+            assert len(ended) == 4
+            assert max(ended.values()) < promised
+            for process in team.processes:
+                said = (tmp_path / f"worker-{process.pid}.log").read_text()
+                assert process.exitcode == 1
+                assert "finished trials are kept" in said
+                assert "se%40cret" not in said
+        finally:
+            server.freeze(signal.SIGCONT)
+            team.end()
+        done = _finished(server)
+        # What was interrupted goes on, with the exact count.
+        study = run_trials(
+            spec(trials=done + 8, trial_pruner="wilcoxon", seed=3), Fake(count=24), out=tmp_path,
+            storage=server.url,
+        )  # fmt: skip
+        check(study.get_trials(), done + 8)
+
+
+def _finished(server):
+    try:
+        return sum(t.state in FINISHED for t in find_study(server.url).study.trials)
+    except StudyError:
+        return 0
+
+
 @needs_postgres
 def test_sigterm_is_heeded_while_a_database_answers_nothing(tmp_path):
     code = (
