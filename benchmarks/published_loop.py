@@ -1,6 +1,6 @@
 """VFlowOpt's published search loop, plainly: what `search_cost.py` compares with.
 
-As in the paper's release (arXiv 2508.05211; methods.md 3.8): one sample at a time, in every trial
+As in the paper's release (arXiv 2508.05211): one sample at a time, in every trial
 an unpruned and a pruned `generate`-style pass, each from the pixels on through all layers, with a
 cache, and nothing of it kept; no trial is stopped early. Pictures and texts are prepared once,
 outside of what is timed, and the pruned pass runs under `prunetune.apply`, which is cheaper than
@@ -22,7 +22,7 @@ from prunetune.config import PruningConfig
 from prunetune.measure.evaluator import Evaluator
 from prunetune.space.space import Space
 
-# Of the release's 300 calls 27 are random; of the paper's 50 no number is given (methods.md 3.8).
+# Of the release's 300 calls 27 are random; of the paper's 50 no number is given.
 RANDOM = 10
 
 

@@ -44,7 +44,7 @@ def test_mean_retention_counts_every_layer():
 
 
 def test_the_published_budgets_of_vflowopt():
-    # methods.md 3.8: R1, R1 R2, R1 R2 R3 over 9, 9 and 10 layers.
+    # VFlowOpt: R1, R1 R2, R1 R2 R3 over 9, 9 and 10 layers.
     for r1, r2, r3, mean in (
         (0.7233, 0.7487, 0.487, 0.5008),
         (0.2651, 0.9833, 0.8773, 0.2507),

@@ -50,7 +50,7 @@ def moved(family, attention, name, keep):
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("family", THOROUGH)
 def test_a_f_keeping_everything_is_the_identity(family, attention, name):
-    """Every method and kernel: catches a layer that is not causal any more (methods.md 3.9.1)."""
+    """Every method and kernel: catches a layer that is not causal any more."""
     difference, same = moved(family, attention, name, 1.0)
     assert difference <= 1e-6
     assert same

@@ -13,7 +13,7 @@ def clip_like_attention(
     """Return the attention module that belongs to a CLIP-like tower's feature layer.
 
     ``hidden_states[-2]`` is the output of the last layer but one, so the attention of that same
-    layer is meant (FasterVLM, official code; methods.md 2.1).
+    layer is meant (FasterVLM, official code; docs/methods.md).
     """
     module = getattr(family.base, tower, None)
     inner = getattr(module, "vision_model", module)

@@ -99,7 +99,7 @@ class VisionTap:
 
     Only the hidden states entering one attention module are kept; the row is computed from that
     module's own q and k projections, so the encoder stays on SDPA or FlashAttention and no N x N
-    weights of all layers exist (FasterVLM's map; methods.md 2.1).
+    weights of all layers exist (FasterVLM, docs/methods.md).
     """
 
     def __init__(self, family: Family, needs: frozenset[str]) -> None:
@@ -224,7 +224,7 @@ def patch_entropy(
     """Return the entropy of each patch's grey values: 256 bins, grey is the RGB mean, in bits.
 
     VFlowOpt, arXiv 2508.05211; its release takes normalised pixels, where negatives wrap around
-    (methods.md 3.2): here the normalising is undone first.
+    (VFlowOpt, docs/methods.md): here the normalising is undone first.
 
     Args:
         pixels: ``[views, 3, height, width]`` as the tower got them.
