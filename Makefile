@@ -38,14 +38,14 @@ PIP := -m pip --disable-pip-version-check install -qq --no-compile
 PINS := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 # Each process runs its part in order, so that what a file's tests share is made once; idle ones steal.
 PYTEST := -m pytest -n $(WORKERS) --dist worksteal
-# What every family has to hold: on the oldest supported transformers, on the locked one (test runs
-# it with all others), and on the newest of the declared range.
+# What every family has to hold: on the oldest supported transformers, on the locked one (test and
+# test-families run it with all others), and on the newest of the declared range.
 CONTRACT := $(wildcard $(addsuffix test_runtime*.py,tests/runtime/ tests/runtime/*/) tests/families/test_famil*.py) $(addprefix tests/runtime/,vision/test_tower_attention.py test_several_devices.py) tests/deploy/test_selftest.py
 VERSION := -c 'from importlib.metadata import version; print(version("transformers"))'
 DEMO := demo/tiny-max-drop$(MAX_DROP)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz test-scripts test-chaos test-oldest test-upper test-newest test-vllm test-lmms test-recipes support lint format schema screenshots docs wheel lock clean
+.PHONY: help demo test fuzz test-families test-scripts test-chaos test-oldest test-upper test-newest test-vllm test-lmms test-recipes support lint format schema screenshots docs wheel lock clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -69,8 +69,11 @@ demo: $(STAMP)  ## Find the cheapest config of the embedded model that loses at 
 	@echo "config: demo/tiny.prune.json; report: $(DEMO)/report.html"
 	@echo "serve it: $(BIN)/prunetune serve demo/tiny.prune.json"
 
-test: $(DEV_STAMP)  ## Run all tests on two processes (apart: test-scripts, test-chaos)
-	@OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m "not script and not chaos"
+test: $(DEV_STAMP)  ## Run all tests on two processes (apart: test-families, test-scripts, test-chaos)
+	@OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m "not script and not chaos and not further"
+
+test-families: $(DEV_STAMP)  ## Run what holds for every family on those that make test leaves out
+	@OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m "further and not script and not chaos"
 
 fuzz: $(DEV_STAMP)  ## Attack every verb with random commands and files (FUZZ=SECONDS)
 	@OMP_NUM_THREADS=1 PRUNETUNE_FUZZ_SECONDS=$(FUZZ) PRUNETUNE_FUZZ_SEED=$$(date +%s) $(BIN)/python -m pytest -x tests/fuzz
@@ -88,7 +91,7 @@ test-upper: $(DEV_STAMP)  ## Run the contract tests on the newest transformers o
 	@$(BIN)/python tools/overlay.py .venv-upper within
 	@found=$$($(UPPER_BIN)/python $(VERSION)); \
 	if [ "$$found" = "$$($(BIN)/python $(VERSION))" ]; then \
-	  echo "transformers $$found is the newest of the declared range, and the locked one: make test runs on it"; \
+	  echo "transformers $$found is the newest of the declared range, and the locked one: make test and test-families run on it"; \
 	else \
 	  echo "transformers $$found"; OMP_NUM_THREADS=1 $(UPPER_BIN)/python $(PYTEST) $(CONTRACT); \
 	fi

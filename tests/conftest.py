@@ -11,6 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
+from first_families import further
 from hypothesis import HealthCheck, settings
 
 # Two busy cores make any deadline a coin toss. CI must not fail on a draw that nobody made before.
@@ -32,10 +33,27 @@ sys.path += sorted({str(path.parent) for path in HERE.rglob("test_*.py")} - {*sy
 LOCAL = {"localhost", "127.0.0.1", "::1", "0.0.0.0", "", None}
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Files with slow tests come first: started last, they would leave the other core idle."""
+    """Mark cases that can wait, and put files with slow tests first.
+
+    Started last, those would leave the other core idle.
+    """
+    mark_further(items)
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+def mark_further(items):
+    """Mark what other families than the first show of a test that runs for every family."""
+    given = [getattr(item, "callspec", None) for item in items]
+    cases = [
+        (item.nodeid.partition("[")[0], () if spec is None else spec.params.values())
+        for item, spec in zip(items, given, strict=True)
+    ]
+    for item, waits in zip(items, further(cases), strict=True):
+        if waits:
+            item.add_marker("further")
 
 
 def pytest_collection_finish():
