@@ -55,7 +55,8 @@ class Layout:
     @property
     def places(self) -> Tensor:
         """Where the image tokens stand before pruning, ``[total]`` int64 ascending."""
-        parts = [torch.arange(r.first, r.first + r.size, device="cpu") for r in self.runs]
+        ranges = ((run.first, run.first + run.size) for run in self.runs)
+        parts = [torch.arange(*ends, device="cpu") for ends in ((0, 0), *ranges)]
         return torch.cat(parts)
 
     @property

@@ -28,7 +28,7 @@ class Shortened(PromptUpdateDetails):  # type: ignore[misc]
 
     Attributes:
         layout: Where its tokens lie. vLLM's cache of processed pictures keeps this.
-        before: Its part of the prompt before pruning.
+        before: Its part of the prompt before pruning, where the model has to be given it.
     """
 
     layout: Layout | None = None
@@ -55,7 +55,7 @@ def shortened(content: Any, family: Callable[[], Family] | None) -> Shortened:
     layout = layout_of(full, mask, current(), family)
     # ``is_embed`` finds its tokens by their id, wherever they are.
     left = [full[i] for i in layout.left.tolist()]
-    return Shortened(left, details.is_embed, layout, tuple(full))
+    return Shortened(left, details.is_embed, layout, tuple(full) if family is not None else ())
 
 
 def _shorten(update: Any, items: Any, family: Callable[[], Family] | None) -> Any:
