@@ -3,6 +3,7 @@
 import os
 import random
 import time
+from collections import Counter
 
 import hypothesis
 import pytest
@@ -81,12 +82,14 @@ def mutated(draw, text):
     return text
 
 
-def test_mutated_files_are_read_or_refused(tmp_path, request):
+@pytest.mark.timeout(max(300, SECONDS))
+def test_mutated_files_are_read_or_refused(tmp_path, request, capsys):
     golden = request.path.parents[1] / "golden" / "v2_everything.json"
     spec = StudySpec(model="tiny", keep=0.25).to_toml()
 
     def again(kind, name):
         def check(text):
+            tried[kind.__name__] += 1
             path = tmp_path / name
             path.write_text(text, encoding="utf-8", errors="surrogatepass")
             try:
@@ -98,7 +101,10 @@ def test_mutated_files_are_read_or_refused(tmp_path, request):
 
         return check
 
-    said = []
+    said, tried = [], Counter()
     for_seconds(0.1 * SECONDS, mutated(golden.read_text()), again(PruningConfig, "c.json"))
     for_seconds(0.1 * SECONDS, mutated(spec), again(StudySpec, "s.toml"))
+    with capsys.disabled():
+        print(f"\nmutated: {dict(tried)}, refused {len(said)}")
     assert all("\n" not in line and len(line) < 2000 for line in said)
+    assert 0 < len(said) < tried.total()
