@@ -5,10 +5,13 @@ import sys
 
 import pytest
 from fakes import Fake, search, spec, trials_of
+from optuna.trial import TrialState
 
 from prunetune.errors import StudyError
 from prunetune.study.clock import Clock
+from prunetune.study.outcome.selection import choose, shortlist
 from prunetune.study.outcome.summary import table_rows
+from prunetune.study.study import run_trials
 
 
 class Timed:
@@ -149,3 +152,26 @@ def test_what_has_no_steps_ends_in_time_too():
     said, late = done.stdout.splitlines()
     assert said == "the timeout of 0.05 s has come while it was loaded"
     assert late.startswith("--timeout: received 0.05, allowed here more than 2: the time was up")
+
+
+def test_stopped_trials_are_not_measured_to_their_end_where_the_table_would_lose_its_time(tmp_path):
+    """Each of five would take up to 128 seconds of the 400 that are left."""
+    study = run_trials(
+        spec(trials=60, trial_pruner="wilcoxon", rescored=5), Fake(count=128), out=tmp_path
+    )
+    short = shortlist(study, 5)
+    assert any(trial.state is TrialState.PRUNED for trial in short)
+
+    def spent(left):
+        fake = Fake(count=128)
+        clock = Clock(left, begun=0.0, pace=1.0, now=lambda: float(fake.measured))
+        found = choose(study, spec(trials=60), fake, clock)
+        assert len(found.results) == 128
+        return fake.measured, found.trial
+
+    measured, trial = spent(400.0)
+    assert measured == 128
+    assert study.trials[trial].state is TrialState.COMPLETE
+    # The twins: with time, and without an end, all of them are.
+    assert spent(100_000.0) == spent(None)
+    assert spent(None)[0] > 2 * 128

@@ -13,7 +13,7 @@ from prunetune.errors import StudyError
 from prunetune.spec import SpaceSpec
 from prunetune.study.database.connect import open_storage
 from prunetune.study.database.urls import storage_url
-from prunetune.study.outcome.selection import count_evaluations
+from prunetune.study.trials.counts import count_evaluations
 from prunetune.study.trials.samplers import make_sampler
 
 

@@ -25,16 +25,11 @@ from prunetune.study.outcome.intervals import bootstrap_ci
 from prunetune.study.outcome.judging import judge_config, worth
 from prunetune.study.outcome.promise import knee
 from prunetune.study.outcome.record import write_front
-from prunetune.study.outcome.selection import (
-    Winner,
-    count_evaluations,
-    count_trials,
-    why_stopped,
-    with_provenance,
-)
+from prunetune.study.outcome.selection import Winner, with_provenance
 from prunetune.study.outcome.table import fitting
 from prunetune.study.outcome.verdict import verdict
 from prunetune.study.trials.best import COST_NAMES, cost_of, front, metric_of, spread
+from prunetune.study.trials.counts import count_evaluations, count_trials, why_stopped
 from prunetune.study.trials.trials import config_of, presets_at
 
 logger = logging.getLogger(__name__)

@@ -3,11 +3,11 @@
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
@@ -30,9 +30,9 @@ from prunetune.study.outcome.record import write_record
 from prunetune.study.outcome.summary import SearchResult
 from prunetune.study.outcome.table import fitting
 from prunetune.study.outcome.verdict import hurried, verdict
-from prunetune.study.trials.best import FINISHED, best_complete, metric_of, on_plateau
+from prunetune.study.trials.best import FINISHED, best_complete, metric_of
+from prunetune.study.trials.counts import count_evaluations, count_trials, why_stopped
 from prunetune.study.trials.trials import (
-    EVALUATIONS,
     config_of,
     estimated_mean,
     presets_at,
@@ -82,21 +82,39 @@ def shortlist(study: Study, count: int) -> list[FrozenTrial]:
     return chosen
 
 
-def choose(study: Study, spec: StudySpec, evaluator: Measures) -> Winner:
+AGAIN = 0.15
+"""Of the time left: what measuring one stopped trial on all samples may take."""
+
+
+def choose(
+    study: Study, spec: StudySpec, evaluator: Measures, clock: Clock | None = None
+) -> Winner:
     """Score the best trials on all calibration samples and return one of the lowest mean.
 
     Of those that the samples cannot tell from the lowest the simplest is taken; see ``noise.py``.
 
+    Args:
+        study: With all its trials.
+        spec: Of the study.
+        evaluator: On the calibration split.
+        clock: Of the run: where its end is near, and a complete trial is among the best, stopped
+            ones are left out.
+
     Raises:
         StudyError: No trial has finished.
     """
-    total, spent = len(evaluator.samples), 0
+    clock = clock or Clock()
+    total, spent, best = len(evaluator.samples), 0, best_complete(study)
     values: dict[int, list[float]] = {}
     results: dict[int, list[SampleScore]] = {}
     candidates = {trial.number: trial for trial in shortlist(study, spec.rescored)}
     for number, trial in candidates.items():
         if trial.state is TrialState.COMPLETE and len(trial.intermediate_values) == total:
             values[number] = [trial.intermediate_values[step] for step in range(total)]
+            continue
+        late = total * (clock.pace or 0.0) > AGAIN * clock.left
+        if late and trial.state is TrialState.PRUNED and best is not None:
+            logger.info("trial %d was stopped, and there is no time to measure the rest", number)
             continue
         spent += total
         try:
@@ -160,7 +178,7 @@ def conclude(
         ConfigError: The config cannot be written.
     """
     clock = clock or Clock()
-    winner = choose(study, spec, evaluator)
+    winner = choose(study, spec, evaluator, clock)
     space = Space.of(spec, evaluator.facts())
     rivals = [resize_at(space, evaluator), *presets_at(preset_names(), space)]
     held_out = fitting(held_out, clock, len(rivals))
@@ -200,41 +218,6 @@ def conclude(
     )
     write_record(study, result, winner.trial, held_out, measured, spec.seed)
     return result
-
-
-def why_stopped(study: Study, spec: StudySpec) -> str | None:
-    """Return what ended a study before it had all its trials; None where nothing did."""
-    if len(study.get_trials(deepcopy=False, states=FINISHED)) >= spec.trials:
-        return None
-    if on_plateau(study, spec.patience):
-        return f"no better trial in {spec.patience}"
-    return None if spec.timeout is None else f"the timeout of {spec.timeout:g} s"
-
-
-def count_trials(trials: Sequence[FrozenTrial]) -> dict[str, int]:
-    """Return how many trials are complete, pruned and failed."""
-    names = {
-        "complete": TrialState.COMPLETE,
-        "pruned": TrialState.PRUNED,
-        "failed": TrialState.FAIL,
-    }
-    # What was left unfinished, to make room or by Ctrl-C, and is queued again has not failed.
-    again = {t.system_attrs.get("failed_trial") for t in trials}
-    return {
-        name: sum(t.state is state and t.number not in again for t in trials)
-        for name, state in names.items()
-    }
-
-
-def count_evaluations(trials: Sequence[FrozenTrial]) -> int:
-    """Return the samples that trials were measured on."""
-    return sum(_evaluations(trial.user_attrs) for trial in trials)
-
-
-def _evaluations(attrs: Mapping[str, Any]) -> int:
-    # Studies of old do not say it; a repeat there names samples that another trial was measured on.
-    known = 0 if "repeats" in attrs else attrs.get("samples_used", 0)
-    return int(attrs.get(EVALUATIONS, known))
 
 
 def flops_of(
