@@ -4,6 +4,7 @@ Nothing heavy is imported here, nor by any verb before it runs: ``--help`` answe
 """
 
 import sys
+import time
 from collections.abc import Sequence
 
 __all__ = ["main"]
@@ -18,6 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: Arguments without the program's name; by default those of the process.
     """
+    begun = time.monotonic()
     args = list(sys.argv[1:] if argv is None else argv)
     try:
         from prunetune.cli._app import run
@@ -30,4 +32,4 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    return run(args)
+    return run(args, begun)

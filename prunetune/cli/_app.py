@@ -7,6 +7,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from difflib import get_close_matches
 from importlib import import_module
 from typing import Annotated, Any, TypeVar
@@ -192,8 +193,22 @@ def named(what: str, name: str | None, rows: Mapping[str, T]) -> list[T]:
     return list(rows.values()) if name is None else [rows[name]]
 
 
-def run(args: Sequence[str]) -> int:
-    """Parse and run; every failure ends as one line on stderr and an exit status."""
+_BEGUN: ContextVar[float] = ContextVar("begun")
+
+
+def begun() -> float:
+    """Return ``time.monotonic()`` when the command began, before anything heavy was imported."""
+    return _BEGUN.get()
+
+
+def run(args: Sequence[str], started: float) -> int:
+    """Parse and run; every failure ends as one line on stderr and an exit status.
+
+    Args:
+        args: Of the command.
+        started: ``time.monotonic()`` when it began.
+    """
+    _BEGUN.set(started)
     argv = list(args) or ["--help"]
     remember(argv)
     try:

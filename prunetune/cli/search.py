@@ -15,6 +15,7 @@ from prunetune.cli._app import (
     TemplateArg,
     Threads,
     at_least,
+    begun,
     one_of,
     verb,
     within,
@@ -128,7 +129,7 @@ def search(
     from prunetune.study.clock import Clock
     from prunetune.study.workers.crew import Cache, Workers
 
-    clock = Clock()
+    clock = Clock(begun=begun())
     at_least("--batch-size", batch_size, 1)
     # Each is a process with a model of its own.
     within("--workers", workers, 1, _MOST_WORKERS)

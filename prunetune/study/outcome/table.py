@@ -25,6 +25,7 @@ LOOK = 0.2
 """Share of the samples that every rival is measured on before the best go on first."""
 ANSWERED = 1.5
 """What a sample of the table costs beside one of a trial: answers are looked at."""
+UNIFORM = "uniform"
 TIME_UP = "the time was up"
 HOPELESS = "can no longer be the best, nor better than the tuned config"
 _LEAST_PICTURES = 12
@@ -136,7 +137,8 @@ class Table:
         rows = [Row(preset) for preset in presets if preset.config is not None]
         try:
             # Smaller pictures last: nothing is known of them before all have been run unpruned.
-            rows.sort(key=lambda row: shrinks(row.config.pixels))
+            # The control that a config has to beat first: where time is short it is measured.
+            rows.sort(key=lambda row: (shrinks(row.config.pixels), row.preset.name != UNIFORM))
             for until in (1, int(LOOK * self._total)):
                 for row in rows:
                     self._run(row, until)
