@@ -1,6 +1,6 @@
 # Needs Python 3.11 or later with pip, and nothing else; everything goes into .venv.
 #   make demo    find what to ship of the embedded model: a decision, a report, a config
-#   make test    all tests
+#   make test    the tests
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 # Another build of torch: make TORCH='torch==2.13.0 --index-url URL'
@@ -48,7 +48,7 @@ DEMO := demo/tiny-max-drop$(MAX_DROP)
 .PHONY: help demo test fuzz test-families test-scripts test-chaos test-oldest test-upper test-newest test-vllm test-lmms test-recipes support lint format schema screenshots docs wheel lock clean
 
 help:  ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 $(STAMP): pyproject.toml $(CONSTRAINTS)
 	@echo "installing into $(VENV) with $(PYTHON): one to three minutes, once"
@@ -69,7 +69,7 @@ demo: $(STAMP)  ## Find the cheapest config of the embedded model that loses at 
 	@echo "config: demo/tiny.prune.json; report: $(DEMO)/report.html"
 	@echo "serve it: $(BIN)/prunetune serve demo/tiny.prune.json"
 
-test: $(DEV_STAMP)  ## Run all tests on two processes (apart: test-families, test-scripts, test-chaos)
+test: $(DEV_STAMP)  ## Run the tests on two processes (apart: test-families, test-scripts, test-chaos)
 	@OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m "not script and not chaos and not further"
 
 test-families: $(DEV_STAMP)  ## Run what holds for every family on those that make test leaves out

@@ -14,6 +14,7 @@ FIRST = frozenset(
         "kimi_k25",  # latent attention
         "llava",
         "llava_next",
+        "mistral3",
         "paligemma",  # a prompt sees itself whole
         "qwen2_5_vl",
         "qwen3_5",  # hybrid

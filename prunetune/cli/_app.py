@@ -5,6 +5,7 @@ import inspect
 import os
 import shlex
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
@@ -193,12 +194,16 @@ def named(what: str, name: str | None, rows: Mapping[str, T]) -> list[T]:
     return list(rows.values()) if name is None else [rows[name]]
 
 
-_BEGUN: ContextVar[float] = ContextVar("begun")
+_BEGUN: ContextVar[float | None] = ContextVar("begun", default=None)
 
 
 def begun() -> float:
-    """Return ``time.monotonic()`` when the command began, before anything heavy was imported."""
-    return _BEGUN.get()
+    """Return ``time.monotonic()`` when the command began, before anything heavy was imported.
+
+    Now, where it was not started by ``run``.
+    """
+    started = _BEGUN.get()
+    return time.monotonic() if started is None else started
 
 
 def run(args: Sequence[str], started: float) -> int:

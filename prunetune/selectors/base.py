@@ -238,7 +238,7 @@ def shares(sizes: list[int], count: int) -> list[int]:
     """Return how many of ``count`` patches each view gets, where a selector has scope ``view``.
 
     Args:
-        sizes: Patches of each view, the thumbnail's (tile 0) first.
+        sizes: Patches of each view, the thumbnail's (tile 0) first; at most ``LARGEST`` each.
         count: At most their sum.
     """
     owner = _turns(sizes, count)

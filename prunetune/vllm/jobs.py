@@ -92,9 +92,8 @@ def ask(jobs: Sequence[Job], *, strict: bool = True) -> list[dict[str, Any]]:
         folder = Path(place)
         data = [_data(job, folder / f"{number}.prune.json") for number, job in enumerate(jobs)]
         (folder / "jobs.json").write_text(json.dumps(data), "utf-8")
-        # In this process's folder, which paths of the caller's may be relative to; -P: what lies
-        # there shadows no module.
-        command = [sys.executable, "-P", "-m", "prunetune.vllm.child"]
+        # In this process's folder, which paths of the caller's may be relative to.
+        command = [sys.executable, "-m", "prunetune.vllm.child"]
         command += [str(folder / name) for name in ("jobs.json", "results.json")]
         done = subprocess.run(
             command, env=environment(), capture_output=True, text=True, check=False
@@ -110,7 +109,9 @@ def ask(jobs: Sequence[Job], *, strict: bool = True) -> list[dict[str, Any]]:
 def environment() -> dict[str, str]:
     """Return the variables of a child: ours where the caller has not set them."""
     ours = {name: value for name, value in os.environ.items() if name != ENVIRONMENT}
-    return {**QUIET, **ON_CPU, **ours, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    # What lies in the caller's folder shadows no module, there and in processes that vLLM starts.
+    fixed = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "PYTHONSAFEPATH": "1"}
+    return {**QUIET, **ON_CPU, **ours, **fixed}
 
 
 def _data(job: Job, file: Path) -> dict[str, Any]:

@@ -100,7 +100,8 @@ def as_prompt(layouts: Sequence[Layout], ids: Sequence[Tensor]) -> tuple[Tensor,
 
     Args:
         layouts: Of the pictures.
-        ids: Each one's part of the prompt before pruning; empty: runs are told apart by gaps.
+        ids: Each one's part of the prompt before pruning; empty where pictures have one run each:
+            gaps tell them apart.
 
     Returns:
         Slots of the image tokens, ``[sum of totals]`` int64 ascending, and ``[S]`` int64 that is

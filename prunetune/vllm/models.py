@@ -62,7 +62,11 @@ class Pruning:
         # Of Qwen3-VL each row holds features of several layers of the tower.
         width = self._width(features[0])
         rows = [part[:, :width] for part in features]
-        # Before it serves, vLLM tries the encoder with pictures of no prompt.
+        if not parts and ARCHITECTURES[current().model.model_type].in_views:
+            raise UnsupportedModelError(
+                "prunetune: the prompt of a picture is missing, which says how its views lie; this "
+                "release of vLLM is not supported"
+            )
         layouts = layouts or [whole(len(part), current()) for part in rows]
         for layout, part in zip(layouts, rows, strict=True):
             if layout.total != len(part):

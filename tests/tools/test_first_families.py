@@ -10,6 +10,18 @@ def test_the_first_are_families():
     assert FIRST < NAMES
 
 
+def bases(names):
+    """Return the classes of ``families/bases`` that families of these names are made of."""
+    kinds = {kind for name in names for kind in FAMILIES.get(name).__mro__}
+    return {kind for kind in kinds if kind.__module__.startswith("prunetune.families.bases.")}
+
+
+def test_every_base_has_a_first_family():
+    assert bases(FIRST) == bases(NAMES)
+    # The twin: Pixtral's rows are nobody else's.
+    assert bases(FIRST - {"mistral3"}) < bases(NAMES)
+
+
 def test_only_what_a_first_family_shows_too_can_wait():
     cases = [
         ("a", ("llava", 1)),

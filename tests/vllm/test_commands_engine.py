@@ -72,8 +72,12 @@ def test_bench_measures_every_case_at_every_load(config, monkeypatch):
 
 
 def test_a_relative_folder_of_a_model_whose_views_stand_apart(tmp_path, monkeypatch):
-    """The engine runs in a process of its own, which has to find what is named from here."""
+    """The engine runs in a process of its own, which has to find what is named from here.
+
+    What else lies here is no module, nor is it for processes that vLLM starts.
+    """
     monkeypatch.chdir(tmp_path)
+    Path("random.py").write_text("raise SystemExit('a file of the user')")
     saved("smolvlm", Path("models/small"))
     stage = {"retention": 0.4, "selector": {"name": "cover", "scope": "view"}}
     config_for("smolvlm", LAYERS, **stage).save(Path("small.prune.json"))

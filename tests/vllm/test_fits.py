@@ -56,6 +56,17 @@ def test_where_views_stand_apart_each_needs_its_share(selector):
     assert by_view(other) == other
 
 
+def test_a_restorer_that_chooses_has_no_say_where_views_stand_apart():
+    named = {"selector": None, "restorer": {"name": "uniform_recovery"}, "retention": 0.4}
+    assert "uniform_recovery" in str(problem(config_for("idefics3", 16, **named)))
+    assert problem(config_for("llava_next", 16, **named)) is None
+    asked = {"restorers": ["none", "uniform_recovery"]}
+    with pytest.raises(ConfigError, match="--restorers: received uniform_recovery"):
+        narrowed("idefics3", asked)
+    assert narrowed("idefics3", {"restorers": ["none", "similarity_merge"]})
+    assert narrowed("llava_next", asked)
+
+
 def test_llava_onevision_as_vllm_counts_it():
     usual, other = (SimpleNamespace(vision_aspect_ratio=f"anyres_max_{n}") for n in (9, 2))
     check_packing("llava_onevision", usual)

@@ -97,24 +97,25 @@ def choose(
         study: With all its trials.
         spec: Of the study.
         evaluator: On the calibration split.
-        clock: Of the run: where its end is near, and a complete trial is among the best, stopped
-            ones are left out.
+        clock: Of the run: where its end is near, stopped trials are left out if others are known.
 
     Raises:
         StudyError: No trial has finished.
     """
     clock = clock or Clock()
-    total, spent, best = len(evaluator.samples), 0, best_complete(study)
+    total, spent = len(evaluator.samples), 0
     values: dict[int, list[float]] = {}
     results: dict[int, list[SampleScore]] = {}
     candidates = {trial.number: trial for trial in shortlist(study, spec.rescored)}
-    for number, trial in candidates.items():
+    left: list[int] = []
+    # Complete ones first: what is known of them decides whether the others can be left out.
+    for number, trial in sorted(candidates.items(), key=lambda c: c[1].state is TrialState.PRUNED):
         if trial.state is TrialState.COMPLETE and len(trial.intermediate_values) == total:
             values[number] = [trial.intermediate_values[step] for step in range(total)]
             continue
         late = total * (clock.pace or 0.0) > AGAIN * clock.left
-        if late and trial.state is TrialState.PRUNED and best is not None:
-            logger.info("trial %d was stopped, and there is no time to measure the rest", number)
+        if late and trial.state is TrialState.PRUNED and values:
+            left.append(number)
             continue
         spent += total
         try:
@@ -122,6 +123,11 @@ def choose(
             values[number] = [sample_value(spec.metric, r) for r in results[number]]
         except StudyError as error:
             logger.warning("trial %d is not chosen: %s", number, error)
+    if left:
+        logger.warning(
+            "no time to measure trials to their end that were stopped and may be better: %s",
+            ", ".join(map(str, left)),
+        )
     if candidates and not values:
         raise StudyError(f"none of the best {len(candidates)} trials could be measured again")
     if not values:
