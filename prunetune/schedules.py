@@ -94,12 +94,11 @@ def _check_exit(where: str, stage: "Stage", *, last: bool) -> None:
 
 
 def _check_selector(where: str, stage: "Stage") -> None:
-    from prunetune.restorers import Restorer
 
     selector, restorer = stage.selector, stage.restorer
     if selector is None:
         return
-    if restorer is not None and type(restorer).keep is not Restorer.keep:
+    if restorer is not None and restorer.chooses():
         raise ValueError(
             f"{where}.restorer: {restorer.name} chooses what is kept by itself, and so does the "
             f"selector {selector.name}; leave one of them out"

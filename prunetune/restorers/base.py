@@ -22,6 +22,11 @@ class Restorer(BaseModel):
     """Version of the config file that it came with."""
     name: str
 
+    @classmethod
+    def chooses(cls) -> bool:
+        """Tell whether it chooses what is kept by itself, not by the highest scores."""
+        return cls.keep is not Restorer.keep
+
     def keep(self, scores: Tensor, count: int, geometry: ImageGeometry) -> Tensor:
         """Return the keep index, ``[count]`` int64 ascending, into the image's alive patches.
 

@@ -64,7 +64,7 @@ class RestorerCodec:
         if name == "none":
             return None
         kind = self._kinds()[name]
-        if selected and _chooses(kind):
+        if selected and kind.chooses():
             return None
         data: dict[str, Any] = {
             field: decode_field(
@@ -97,10 +97,3 @@ class RestorerCodec:
             for field, t in searched(type(restorer), name, self.ranges).items():
                 found[f"{name}.{field}"] = encode_field(t, getattr(restorer, field))
         return found
-
-
-def _chooses(kind: "type[Restorer]") -> bool:
-    """Tell whether a restorer chooses what is kept by itself."""
-    from prunetune.restorers import Restorer
-
-    return kind.keep is not Restorer.keep

@@ -9,7 +9,7 @@ from prunetune.errors import ConfigError
 from prunetune.families import FAMILIES
 from prunetune.pixels import shrinks
 from prunetune.registry import Tunable
-from prunetune.restorers import RESTORERS, Restorer
+from prunetune.restorers import RESTORERS
 from prunetune.scorers import SCORERS
 from prunetune.scorers.base import LAYER_NEEDS
 from prunetune.selectors import SELECTORS
@@ -96,7 +96,7 @@ def problem(config: PruningConfig) -> str | None:
         )
     if ARCHITECTURES[config.model.model_type].in_views and not _by_view(stage):
         name = "top" if stage.selector is None else stage.selector.name
-        if stage.selector is None and stage.restorer is not None and _chooses(stage.restorer.name):
+        if stage.selector is None and stage.restorer is not None and stage.restorer.chooses():
             return (
                 f"its restorer {stage.restorer.name} chooses over the whole picture, and "
                 f"{config.model.model_type} needs a share for each view; search with --engine vllm"
@@ -107,10 +107,6 @@ def problem(config: PruningConfig) -> str | None:
             f'its selector ({name}) needs "scope": "view"; search with --engine vllm'
         )
     return None
-
-
-def _chooses(restorer: str) -> bool:
-    return RESTORERS.get(restorer).keep is not Restorer.keep
 
 
 def _by_view(stage: Stage) -> bool:
@@ -161,7 +157,7 @@ def narrowed(model_type: str, space: Mapping[str, Any]) -> dict[str, Any]:
     can = applicable()
     if ARCHITECTURES[model_type].in_views:
         # A selector takes the place of their choice.
-        can["restorers"] = [name for name in can["restorers"] if not _chooses(name)]
+        can["restorers"] = [name for name in can["restorers"] if not RESTORERS.get(name).chooses()]
     for kind, names in can.items():
         wrong = [n for n in space.get(kind, ()) if n not in names and n not in ("none", "top")]
         if wrong:

@@ -84,7 +84,8 @@ class Pruning:
             if NOTES.on:
                 NOTES.kept.append(Kept(len(part), tuple(alive.tolist())))
             left = torch.cat([states, given[alive, width:]], 1)
-            out.append(self._carrying(left, alive, layouts[number], number, kwargs))
+            carried = self._places(alive, layouts[number], number, kwargs)
+            out.append(left if carried is None else places.carried(left, carried))
         return out
 
     def _width(self, features: Tensor) -> int:
@@ -114,16 +115,16 @@ class Pruning:
             return alive, states
         return group.broadcast(alive), group.broadcast(states)
 
-    def _carrying(
-        self,
-        states: Tensor,
-        alive: Tensor,
-        layout: Layout,
-        number: int,
-        arguments: dict[str, Any],
-    ) -> Tensor:
-        """Return a picture's states with what else vLLM shall hand back; packed: nothing."""
-        return states
+    def _places(self, alive: Tensor, layout: Layout, number: int, data: Any) -> Tensor | None:
+        """Return places that vLLM shall hand back with a picture's states; packed: None.
+
+        Args:
+            alive: ``[k]`` int64, which of the picture's tokens stay.
+            layout: Of the picture.
+            number: Of the picture in the call.
+            data: The call's arguments.
+        """
+        return None
 
 
 class Original:
@@ -187,8 +188,10 @@ class Gapped(Original):
 
     def get_mrope_input_positions(self, input_tokens: Any, mm_features: Any) -> tuple[Tensor, int]:
         """Return a prompt's positions as known before its pictures are encoded."""
-        features = sorted(mm_features, key=lambda f: int(f.mm_position.offset))
-        pictures = [(int(f.mm_position.offset), unpacked(f.data[LAYOUT].data)) for f in features]
+        pictures = [
+            (int(feature.mm_position.offset), unpacked(feature.data[LAYOUT].data))
+            for _, feature in places.spans(mm_features)
+        ]
         return places.gapped(len(input_tokens), pictures)
 
     def _ahead(self, positions: Tensor) -> int:
@@ -199,15 +202,8 @@ class Gapped(Original):
     ) -> tuple[list[Tensor], Tensor]:
         return places.ungapped(visual, embeddings, positions, done)
 
-    def _carrying(
-        self,
-        states: Tensor,
-        alive: Tensor,
-        layout: Layout,
-        number: int,
-        arguments: dict[str, Any],
-    ) -> Tensor:
-        return places.carried(states, layout.places.to(alive)[alive, None])
+    def _places(self, alive: Tensor, layout: Layout, number: int, data: Any) -> Tensor | None:
+        return layout.places.to(alive)[alive, None]
 
     def forward(self, input_ids: Any, positions: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Give the text model plain positions, none beyond its table of angles."""
@@ -255,16 +251,9 @@ class Triples(Original):
     ) -> tuple[list[Tensor], Tensor]:
         return places.placed(visual, embeddings, positions, done)
 
-    def _carrying(
-        self,
-        states: Tensor,
-        alive: Tensor,
-        layout: Layout,
-        number: int,
-        arguments: dict[str, Any],
-    ) -> Tensor:
-        grid, pace = self._grid(arguments, number)
-        return places.carried(states, places.thw_of(alive, grid, pace))
+    def _places(self, alive: Tensor, layout: Layout, number: int, data: Any) -> Tensor | None:
+        grid, pace = self._grid(data, number)
+        return places.thw_of(alive, grid, pace)
 
 
 def _yes() -> bool:

@@ -12,7 +12,7 @@ from prunetune.deploy.engines import answers, answers_of, asked
 from prunetune.deploy.request import noise
 from prunetune.families import FAMILIES
 from prunetune.models import load_model
-from prunetune.vllm.fits import ARCHITECTURES
+from prunetune.vllm.fits import ARCHITECTURES, by_view
 from prunetune.vllm.jobs import Job, ask
 
 pytestmark = [needs_vllm, pytest.mark.slow]
@@ -60,10 +60,7 @@ def done(tmp_path_factory):
         configs = {"unpruned": None}
         for mode in modes(name):
             stage = STAGE if mode == "original" else {**STAGE, "selector": None}
-            if ARCHITECTURES[name].in_views:
-                selector = {**(stage["selector"] or {"name": "top"}), "scope": "view"}
-                stage = {**stage, "selector": selector}
-            configs[mode] = config_for(name, LAYERS, mode, **stage)
+            configs[mode] = by_view(config_for(name, LAYERS, mode, **stage))
         biased = {"logit_bias": dict.fromkeys(suppressed(folder), -100.0), "ignore_eos": True}
         for mode, config in configs.items():
             key = name, mode
