@@ -69,7 +69,7 @@ def winners(keep: float, paths: list[Path]) -> dict[int, PruningConfig]:
 def measured(keep: float, options: argparse.Namespace) -> None:
     """Append what is missing at a budget."""
     known = {one["name"] for one in rows(options.out) if one["keep"] == keep}
-    evaluator, held_out = evaluators(keep, options.samples)
+    evaluator, held_out = evaluators(keep, options.samples, model=options.model)
     space = Space.of(StudySpec(keep=keep), evaluator.facts())
     if "unpruned" not in known:
         answers = [[float(bool(one)) for one in held_out.unpruned_correct]]
@@ -82,7 +82,7 @@ def measured(keep: float, options: argparse.Namespace) -> None:
     if "searched" not in known:
         configs = list(winners(keep, options.searched).values())
         for seed in () if configs else options.seeds:
-            spec = StudySpec(keep=keep, seed=seed, trials=options.trials)
+            spec = StudySpec(model=options.model, keep=keep, seed=seed, trials=options.trials)
             configs.append(PruningConfig.parse(search(spec, evaluator, held_out)["config"]))
         answers = [right(held_out, config) for config in configs]
         add(options.out, row("searched", keep, answers, held_out, f"{len(configs)} seeds"))
@@ -135,6 +135,7 @@ SIDES = ("low", "high")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="tiny", help="tiny or tiny-N, with its own sets")
     parser.add_argument("--keeps", nargs="+", type=float, default=[0.5, 0.25, 0.1, 0.05])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--presets", nargs="*", default=list(preset_names()))

@@ -9,6 +9,7 @@ from prunetune.calibration import load_sides
 from prunetune.config import PruningConfig
 from prunetune.measure.evaluator import Evaluator
 from prunetune.measure.scores import SampleScore, Scores, image_ids, measure
+from prunetune.models.embedded import edition_of
 from prunetune.space.space import Space
 from prunetune.space.starts import first_starts
 from prunetune.study.outcome.noise import paired
@@ -16,12 +17,21 @@ from training.tiny.make_calibration import write_split
 
 
 def fresh(
-    evaluator: Evaluator, seed: int, pictures: int | None = None, kind: str = "plain"
+    evaluator: Evaluator, seed: int, pictures: int | None = None, kind: str | None = None
 ) -> Evaluator:
-    """Return what measures on a fresh set like the held-out one, with the same model."""
+    """Return what measures on a fresh set like the held-out one, with the same model.
+
+    ``kind`` of pictures: by default the model's own.
+    """
+    kind = kind or kind_of(evaluator.loaded.name)
     with tempfile.TemporaryDirectory(prefix="prunetune-fresh-") as folder:
         write_split("held_out", Path(folder), pictures, seed, kind)
         return Evaluator(evaluator.loaded, load_sides("tiny", folder)[1], deepest=1)
+
+
+def kind_of(model: str) -> str:
+    """Return the kind of pictures that an embedded model is asked about."""
+    return "plain" if edition_of(model) == 1 else "busy"
 
 
 def covering(space: Space) -> PruningConfig:

@@ -26,6 +26,7 @@ from prunetune.config import PruningConfig
 from prunetune.errors import ConfigError
 from prunetune.measure.evaluator import Evaluator, SampleResult
 from prunetune.models import load_model
+from prunetune.models.embedded import shipped_data
 from prunetune.presets import load_preset, preset_names
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -227,14 +228,14 @@ def page(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="tiny")
+    parser.add_argument("--model", default="tiny", help="tiny or tiny-N, with its own sets")
     parser.add_argument("--samples", type=int, default=480)
     parser.add_argument("--keep", type=float, nargs="+", default=KEEPS)
     parser.add_argument("--out", type=Path, default=DOCS / "methods-table.md")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     start = time.process_time()
-    _, held_out = load_calibration("tiny")
+    _, held_out = load_calibration(shipped_data(arguments.model))
     loaded = load_model(arguments.model)
     evaluator = Evaluator(loaded, held_out.limit(arguments.samples), deepest=2)
     rows = []
@@ -250,6 +251,7 @@ def main() -> None:
     variants = vflowopt_parts(evaluator.facts(), PARTS_KEEP)
     parts = [row_of(evaluator, n, PARTS_KEEP, "", config) for n, config in variants.items()]
     command = f"python benchmarks/methods.py --samples {len(evaluator.samples)}"
+    command += f" --model {arguments.model}" if arguments.model != "tiny" else ""
     text = page(rows, parts, evaluator, command, time.process_time() - start)
     arguments.out.write_text(text, encoding="utf-8")
     print(f"written to {arguments.out}")

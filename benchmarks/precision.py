@@ -22,6 +22,7 @@ from typing import Any
 import torch
 import transformers
 from common import finish, markdown, write_section
+from fresh import kind_of
 
 from prunetune.calibration import CalibrationSet, load_calibration, load_sides
 from prunetune.config import PruningConfig
@@ -98,7 +99,13 @@ def main() -> None:
         samples, _ = load_calibration("tiny")
     else:
         # Four questions a picture.
-        write_split("held_out", Path(folder.name), -(-arguments.samples // 4), arguments.fresh)
+        write_split(
+            "held_out",
+            Path(folder.name),
+            -(-arguments.samples // 4),
+            arguments.fresh,
+            kind_of("tiny"),
+        )
         samples = load_sides("tiny", folder.name)[1]
     samples = samples.limit(arguments.samples)
     stages = configs(arguments.layers, arguments.keep, arguments.selectors)

@@ -35,6 +35,7 @@ from prunetune.spec import OWN_TOKENS, StudySpec
 from prunetune.study.study import run_trials
 from prunetune.study.trials.best import FINISHED
 from prunetune.study.trials.trials import config_of
+from training.tiny.kinds import KINDS
 
 METRICS = ("cosine", "kl", "cosine+kl", "kl-answer")
 PROXIES = {
@@ -149,7 +150,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=100, help="of these searches")
     parser.add_argument("--model", default="tiny", help="the witness")
     parser.add_argument("--data", help="its calibration set; by default the one shipped for it")
-    parser.add_argument("--kind", default="plain", help="of the fresh pictures: plain or busy")
+    parser.add_argument("--kind", choices=KINDS, help="of the fresh pictures; by default its own")
     parser.add_argument("--fresh", type=int, default=11, help="generator seed of the unseen set")
     parser.add_argument("--pictures", type=int, help="of the unseen set; by default 120")
     parser.add_argument("--samples", type=int, help="a split; by default all")

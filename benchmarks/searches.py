@@ -180,6 +180,7 @@ def _searched(path: Path) -> set[tuple[str, str, float, int]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="tiny", help="tiny or tiny-N, with its own sets")
     parser.add_argument("--metrics", nargs="+", default=["cosine"])
     parser.add_argument("--keeps", nargs="+", type=float, default=[0.25, 0.1])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
@@ -197,7 +198,7 @@ def main() -> None:
         torch.set_num_threads(1)
         own = OWN_TOKENS if "kl-answer" in arguments.metrics else 0
         for keep in arguments.keeps:
-            evaluator, held_out = evaluators(keep, arguments.samples, own)
+            evaluator, held_out = evaluators(keep, arguments.samples, own, arguments.model)
             unseen = None
             if arguments.fresh is not None:
                 unseen = fresh(evaluator, arguments.fresh, arguments.samples)
@@ -211,7 +212,8 @@ def main() -> None:
                     seed=seed,
                     metric=metric,
                     trials=arguments.trials,
-                    data="tiny",
+                    model=arguments.model,
+                    data=shipped_data(arguments.model),
                     space=SpaceSpec(parts=parts),
                 )
                 row = one(spec, evaluator, held_out)

@@ -15,6 +15,8 @@ from training.tiny.questions import ALL_TYPES, Question
 from training.tiny.views import GRID, Layout, labels, views
 
 TEXT_TOKENS = 160
+UNKNOWN = -100
+ONE_THING = ("color", "shape", "digit", "by_digit", "name")  # all of the answer is about it
 PREFIX = ("<s>", "USER:")
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
@@ -25,11 +27,13 @@ SIZE_SHARES = (0.64, 0.07, 0.07, 0.07, 0.07, 0.04, 0.04)
 
 @dataclass(frozen=True)
 class Packed:
-    """Independent questions in one row of text, all of (TEXT_TOKENS,) or (TEXT_TOKENS, 2).
+    """Independent questions in one row of text; every field starts with (TEXT_TOKENS,).
 
     Attributes:
         place: centre of the thing that a word settles on, as shares of the picture, else nan.
         apart: where a relation has named two things, from the first's centre to the second's.
+        meant: color, tone, shape and digit of the thing that a word speaks of, else -100.
+        about: pattern, color and tone of the background where it is asked about, else -100.
     """
 
     ids: np.ndarray
@@ -40,6 +44,8 @@ class Packed:
     types: np.ndarray
     place: np.ndarray
     apart: np.ndarray
+    meant: np.ndarray
+    about: np.ndarray
 
 
 @functools.cache
@@ -59,6 +65,8 @@ def empty_row(start: int) -> Packed:
         types=np.full(n, -1, np.int64),
         place=np.full((n, 2), np.nan, np.float32),
         apart=np.full((n, 2), np.nan, np.float32),
+        meant=np.full((n, 4), UNKNOWN, np.int64),
+        about=np.full((n, 3), UNKNOWN, np.int64),
     )
 
 
@@ -97,6 +105,14 @@ def write(row: Packed, at: int, number: int, q: Question, picture: Picture, star
     for word, thing in q.marks:
         t = picture.things[thing]
         row.place[at + word] = t.x / picture.width, t.y / picture.height
+        # a list's words are marked themselves: what comes next is settled one word before
+        first = at + word - (q.type == "list")
+        last = end - 1 if q.type in ONE_THING else first
+        digit = t.digit if t.digit >= 0 else UNKNOWN
+        row.meant[first : last + 1] = t.color, t.tone, t.shape, digit
+    if q.type == "background" and picture.ground is not None:
+        known = picture.ground
+        row.about[answer - 1 : end] = known.pattern, known.color, known.tone
     if q.type == "relation":
         (first, _), (second, _) = q.marks
         row.apart[at + second : answer + 1] = row.place[at + second] - row.place[at + first]

@@ -4,13 +4,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from training.tiny.batches import PREFIX, TEXT_TOKENS, Batch
+from training.tiny.batches import PREFIX, TEXT_TOKENS, UNKNOWN, Batch
 from training.tiny.fast import Forward
-from training.tiny.model import GROUND_PARTS, Heads, vocabulary
+from training.tiny.model import GROUND_PARTS, THING_PARTS, Heads, vocabulary
+from training.tiny.painting import TONES
 
 PATCH_PLACE_AFTER = 3  # decoder layers that a visual token has to work out where it is
 WORD_PLACE_AFTER = 8  # decoder layers that a word has to find the place of what it names
-APART_AFTER = 11  # decoder layers to compare the places of two named objects
+APART_AFTER = 11  # and to compare two places, or to know what the named object is
 DENSE_PARTS = (("shape", 7, 1.0), ("color", 8, 1.0), ("digit", 11, 2.0))
 
 
@@ -55,6 +56,12 @@ def known_loss(logits: Tensor, target: Tensor) -> Tensor:
     """Cross-entropy where the target is known (not negative), 0 where none is."""
     known = target >= 0
     return F.cross_entropy(logits[known], target[known], reduction="sum") / known.sum().clamp(1)
+
+
+def parts_loss(logits: Tensor, targets: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    """Mean of one `known_loss` for each part: (n, sum of sizes) against (n, parts)."""
+    parts = zip(logits.split(sizes, 1), targets.unbind(1), strict=True)
+    return torch.stack([known_loss(part, target) for part, target in parts]).mean()
 
 
 def place_loss(head: torch.nn.Linear, states: Tensor, place: Tensor, on: Tensor) -> Tensor:
@@ -107,6 +114,12 @@ def step_loss(
     place = place.gather(1, token[..., None].expand(-1, -1, 2))
     on = F.pad(batch.labels["shape"].flatten(1, 2) > 0, (0, 1)).gather(1, token)
     patch_place = place_loss(heads.patch_place, seen, place, on)
+    tone = batch.labels["tone"].flatten(1, 2)[..., None]
+    shown = torch.cat([tone, batch.labels["ground"].flatten(1, 2)], -1)
+    shown = F.pad(shown, (0, 0, 0, 1), value=UNKNOWN)
+    shown = shown.gather(1, token[..., None].expand(-1, -1, shown.shape[-1])).flatten(0, 1)
+    sizes = len(TONES), *GROUND_PARTS
+    token_loss = parts_loss(linear(heads.token, unit(seen)).flatten(0, 1), shown, sizes)
     _, words = states[WORD_PLACE_AFTER - 1].split([shared, TEXT_TOKENS], 1)
     word = batch.text["place"]
     word_place = place_loss(heads.word_place, words, word, ~word[..., 0].isnan())
@@ -114,6 +127,12 @@ def step_loss(
     _, words = states[APART_AFTER - 1].split([shared, TEXT_TOKENS], 1)
     apart = batch.text["apart"]
     apart_loss = place_loss(heads.apart, words, apart, ~apart[..., 0].isnan())
+    even = unit(words)
+    what = parts_loss(
+        linear(heads.meant, even).flatten(0, 1), batch.text["meant"].flatten(0, 1), THING_PARTS
+    ) + parts_loss(
+        linear(heads.about, even).flatten(0, 1), batch.text["about"].flatten(0, 1), GROUND_PARTS
+    )
 
     _, final = states[-1].split([shared, TEXT_TOKENS], 1)
     asked = batch.text["targets"] >= 0
@@ -121,8 +140,9 @@ def step_loss(
     weights = batch.text["weights"][asked]
     answer = (F.cross_entropy(logits, targets, reduction="none") * weights).sum() / weights.sum()
     loss = answer + 0.15 * tower + 2 * patch_place + 4 * word_place + 4 * apart_loss
+    loss = loss + 0.4 * what + 0.2 * token_loss
     parts = {"answer": answer, "tower": tower, "patch": patch_place, "word": word_place}
-    parts["apart"] = apart_loss
+    parts |= {"apart": apart_loss, "what": what, "token": token_loss}
     right = logits.argmax(-1) == targets
     outcome = torch.stack([right.long(), batch.text["types"][asked]])
     return loss, {name: part.item() for name, part in parts.items()}, outcome

@@ -41,8 +41,9 @@ FIXED_WORDS = [
 LIST_WORDS = ["list", "colors", "shapes", "digits", "from", "to", "top", "bottom"]
 # and these the next ones: busy pictures are asked about in them
 BUSY_WORDS = ["background", "pattern", "describe", *TONES[1:], GROUND_COLORS[-1], *PATTERNS]
-GROUND_PARTS = (len(PATTERNS), len(GROUND_COLORS), len(TONES))
 NUMBERS = [str(number) for number in range(10)]
+GROUND_PARTS = (len(PATTERNS), len(GROUND_COLORS), len(TONES))
+THING_PARTS = (len(COLORS), len(TONES), len(SHAPES), len(NUMBERS))
 
 # as the originals do: the image first, then the question
 CHAT_TEMPLATE = (
@@ -162,6 +163,11 @@ class Heads(nn.Module):
         word_place: text token that settles which object is meant -> that object's centre.
         apart: text token of a relation, from the second object's name on -> how to get there
             from the first.
+        token: visual token in the LLM -> tone of its object (3); where it shows none, the
+            background's pattern (6), color (8) and tone (3).
+        meant: text token that has settled on an object -> that one's color (7), tone (3),
+            shape (6) and digit (10).
+        about: text token about to describe the background -> its pattern, color and tone.
     """
 
     def __init__(self) -> None:
@@ -174,6 +180,9 @@ class Heads(nn.Module):
         self.patch_place = nn.Linear(WIDTH, 2)
         self.word_place = nn.Linear(WIDTH, 2)
         self.apart = nn.Linear(WIDTH, 2)
+        self.token = nn.Linear(WIDTH, len(TONES) + sum(GROUND_PARTS))
+        self.meant = nn.Linear(WIDTH, sum(THING_PARTS))
+        self.about = nn.Linear(WIDTH, sum(GROUND_PARTS))
 
 
 def load_start(path: Path, model: nn.Module, heads: nn.Module) -> list[str]:

@@ -120,7 +120,8 @@ class Optimiser:
         if self.averages and averaged.exists():
             with safe_open(averaged, "pt") as stored:
                 for name, mean in zip(self.names, self.averages, strict=True):
-                    mean.copy_(stored.get_tensor(name))
+                    if name in stored.keys():  # noqa: SIM118
+                        mean.copy_(stored.get_tensor(name))
         self.push()
         return progress
 

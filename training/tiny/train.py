@@ -31,7 +31,7 @@ from training.tiny.optimiser import Optimiser
 from training.tiny.questions import ALL_TYPES
 
 SHARES = {
-    "color": 0.9,
+    "color": 1.2,
     "shape": 0.9,
     "digit": 1.8,
     "count": 1.8,
@@ -40,8 +40,8 @@ SHARES = {
     "exists": 0.7,
     "by_digit": 1.2,
     "list": 4.0,
-    "name": 1.2,
-    "background": 0.8,
+    "name": 1.4,
+    "background": 1.4,
 }
 # large blocks stay with the process instead of going back to the system after each step
 ALLOCATOR = {
