@@ -10,8 +10,8 @@ from pathlib import Path
 from prunetune.errors import ConfigError
 
 NAME = "tiny"
-EDITION = 1
-"""Number of today's model: ``tiny-1`` is ``tiny``. The next model and its sets raise it."""
+EDITION = 2
+"""Number of today's model: ``tiny-2`` is ``tiny``. The next model and its sets raise it."""
 PACKAGE = Path(__file__).resolve().parents[1]
 EMBEDDED = PACKAGE / "embedded" / NAME
 _NUMBERED = re.compile(rf"{NAME}-([1-9][0-9]{{0,3}})")
