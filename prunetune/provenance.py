@@ -186,6 +186,10 @@ class Saving(Frozen):
             return "faster"
         return "slower" if high < 1 and gained < 0 else "within noise"
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields, with what the rounds tell, as ``--json`` shows them."""
+        return {**self.model_dump(mode="json"), "told": self.told}
+
 
 class Provenance(Frozen):
     """Where a config comes from; every field is optional, none changes what the config does.

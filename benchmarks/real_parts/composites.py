@@ -99,6 +99,25 @@ def samples(
     return found
 
 
+def every_question(
+    rng: np.random.Generator, picture: Composite, classes: list[str]
+) -> list[Question]:
+    """One question of each type that the picture allows."""
+    return list({q.text: q for q in (ask(rng, picture, k, classes) for k in TYPES)}.values())
+
+
+def lessons(
+    seed: list[int], sources: Sources, size: int, count: int
+) -> list[tuple[Composite, list[Question]]]:
+    """`count` pictures with all questions, in a random order; a seed gives the same ones."""
+    rng, found = np.random.default_rng(seed), []
+    for _ in range(count):
+        picture = compose(rng, sources, size)
+        asked = every_question(rng, picture, list(sources.objects))
+        found.append((picture, [asked[i] for i in rng.permutation(len(asked))]))
+    return found
+
+
 def write_sets(folder: Path, sources: dict[str, Sources], size: int) -> None:
     """Writes a calibration and a held-out set as `prunetune --data` reads them."""
     for split, (side, count) in SIDES.items():
@@ -110,10 +129,9 @@ def write_sets(folder: Path, sources: dict[str, Sources], size: int) -> None:
             name = f"{split}-{index:03d}.png"
             picture.image.save(folder / split / name)
             classes = list(sources[side].objects)
-            asked = {q.text: q for q in (ask(rng, picture, kind, classes) for kind in TYPES)}
             rows += [
                 {"file_name": name, "question": q.text, "answer": q.answer, "type": q.type}
-                for q in asked.values()
+                for q in every_question(rng, picture, classes)
             ]
         text = "".join(json.dumps({**row, "image_id": row["file_name"]}) + "\n" for row in rows)
         (folder / split / "metadata.jsonl").write_text(text, encoding="utf-8")

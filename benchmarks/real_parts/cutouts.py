@@ -64,12 +64,18 @@ def part(found: Sequence[Found], side: str) -> list[Found]:
 
 
 def read_sources(root: Path, side: str) -> Sources:
-    """The objects and backgrounds of a side: "train" or "held_out"."""
+    """The objects and backgrounds of a side: "train" or "held_out".
+
+    Raises:
+        SystemExit: The folder has no stamps.
+    """
     objects = {}
     for name, folders in CLASSES.items():
         files = [f for folder in folders for f in sorted((root / STAMPS / folder).rglob("*.png"))]
         photographed = [file for file in files if "cartoon" not in str(file)]
         objects[name] = [cut_out(file) for file in part(photographed, side)]
+    if not any(objects.values()):
+        raise SystemExit(f"{root}: no picture in {STAMPS}; give the folder of unpacked packages")
     scenes = [file for name in SCENES if (file := root / PHOTOGRAPHS / name).is_file()]
     backgrounds = [Image.open(file).convert("RGB") for file in part(scenes, side)]
     return Sources(objects, backgrounds + part(others(), side))

@@ -21,6 +21,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import InternVLForConditionalGeneration
 
 from benchmarks.real_parts import adapters
@@ -30,6 +31,7 @@ from benchmarks.real_parts.composites import (
     TYPES,
     Composite,
     Question,
+    lessons,
     samples,
     sources_of,
 )
@@ -39,13 +41,14 @@ from prunetune.models.processors import load_processor
 
 HALF = 1.96
 Sample = tuple[Composite, Question]
+Lesson = tuple[Composite, list[Question]]
 
 
 class Trainee:
     """The model with what moves, and its progress."""
 
-    def __init__(self, folder: Path, rate: float) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, rate: float, half: bool = False) -> None:
+        self.folder, self.half = folder, half
         self.model: Any = InternVLForConditionalGeneration.from_pretrained(
             folder / "parts", dtype=torch.float32
         ).eval()
@@ -57,31 +60,49 @@ class Trainee:
         self.rate = rate
         self.progress: dict[str, Any] = {"step": 0, "cpu_seconds": 0.0, "looks": []}
 
-    def batch(self, chosen: list[Sample], blind: bool = False) -> dict[str, Tensor]:
+    def batch(self, chosen: list[Lesson], blind: bool = False) -> dict[str, Tensor]:
         """Inputs with labels: the answers and what ends them, -100 elsewhere."""
-        answers = [f"{question.answer}<|im_end|>" for _, question in chosen]
         pictures = [noise(i, self.size) if blind else p.image for i, (p, _) in enumerate(chosen)]
-        texts = [self.prompt(question) + a for (_, question), a in zip(chosen, answers)]
+        turns = [self.turns(questions) for _, questions in chosen]
+        texts = ["".join(prompt + answer for prompt, answer in said) for said in turns]
         inputs = dict(
             self.processor(images=pictures, text=texts, padding=True, return_tensors="pt")
         )
         labels = torch.full_like(inputs["input_ids"], -100)
-        for row, answer in enumerate(answers):
-            length = len(self.processor.tokenizer(answer, add_special_tokens=False).input_ids)
-            labels[row, -length:] = inputs["input_ids"][row, -length:]
+        for row, said in enumerate(turns):
+            # From the end, where no row is padded; a picture is many tokens, but only in turn one.
+            end = labels.shape[1]
+            for prompt, answer in reversed(said):
+                length = self.tokens(answer)
+                labels[row, end - length : end] = inputs["input_ids"][row, end - length : end]
+                end -= length + self.tokens(prompt)
         return {**inputs, "labels": labels}
 
-    def prompt(self, question: Question) -> str:
-        """What the chat template makes of a picture and a question."""
-        content = [{"type": "image"}, {"type": "text", "text": question.text}]
-        chat = [{"role": "user", "content": content}]
-        text: str = self.processor.apply_chat_template(chat, add_generation_prompt=True)
-        return text
+    def tokens(self, text: str) -> int:
+        """How many tokens a text is that begins and ends at a special one."""
+        return len(self.processor.tokenizer(text, add_special_tokens=False).input_ids)
 
-    def step(self, chosen: list[Sample], warm: int) -> float:
-        """One update; returns the loss before it."""
-        inputs = self.batch(chosen)
-        loss = self.model(**inputs).loss
+    def turns(self, questions: list[Question]) -> list[tuple[str, str]]:
+        """What the chat template makes of a picture and questions about it, one after another."""
+        chat: list[dict[str, Any]] = []
+        said, before = [], ""
+        for number, question in enumerate(questions):
+            picture = [{"type": "image"}] if number == 0 else []
+            content = [*picture, {"type": "text", "text": question.text}]
+            chat.append({"role": "user", "content": content})
+            text: str = self.processor.apply_chat_template(chat, add_generation_prompt=True)
+            answer = f"{question.answer}<|im_end|>"
+            said.append((text.removeprefix(before), answer))
+            before = text + answer
+            chat.append(
+                {"role": "assistant", "content": [{"type": "text", "text": question.answer}]}
+            )
+        return said
+
+    def step(self, chosen: list[Lesson], warm: int) -> float:
+        """One update; returns the loss before it, of a token."""
+        said, targets = self.said(self.batch(chosen))
+        loss = F.cross_entropy(said.float(), targets)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.moves.values(), 1.0)
         for group in self.adamw.param_groups:
@@ -91,16 +112,25 @@ class Trainee:
         self.progress["step"] += 1
         return float(loss.detach())
 
+    def said(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Logits (n, vocabulary) and targets (n,) of the labelled tokens only, row by row."""
+        targets = inputs.pop("labels")[:, 1:]
+        on = targets >= 0
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.half):
+            states = self.model.model(**inputs).last_hidden_state[:, :-1]
+            return self.model.lm_head(states[on]), targets[on]
+
     @torch.no_grad()
     def right(self, asked: list[Sample], blind: bool) -> list[bool]:
         """Whether each answer is right under teacher forcing: the same as by greedy generate."""
         found = []
         for start in range(0, len(asked), 4):
-            inputs = self.batch(asked[start : start + 4], blind)
-            labels = inputs.pop("labels")
-            said = self.model(**inputs).logits[:, :-1].argmax(-1)
-            wrong = (said != labels[:, 1:]) & (labels[:, 1:] >= 0)
-            found += (~wrong.any(1)).tolist()
+            some = [(picture, [question]) for picture, question in asked[start : start + 4]]
+            inputs = self.batch(some, blind)
+            lengths = (inputs["labels"][:, 1:] >= 0).sum(1).tolist()
+            said, targets = self.said(inputs)
+            correct = (said.argmax(-1) == targets).split(lengths)
+            found += [bool(answer.all()) for answer in correct]
         return found
 
     def store(self) -> None:
@@ -189,7 +219,7 @@ def train(trainee: Trainee, sides: dict[str, Sources], options: argparse.Namespa
         if options.steps is not None and progress["step"] >= options.steps:
             progress["looks"].append(look(trainee, asked))
             return f"{options.steps} steps were asked for"
-        chosen = samples([SEEDS["train"], progress["step"]], sides["train"], trainee.size, 4)
+        chosen = lessons([SEEDS["train"], progress["step"]], sides["train"], trainee.size, 4)
         loss = trainee.step(chosen, options.warm)
         now = progress["cpu_seconds"] = time.process_time() - began
         if progress["step"] % 20 == 0:
@@ -216,11 +246,12 @@ def main() -> None:
     parser.add_argument("--look-minutes", type=float, default=20, help="of CPU time between looks")
     parser.add_argument("--questions", type=int, default=200, help="of a look")
     parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--half", action="store_true", help="multiply in bf16")
     parser.add_argument("--warm", type=int, default=50)
     parser.add_argument("--steps", type=int, help="end after so many, whatever is reached")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    trainee = Trainee(options.out, options.rate)
+    trainee = Trainee(options.out, options.rate, options.half)
     print("resumed" if trainee.resume() else "begun", flush=True)
     sides = sources_of(options.files)
     why = train(trainee, sides, options)

@@ -136,7 +136,7 @@ def export(
             "budget": made.budget,
             "flops": made.flops,
             "judged": made.judged and made.judged.model_dump(mode="json"),
-            "saving": made.saving and made.saving.model_dump(mode="json"),
+            "saving": made.saving and made.saving.to_dict(),
             "digest": config.digest(),
             "native": [vars(setting) for setting in native],
             "runs_in": [name for name, reason in runs.items() if reason is None],

@@ -126,7 +126,7 @@ def report(
             "bytes": written.size,
             "study": found.study.study_name,
             "verdict": written.verdict,
-            "saving": saving and saving.model_dump(mode="json"),
+            "saving": saving and saving.to_dict(),
             "pictures": pictures and not written.missing,
             "missing": written.missing,
         }

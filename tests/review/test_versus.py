@@ -95,7 +95,7 @@ def test_what_is_saved_stands_in_page_notes_and_config(tmp_path):
     assert saving_of(found.study.user_attrs, result.trial + 1) is None
     assert PruningConfig.load(tmp_path / "config.json").provenance.saving == SAVING
     made = call("export", tmp_path, "-o", tmp_path / "x.json", "--json")
-    assert made.json["saving"] == json.loads(SAVING.model_dump_json())
+    assert made.json["saving"] == {**json.loads(SAVING.model_dump_json()), "told": SAVING.told}
     note = study_note(study_facts(found.study))
     assert "### What it saves" in note
     ran = call("report", tmp_path, "--no-pictures")

@@ -7,8 +7,15 @@ import pytest
 import torch
 
 from benchmarks.real_parts import adapters, language, stand_in
-from benchmarks.real_parts.composites import CORNERS, compose, samples, sources_of, write_sets
-from benchmarks.real_parts.cutouts import part
+from benchmarks.real_parts.composites import (
+    CORNERS,
+    compose,
+    lessons,
+    samples,
+    sources_of,
+    write_sets,
+)
+from benchmarks.real_parts.cutouts import part, read_sources
 from benchmarks.real_parts.train import Trainee, stopped, train
 from prunetune.calibration import load_calibration
 from prunetune.models import load_model
@@ -51,8 +58,7 @@ def test_only_projector_and_updates_move_and_merging_changes_nothing(parts, tmp_
     assert {n for n in trainee.moves if n in before} == {
         n for n in before if "multi_modal_projector" in n
     }
-    asked = samples([5], sources_of(None)["train"], trainee.size, 2)
-    inputs = trainee.batch(asked)
+    inputs = trainee.batch(lessons([5], sources_of(None)["train"], trainee.size, 2))
     with torch.no_grad():
         unmerged = trainee.model(**inputs).logits
         trainee.finish()
@@ -70,13 +76,42 @@ def test_updates_are_nothing_at_first():
     torch.testing.assert_close(layers["q_proj"](x), x @ weight.T)
 
 
-def test_labels_are_the_answer_and_its_end(parts, tmp_path):
+def test_labels_are_the_answers_and_their_ends(parts, tmp_path):
     (tmp_path / "parts").symlink_to(parts)
     trainee = Trainee(tmp_path, 1e-3)
-    asked = samples([6], sources_of(None)["train"], trainee.size, 4)
-    for row, (_, question) in zip(trainee.batch(asked)["labels"], asked, strict=True):
+    asked = lessons([6], sources_of(None)["train"], trainee.size, 6)
+    inputs = trainee.batch(asked)
+    for row, ids, (_, questions) in zip(inputs["labels"], inputs["input_ids"], asked, strict=True):
         said = trainee.processor.tokenizer.decode(row[row >= 0])
-        assert said == f"{question.answer}<|im_end|>"
+        assert said == "".join(f"{question.answer}<|im_end|>" for question in questions)
+        assert torch.equal(row[row >= 0], ids[row >= 0])
+    assert len({len(questions) for _, questions in asked}) > 1, "no row is padded"
+
+
+def test_what_is_learned_is_what_the_models_own_loss_says(parts, tmp_path):
+    (tmp_path / "parts").symlink_to(parts)
+    trainee = Trainee(tmp_path, 1e-3)
+    inputs = trainee.batch(lessons([8], sources_of(None)["train"], trainee.size, 3))
+    with torch.no_grad():
+        expected = trainee.model(**inputs).loss
+        said, targets = trainee.said(inputs)
+    torch.testing.assert_close(torch.nn.functional.cross_entropy(said, targets), expected)
+
+
+def test_an_answer_is_right_only_as_a_whole(parts, tmp_path):
+    (tmp_path / "parts").symlink_to(parts)
+    trainee = Trainee(tmp_path, 1e-3)
+    asked = samples([9], sources_of(None)["train"], trainee.size, 6)
+
+    def said(inputs):
+        targets = inputs["labels"][:, 1:]
+        targets = targets[targets >= 0]
+        logits = torch.nn.functional.one_hot(targets, 49_152).float()
+        logits[-1] = 0.0  # the end of the last answer of every batch
+        return logits, targets
+
+    trainee.said = said
+    assert trainee.right(asked, blind=False) == [True, True, True, False, True, False]
 
 
 @pytest.mark.parametrize(
@@ -127,6 +162,11 @@ def test_sides_share_nothing():
     kept, unseen = part(names, "train"), part(names, "held_out")
     assert sorted(kept + unseen) == names
     assert unseen == [1, 5, 9]
+
+
+def test_a_folder_without_stamps_is_refused_in_one_line(tmp_path):
+    with pytest.raises(SystemExit, match=r"no picture in usr/share.*unpacked packages"):
+        read_sources(tmp_path, "train")
 
 
 def test_the_sets_are_read_as_any_others(tmp_path):

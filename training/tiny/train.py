@@ -32,16 +32,16 @@ from training.tiny.questions import ALL_TYPES
 
 SHARES = {
     "color": 1.2,
-    "shape": 0.9,
-    "digit": 1.8,
-    "count": 1.8,
+    "shape": 0.7,
+    "digit": 2.4,
+    "count": 2.2,
     "where": 0.6,
-    "relation": 2.5,
+    "relation": 1.5,
     "exists": 0.7,
     "by_digit": 1.2,
-    "list": 4.0,
+    "list": 4.5,
     "name": 1.4,
-    "background": 1.4,
+    "background": 1.0,
 }
 # large blocks stay with the process instead of going back to the system after each step
 ALLOCATOR = {

@@ -123,7 +123,7 @@ class FrontResult:
             "judged": shown and shown.judged.model_dump(mode="json"),
             "tick": self.tick,
             "verdict": self.verdict,
-            "saving": self.saving and self.saving.model_dump(mode="json"),
+            "saving": self.saving and self.saving.to_dict(),
             "report": self.report,
             **self._decided(),
         }

@@ -135,7 +135,7 @@ class SearchResult:
             "tick": self.judged.tick,
             "verdict": self.verdict,
             "config": self.config,
-            "saving": self.saving and self.saving.model_dump(mode="json"),
+            "saving": self.saving and self.saving.to_dict(),
             "report": self.report,
         }
 
