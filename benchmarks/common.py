@@ -1,5 +1,6 @@
 """What the benchmarks share: interleaved rounds, medians, one JSON line at the end."""
 
+import argparse
 import json
 import statistics
 import time
@@ -17,6 +18,11 @@ from prunetune.files import write_atomically
 from prunetune.runtime import frame
 from prunetune.runtime.choice import taps
 from prunetune.runtime.vision.tower import VisionTap
+
+
+def name_model(parser: argparse.ArgumentParser) -> None:
+    """Add ``--model``: which of the embedded models, on its own sets."""
+    parser.add_argument("--model", default="tiny", help="tiny or tiny-N, with its own sets")
 
 
 class Clock:

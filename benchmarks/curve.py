@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import finish, markdown
+from common import finish, markdown, name_model
 from searches import add, evaluators, rows
 from searches import one as search
 
@@ -135,7 +135,7 @@ SIDES = ("low", "high")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="tiny", help="tiny or tiny-N, with its own sets")
+    name_model(parser)
     parser.add_argument("--keeps", nargs="+", type=float, default=[0.5, 0.25, 0.1, 0.05])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--presets", nargs="*", default=list(preset_names()))

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 import transformers
-from common import finish
+from common import finish, name_model
 
 from prunetune.budget import ModelFacts, mean_retention
 from prunetune.calibration import load_calibration
@@ -228,7 +228,7 @@ def page(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="tiny", help="tiny or tiny-N, with its own sets")
+    name_model(parser)
     parser.add_argument("--samples", type=int, default=480)
     parser.add_argument("--keep", type=float, nargs="+", default=KEEPS)
     parser.add_argument("--out", type=Path, default=DOCS / "methods-table.md")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import finish, write_section
+from common import finish, name_model, write_section
 from searches import add, baselines, evaluators, mean, one, rows
 
 from prunetune.spec import OWN_TOKENS, StudySpec
@@ -34,8 +34,8 @@ def search(options: argparse.Namespace) -> None:
         (r["metric"], r["keep"], r["seed"]) for r in rows(options.out) if r["kind"] == "search"
     }
     for keep in options.keeps:
-        evaluator, held_out = evaluators(keep, options.samples)
-        along = evaluators(keep, options.samples, OWN_TOKENS)
+        evaluator, held_out = evaluators(keep, options.samples, model=options.model)
+        along = evaluators(keep, options.samples, OWN_TOKENS, options.model)
         baselines(keep, evaluator, held_out, options.out)
         for seed in options.seeds:
             for metric in METRICS:
@@ -83,7 +83,7 @@ def conclude(cells: Cells) -> tuple[str, str]:
     return best, why + f"`{best}` gains more than two standard errors: it is the better default."
 
 
-def page(found: list[dict[str, Any]], trials: int) -> list[str]:
+def page(found: list[dict[str, Any]], options: argparse.Namespace) -> list[str]:
     """Return the section of docs/metric.md, as lines."""
     cells = cells_of(found)
     if not cells:
@@ -91,8 +91,9 @@ def page(found: list[dict[str, Any]], trials: int) -> list[str]:
     best, why = conclude(cells)
     seeds = sorted({seed for _, seed in cells})
     out = [
-        f"Embedded model, {trials} trials a search, seeds {', '.join(map(str, seeds))}, on",
-        f"{datetime.now(UTC):%Y-%m-%d}; figures are held-out, mean ± standard deviation.",
+        f"`{options.model}`, {options.trials} trials a search, seeds",
+        f"{', '.join(map(str, seeds))}, on {datetime.now(UTC):%Y-%m-%d}; figures are held-out,",
+        "mean ± standard deviation.",
         "",
         "| mean retention | minimised | gap | KL | accuracy |",
         "|---|---|---|---|---|",
@@ -125,6 +126,7 @@ def page(found: list[dict[str, Any]], trials: int) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    name_model(parser)
     parser.add_argument("--keeps", nargs="+", type=float, default=[0.25, 0.1, 0.05])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--trials", type=int, default=100)
@@ -138,7 +140,7 @@ def main() -> None:
         search(options)
     found = rows(options.out)
     if options.page:
-        write_section(Path(options.page), "searches", page(found, options.trials))
+        write_section(Path(options.page), "searches", page(found, options))
     cells = cells_of(found)
     finish({"searches": 3 * len(cells), "default": conclude(cells)[0] if cells else None})
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import finish, markdown, write_section
+from common import finish, markdown, name_model, write_section
 from searches import add, evaluators, rows
 
 from prunetune.budget import stated_retention
@@ -95,9 +95,9 @@ def searched(
     }
 
 
-def report(found: list[Row]) -> list[str]:
+def report(found: list[Row], model: str) -> list[str]:
     lines = [
-        f"Embedded model, {datetime.now(UTC):%Y-%m-%d}: the held-out split. FLOPs are those before",
+        f"`{model}`, {datetime.now(UTC):%Y-%m-%d}: the held-out split. FLOPs are those before",
         "the first token over unpruned: vision tower, language model, both.",
     ]
     for keep in sorted({row["keep"] for row in found}, reverse=True):
@@ -135,6 +135,7 @@ def shares(flops: dict[str, float] | None) -> tuple[str, str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    name_model(parser)
     parser.add_argument("--keeps", nargs="+", type=float, default=[0.5, 0.25, 0.1, 0.05])
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--presets", nargs="*", default=list(preset_names()))
@@ -146,7 +147,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     for keep in () if options.report else options.keeps:
-        pair = evaluators(keep, options.samples)
+        pair = evaluators(keep, options.samples, model=options.model)
         controls(keep, pair, options)
         for seed in options.seeds:
             for pixels in (False, True):
@@ -156,7 +157,7 @@ def main() -> None:
                 row = searched(keep, seed, pixels, pair, options.trials)
                 add(options.out, row)
                 print(f"{keep:g} {name}: gap {row['scores']['gap']:.4f}", flush=True)
-    lines = report(rows(options.out))
+    lines = report(rows(options.out), options.model)
     print("\n".join(lines))
     if options.docs:
         write_section(Path(options.docs), "pixels", lines)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import finish
+from common import finish, name_model
 from fresh import fresh
 
 from prunetune.calibration import load_calibration
@@ -28,6 +28,7 @@ from prunetune.config import PruningConfig
 from prunetune.measure.evaluator import Evaluator
 from prunetune.measure.scores import SampleScore, image_ids, measure
 from prunetune.models import load_model
+from prunetune.models.embedded import shipped_data
 from prunetune.promise import Promise
 from prunetune.spec import StudySpec
 from prunetune.study.outcome.decision import Decision, decide
@@ -50,19 +51,26 @@ def rows(path: Path) -> list[dict[str, Any]]:
 class Bench:
     """The model, the calibration split and the fresh questions, which all seeds share."""
 
-    def __init__(self, promise: Promise, trials: int, pictures: int | None, sets: int) -> None:
-        self.promise, self.trials, self.pictures = promise, trials, pictures
-        loaded = load_model("tiny")
-        calibration, _ = load_calibration("tiny")
+    def __init__(self, promise: Promise, options: argparse.Namespace) -> None:
+        self.promise, self.trials, self.pictures = promise, options.trials, options.pictures
+        self.model, pictures = options.model, options.pictures
+        loaded = load_model(self.model)
+        calibration, _ = load_calibration(shipped_data(self.model))
         if pictures is not None:
             calibration = calibration.limit(4 * pictures)
         deepest, _ = first_stages(self.spec(0), loaded, calibration)
         self.calibration = Evaluator(loaded, calibration, deepest=deepest)
-        self.unseen = [fresh(self.calibration, UNSEEN + k, pictures) for k in range(sets)]
+        self.unseen = [fresh(self.calibration, UNSEEN + k, pictures) for k in range(options.sets)]
 
     def spec(self, seed: int) -> StudySpec:
         """Return what a seed searches."""
-        return StudySpec(promise=self.promise, trials=self.trials, seed=seed, data="tiny")
+        return StudySpec(
+            promise=self.promise,
+            trials=self.trials,
+            seed=seed,
+            model=self.model,
+            data=shipped_data(self.model),
+        )
 
     def seed(self, seed: int) -> dict[str, Any]:
         """Search, decide, and judge what ships on fresh questions."""
@@ -139,6 +147,7 @@ def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    name_model(parser)
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--trials", type=int, default=StudySpec().trials)
     parser.add_argument("--max-drop", type=float, default=2.0, help="points of accuracy")
@@ -152,7 +161,7 @@ def main() -> None:
     if due and not arguments.report:
         torch.set_num_threads(1)
         promise = Promise(loss="accuracy", most=arguments.max_drop / 100)
-        bench = Bench(promise, arguments.trials, arguments.pictures, arguments.sets)
+        bench = Bench(promise, arguments)
         for seed in due:
             row = bench.seed(seed)
             with arguments.out.open("a") as file:

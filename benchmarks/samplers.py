@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import finish, markdown
+from common import finish, markdown, name_model
 from patience import first
 from searches import add, evaluators, rows, scores
 
@@ -44,7 +44,7 @@ Row = dict[str, Any]
 def one(options: argparse.Namespace, sampler: str, keep: float, seed: int) -> Row:
     """Run one search and return its line."""
     torch.set_num_threads(1)
-    evaluator, held_out = evaluators(keep, options.samples)
+    evaluator, held_out = evaluators(keep, options.samples, model=options.model)
     name, _, start = sampler.partition("+")
     spec = StudySpec(
         keep=keep,
@@ -95,7 +95,7 @@ def wanted(options: argparse.Namespace) -> Iterator[tuple[str, float, int]]:
 def in_process(options: argparse.Namespace, sampler: str, keep: float, seed: int) -> Row:
     """Run one search in a process of its own, and return its line."""
     words = ["--one", sampler, str(keep), str(seed), "--trials", str(options.trials)]
-    words += ["--metric", options.metric]
+    words += ["--metric", options.metric, "--model", options.model]
     words += ["--samples", str(options.samples)] if options.samples else []
     words += ["--held-out"] if options.held_out else []
     done = subprocess.run(
@@ -150,6 +150,7 @@ def shown(values: list[float | None]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    name_model(parser)
     parser.add_argument("--samplers", nargs="+", default=list(SAMPLERS), choices=SAMPLERS)
     parser.add_argument("--keeps", nargs="+", type=float, default=[0.25, 0.1, 0.05])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import finish
+from common import finish, name_model
 from fresh import compared, fresh
 
 from prunetune.budget import latest_first_layer, mean_retention
@@ -180,7 +180,7 @@ def _searched(path: Path) -> set[tuple[str, str, float, int]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="tiny", help="tiny or tiny-N, with its own sets")
+    name_model(parser)
     parser.add_argument("--metrics", nargs="+", default=["cosine"])
     parser.add_argument("--keeps", nargs="+", type=float, default=[0.25, 0.1])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
