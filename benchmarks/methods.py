@@ -193,7 +193,7 @@ def page(
     types = [str(sample.type) for sample in evaluator.samples]
     facts = evaluator.facts()
     lines = [
-        "# The methods on the embedded model",
+        f"# The methods on `{facts.name}`",
         "",
         f"Written by `{command}` on {datetime.now(UTC):%Y-%m-%d}, in {seconds:.0f} s of "
         f"one core; torch {torch.__version__}, transformers {transformers.__version__}, Python "
