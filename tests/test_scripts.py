@@ -63,7 +63,9 @@ SCRIPTS = {
     "training/tiny/evaluate.py": "{model} --kind busy --pictures 1 --others 1 --generate 1 --json",
     "training/tiny/export.py": "{checkpoint} --out model --card {card} {card} --notes {notes}",
     "training/tiny/make_calibration.py": "--out data --pictures 1",
-    "training/tiny/train.py": "--run run --processes 1 --max-steps 1 --pictures 2 --busy 0.5",
+    "training/tiny/train.py": (
+        "--run run --processes 1 --max-steps 1 --pictures 2 --busy 0.5 --looks 1"
+    ),
 }
 MODEL = ROOT / "prunetune" / "embedded" / "tiny"
 

@@ -13,6 +13,7 @@ for a run that only takes what others leave of the machine.
 import argparse
 import math
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -25,7 +26,7 @@ import torch.distributed as dist
 from training.tiny.batches import SIZE_SHARES, SIZES, make_batch
 from training.tiny.fast import Forward
 from training.tiny.kinds import KINDS, SEEDS
-from training.tiny.losses import step_loss
+from training.tiny.losses import seen_loss, step_loss
 from training.tiny.model import Heads, build, load_start, parameters
 from training.tiny.optimiser import Optimiser
 from training.tiny.questions import ALL_TYPES
@@ -66,6 +67,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="length of the schedule, instead of --minutes")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--pictures", type=int, default=8, help="pictures a step and process")
+    parser.add_argument(
+        "--looks", type=int, default=0, help="busy pictures besides that only the tower sees"
+    )
     parser.add_argument("--busy", type=float, default=0.0, help="share of pictures of that kind")
     parser.add_argument("--rate", type=float, default=7e-4, help="highest learning rate")
     parser.add_argument("--last", type=float, default=0.03, help="share of it at the end")
@@ -89,7 +93,11 @@ def arguments() -> argparse.Namespace:
 
 
 def launch(processes: int) -> int:
-    """Starts this command once a process; returns the first non-zero exit status, else 0."""
+    """Starts this command once a process; returns the first non-zero exit status, else 0.
+
+    Whoever ends it ends them: left alone they would go on, and save beside a later run.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     meeting = Path(f"/tmp/prunetune-train-{os.getpid()}")
     children = []
     for rank in range(processes):
@@ -189,6 +197,9 @@ def train(args: argparse.Namespace, rank: int) -> None:
         batch = make_batch(seed, size, kinds, shares, args.keep)
         loss, parts, outcome = step_loss(forward, model.lm_head, heads, batch)
         loss.backward()
+        if args.looks:
+            more = make_batch([*seed, 2], size, ["busy"] * args.looks, shares)
+            seen_loss(forward, heads, more).backward()
         falling = args.last + (1 - args.last) * (1 + math.cos(math.pi * done)) / 2
         norm = optimiser.step(min(1.0, (step + 1) / args.warm) * falling)
         log.add(parts, outcome)
