@@ -111,7 +111,9 @@ def _list(name: str | None, out: Output) -> None:
 
 def _short(row: dict[str, Any]) -> tuple[str, ...]:
     here = "yes" if row["here"] else "no"
-    size = str(row["size"]).removesuffix(", embedded")
+    size = str(row["size"])
+    for where in (", embedded", ", in the repository"):
+        size = size.removesuffix(where)
     return str(row["name"]), str(row["model_type"]), here, size, _memory(row)
 
 
