@@ -181,8 +181,9 @@ def test_the_control_that_sends_smaller_pictures():
     from prunetune.study.outcome.baselines import resize_at
 
     loaded = load_model("tiny")
-    samples, _ = load_calibration("tiny", samples=4)
-    evaluator = Evaluator(loaded, samples, deepest=0)
+    found, _ = load_calibration("tiny", samples=16)
+    square = [sample for sample in found if sample.images[0].size == (128, 128)]
+    evaluator = Evaluator(loaded, CalibrationSet(tuple(square[:4])), deepest=0)
     facts = evaluator.facts()
     half = resize_at(Space(SpaceSpec(), 0.5, facts), evaluator)
     assert half.config is not None
