@@ -63,6 +63,10 @@ def schema() -> dict[str, Any]:
         definitions[kind.__name__] = entry
     # Left out where it is "cost".
     definitions["Promise"]["required"] = ["loss", "most"]
+    # Not a field of the config's provenance: it follows from the others.
+    told = {"description": "What the rounds tell.", "enum": ["faster", "slower", "within noise"]}
+    definitions["Saving"]["properties"]["told"] = told
+    definitions["Saving"]["required"].append("told")
     definitions |= _parts()
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
