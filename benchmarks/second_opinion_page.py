@@ -12,6 +12,8 @@ from common import markdown
 from prunetune.study.outcome.noise import paired
 
 Row = dict[str, Any]
+SIDES = ("ahead", "behind", "not told apart")
+"""How what `judged` says begins."""
 HALF = 1.96
 """Standard errors on either side of a mean that make a 95% interval."""
 WAYS = {
@@ -161,6 +163,28 @@ def agreement(one: Table, other: Table) -> str:
     return f"{float(found.statistic):.2f} over {len(both)} untuned cases"
 
 
+def in_short(answers: dict[str, list[tuple[str, ...]]], witnesses: int) -> str:
+    """One paragraph: a claim carries over if all witnesses are on one side at every budget."""
+    sides: dict[str, set[str]] = defaultdict(set)
+    asked: dict[str, set[str]] = defaultdict(set)
+    for question, said in answers.items():
+        for witness, _, words in said:
+            if (side := next((s for s in SIDES if words.startswith(s)), None)) is not None:
+                sides[question].add(side)
+                asked[question].add(witness)
+    alike = [
+        f"{question} ({next(iter(found))})"
+        for question, found in sides.items()
+        if len(found) == 1 and "not told apart" not in found and len(asked[question]) == witnesses
+    ]
+    others = [q for q in sides if not any(claim.startswith(f"{q} (") for claim in alike)]
+    return (
+        f"The same on all {witnesses} witnesses, at every budget measured: "
+        f"{'; '.join(alike) or 'nothing'}. Different, or not told apart somewhere: "
+        f"{'; '.join(others) or 'nothing'}."
+    )
+
+
 def carried(tables: dict[tuple[str, float], Table]) -> list[str]:
     """What the witnesses say beside each other."""
     witnesses = list(dict.fromkeys(witness for witness, _ in tables))
@@ -171,6 +195,8 @@ def carried(tables: dict[tuple[str, float], Table]) -> list[str]:
     for (witness, keep), table in tables.items():
         for question, words in verdicts(table).items():
             answers[question].append((witness, f"{keep:g}", words))
+    if len(witnesses) > 1:
+        lines += [in_short(answers, len(witnesses))]
     for question, said in answers.items():
         lines += ["", f"**{question}**", "", *markdown(("witness", "kept", "says"), said)]
     pairs = [

@@ -68,6 +68,18 @@ def test_one_witness_says_that_nothing_carries_over():
     assert "| a and b | 0.1 | 1.00 over 4 untuned cases |" in both
 
 
+@pytest.mark.parametrize(
+    ("other", "alike"),
+    [((1, 1), "preset or control (ahead)"), ((0, 0), "nothing"), ((0.4, 0.4), "nothing")],
+)
+def test_a_claim_carries_over_only_where_all_are_on_one_side(other, alike):
+    text = page([*rows((1, 1)), *rows(other, "b")])
+    [said] = [line for line in text.splitlines() if line.startswith("The same on all 2 witnesses")]
+    same, different = said.split(" Different, ")
+    assert ("search against the best " + alike in same) == (alike != "nothing")
+    assert ("search against the best" in different) == (alike == "nothing")
+
+
 def test_a_page_of_nothing_is_refused():
     with pytest.raises(SystemExit, match="--witness"):
         page([])
