@@ -165,23 +165,22 @@ def agreement(one: Table, other: Table) -> str:
 
 def in_short(answers: dict[str, list[tuple[str, ...]]], witnesses: int) -> str:
     """One paragraph: a claim carries over if all witnesses are on one side at every budget."""
-    sides: dict[str, set[str]] = defaultdict(set)
-    asked: dict[str, set[str]] = defaultdict(set)
+    sides: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for question, said in answers.items():
         for witness, _, words in said:
             if (side := next((s for s in SIDES if words.startswith(s)), None)) is not None:
-                sides[question].add(side)
-                asked[question].add(witness)
+                sides[question][side].add(witness)
     alike = [
-        f"{question} ({next(iter(found))})"
+        question
         for question, found in sides.items()
-        if len(found) == 1 and "not told apart" not in found and len(asked[question]) == witnesses
+        if len(found) == 1
+        and all(len(mine) == witnesses and side in SIDES[:2] for side, mine in found.items())
     ]
-    others = [q for q in sides if not any(claim.startswith(f"{q} (") for claim in alike)]
+    same = "; ".join(f"{question} ({next(iter(sides[question]))})" for question in alike)
+    others = "; ".join(question for question in sides if question not in alike)
     return (
         f"The same on all {witnesses} witnesses, at every budget measured: "
-        f"{'; '.join(alike) or 'nothing'}. Different, or not told apart somewhere: "
-        f"{'; '.join(others) or 'nothing'}."
+        f"{same or 'nothing'}. Different, or not told apart somewhere: {others or 'nothing'}."
     )
 
 

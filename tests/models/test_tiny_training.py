@@ -5,11 +5,12 @@ import pytest
 
 pytest.importorskip("sklearn", reason="the digits of the pictures come with scikit-learn")
 
-from training.tiny.batches import ONE_THING, UNKNOWN, empty_row, write
+from training.tiny.batches import ONE_THING, empty_row, write
 from training.tiny.kinds import KINDS
 from training.tiny.painting import COLORS, GROUND_COLORS, PATTERNS, SHAPES, TONES
 from training.tiny.pictures import load_digit_bank
 from training.tiny.questions import ALL_TYPES
+from training.tiny.views import UNKNOWN
 
 BUSY = KINDS["busy"]
 

@@ -12,10 +12,9 @@ from training.tiny.model import vocabulary
 from training.tiny.painting import Rng
 from training.tiny.pictures import Picture, load_digit_bank
 from training.tiny.questions import ALL_TYPES, Question
-from training.tiny.views import GRID, Layout, labels, views
+from training.tiny.views import GRID, UNKNOWN, Layout, labels, views
 
 TEXT_TOKENS = 160
-UNKNOWN = -100
 ONE_THING = ("color", "shape", "digit", "by_digit", "name")  # all of the answer is about it
 PREFIX = ("<s>", "USER:")
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)

@@ -4,10 +4,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from training.tiny.batches import PREFIX, TEXT_TOKENS, UNKNOWN, Batch
+from training.tiny.batches import PREFIX, TEXT_TOKENS, Batch
 from training.tiny.fast import Forward
 from training.tiny.model import GROUND_PARTS, THING_PARTS, Heads, vocabulary
 from training.tiny.painting import TONES
+from training.tiny.views import UNKNOWN
 
 PATCH_PLACE_AFTER = 3  # decoder layers that a visual token has to work out where it is
 WORD_PLACE_AFTER = 8  # decoder layers that a word has to find the place of what it names
@@ -43,9 +44,8 @@ def tower_loss(heads: Heads, hidden: Tensor, cls: Tensor, labels: dict[str, Tens
         loss = loss + weight * (each * share).sum() / share.sum()
     even = unit(patches)
     loss = loss + known_loss(linear(heads.tone, even).flatten(0, 1), labels["tone"].flatten())
-    grounds = linear(heads.ground, even).flatten(0, 1).split(GROUND_PARTS, 1)
-    for part, target in zip(grounds, labels["ground"].view(-1, 3).unbind(1), strict=True):
-        loss = loss + 0.5 * known_loss(part, target)
+    grounds = linear(heads.ground, even).flatten(0, 1)
+    loss = loss + 1.5 * parts_loss(grounds, labels["ground"].view(-1, 3), GROUND_PARTS)
     on = labels["shape"].flatten() > 0
     offset = linear(heads.offset, even).flatten(0, 1)[on]
     loss = loss + 2 * F.smooth_l1_loss(offset, labels["offset"].view(-1, 2)[on], beta=0.05)
@@ -95,6 +95,16 @@ def text_inputs(
     return h, positions, mask
 
 
+def by_token(labels: Tensor, token: Tensor, newline: float) -> Tensor:
+    """(pictures, views, patches, k) -> (pictures, kept tokens, k); newlines have a value of theirs.
+
+    Args:
+        token: (pictures, kept tokens), each one's index into patches of all views.
+    """
+    padded = F.pad(labels.flatten(1, 2), (0, 0, 0, 1), value=newline)
+    return padded.gather(1, token[..., None].expand(-1, -1, padded.shape[-1]))
+
+
 def seen_loss(forward: Forward, heads: Heads, batch: Batch) -> Tensor:
     """The tower's share of `step_loss` alone: a fifth of the work, for pictures besides."""
     pixels = batch.pixels.flatten(0, 1).to(heads.tone.weight.dtype)
@@ -117,14 +127,11 @@ def step_loss(
 
     _, seen, _ = states[PATCH_PLACE_AFTER - 1].split([len(PREFIX), visual.shape[1], TEXT_TOKENS], 1)
     token = batch.order[batch.kept]
-    place = F.pad(batch.labels["place"].flatten(1, 2), (0, 0, 0, 1))
-    place = place.gather(1, token[..., None].expand(-1, -1, 2))
-    on = F.pad(batch.labels["shape"].flatten(1, 2) > 0, (0, 1)).gather(1, token)
+    place = by_token(batch.labels["place"], token, 0)
+    on = by_token(batch.labels["shape"][..., None], token, 0)[..., 0] > 0
     patch_place = place_loss(heads.patch_place, seen, place, on)
-    tone = batch.labels["tone"].flatten(1, 2)[..., None]
-    shown = torch.cat([tone, batch.labels["ground"].flatten(1, 2)], -1)
-    shown = F.pad(shown, (0, 0, 0, 1), value=UNKNOWN)
-    shown = shown.gather(1, token[..., None].expand(-1, -1, shown.shape[-1])).flatten(0, 1)
+    shown = torch.cat([batch.labels["tone"][..., None], batch.labels["ground"]], -1)
+    shown = by_token(shown, token, UNKNOWN).flatten(0, 1)
     sizes = len(TONES), *GROUND_PARTS
     token_loss = parts_loss(linear(heads.token, unit(seen)).flatten(0, 1), shown, sizes)
     _, words = states[WORD_PLACE_AFTER - 1].split([shared, TEXT_TOKENS], 1)

@@ -9,6 +9,7 @@ from training.tiny.model import PATCH, VIEW
 from training.tiny.pictures import Picture
 
 GRID = VIEW // PATCH
+UNKNOWN = -100  # no target: a label that the loss leaves out
 
 
 @dataclass(frozen=True)
@@ -108,9 +109,9 @@ def labels(picture: Picture, layout: Layout) -> Labels:
     shape = table([t.shape for t in things])[owner]
     color = table([t.color for t in things])[owner]
     digit = table([t.digit for t in things])[digit_owner]
-    tone = np.array([-100, *(t.tone for t in things)])[owner]
+    tone = np.array([UNKNOWN, *(t.tone for t in things)])[owner]
     known = picture.ground
-    ground = np.full((*owner.shape, 3), -100)
+    ground = np.full((*owner.shape, 3), UNKNOWN)
     if known:
         ground[owner == 0] = known.pattern, known.color, known.tone
     centre = np.array([(0, 0), *((t.x, t.y) for t in things)], np.float32)[owner]
