@@ -19,17 +19,18 @@ from benchmarks.real_parts.cutouts import Sources, read_sources
 
 CORNERS = ("top left", "top right", "bottom left", "bottom right")
 TYPES = ("what", "where", "count", "exists")
-SEEDS = {"train": 20, "calibration": 21, "held_out": 22, "progress": 23}
+SEEDS = {"train": 20, "calibration": 21, "held_out": 22, "progress": 23, "align": 24}
 SIZE = 224
 SIDES = {"calibration": ("train", 40), "held_out": ("held_out", 120)}
 
 
 @dataclass(frozen=True)
 class Composite:
-    """A picture, and the class of the object in each corner that has one."""
+    """A picture; the class of the object in each corner that has one, and how it covers pixels."""
 
     image: Image.Image
     corners: dict[str, str]
+    covers: dict[str, Image.Image]
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def compose(rng: np.random.Generator, sources: Sources, size: int) -> Composite:
     canvas = scene.crop((left, top, left + side, top + side)).resize((size, size)).convert("RGBA")
     places = rng.permutation(len(CORNERS))[: int(rng.integers(1, len(CORNERS) + 1))]
     names = [name for name, objects in sources.objects.items() if objects]
-    corners = {}
+    corners, covers = {}, {}
     for place in places:
         name = names[int(rng.integers(len(names)))]
         objects = sources.objects[name]
@@ -60,9 +61,11 @@ def compose(rng: np.random.Generator, sources: Sources, size: int) -> Composite:
         width, height = (max(1, int(length * long)) for length in image.size)
         x = int(rng.integers(size // 2 - width + 1)) + size // 2 * int(place % 2)
         y = int(rng.integers(size // 2 - height + 1)) + size // 2 * int(place // 2)
-        canvas.alpha_composite(image.resize((width, height)), (x, y))
-        corners[CORNERS[place]] = name
-    return Composite(canvas.convert("RGB"), corners)
+        placed = Image.new("RGBA", canvas.size)
+        placed.paste(image.resize((width, height)), (x, y))
+        canvas.alpha_composite(placed)
+        corners[CORNERS[place]], covers[CORNERS[place]] = name, placed.getchannel("A")
+    return Composite(canvas.convert("RGB"), corners, covers)
 
 
 def ask(rng: np.random.Generator, picture: Composite, kind: str, classes: list[str]) -> Question:

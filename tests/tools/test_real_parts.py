@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from benchmarks.real_parts import adapters, language, stand_in
+from benchmarks.real_parts.align import Aligner, shown
 from benchmarks.real_parts.composites import (
     CORNERS,
     compose,
@@ -16,11 +17,13 @@ from benchmarks.real_parts.composites import (
     write_sets,
 )
 from benchmarks.real_parts.cutouts import part, read_sources
-from benchmarks.real_parts.train import Trainee, stopped, train
+from benchmarks.real_parts.train import align, stopped, train
+from benchmarks.real_parts.trainee import Trainee
 from prunetune.calibration import load_calibration
 from prunetune.models import load_model
 
 OPTIONS = {"questions": 4, "clear": 15.0, "hours": 6.0, "warm": 1, "look_minutes": 20.0}
+OPTIONS |= {"align": 16}
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +165,43 @@ def test_sides_share_nothing():
     kept, unseen = part(names, "train"), part(names, "held_out")
     assert sorted(kept + unseen) == names
     assert unseen == [1, 5, 9]
+
+
+def test_a_token_is_told_what_covers_its_place():
+    sources = sources_of(None)["train"]
+    classes, told = [*sources.objects, None], 0
+    for seed in range(20):
+        picture = compose(np.random.default_rng(seed), sources, 56)
+        found = [classes[index] for index in shown(picture, classes[:-1], 2)]
+        # A small object covers less of a token's place than counts.
+        assert all(
+            name in {picture.corners.get(corner), None}
+            for corner, name in zip(CORNERS, found, strict=True)
+        )
+        told += sum(name is not None for name in found)
+    assert told >= 20
+
+
+def test_alignment_brings_tokens_near_their_words_and_moves_the_projector_alone(parts, tmp_path):
+    (tmp_path / "parts").symlink_to(parts)
+    trainee = Trainee(tmp_path, 1e-2)
+    source = sources_of(None)["train"]
+    aligner = Aligner(trainee.model.model, trainee.processor, list(source.objects))
+    unseen = [compose(np.random.default_rng([99, i]), source, trainee.size) for i in range(8)]
+    before = {name: weight.detach().clone() for name, weight in trainee.moves.items()}
+    with torch.no_grad():
+        far = float(aligner.loss(unseen))
+    align(trainee, source, 320)
+    with torch.no_grad():
+        near = float(aligner.loss(unseen))
+    assert near < far / 2
+    moved = {
+        name for name, weight in trainee.moves.items() if not torch.equal(weight, before[name])
+    }
+    assert moved == {name for name in before if "multi_modal_projector" in name}
+    align(trainee, source, 320)
+    with torch.no_grad():
+        assert float(aligner.loss(unseen)) == near, "done once, whatever the command says again"
 
 
 def test_a_folder_without_stamps_is_refused_in_one_line(tmp_path):
