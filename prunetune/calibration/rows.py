@@ -134,7 +134,7 @@ def _first_turns(turns: Any, answer: Any) -> tuple[Any, Any]:
 
 
 def _answers(value: Any) -> list[str]:
-    """Return the right answers, first the most frequent one; none where there is no answer.
+    """Return the right answers, first the most frequent one as it is spelled most; none for none.
 
     Of several people's answers those are right that three or more gave, as VQA's accuracy has it;
     where there is none, the most frequent ones. Spelling does not make another answer.
@@ -147,8 +147,9 @@ def _answers(value: Any) -> list[str]:
     given = _given(value)
     if not given:
         return []
-    most = Counter(given).most_common(1)[0][0]
     votes = Counter(normalise_answer(text) for text in given)
+    spellings = Counter(given)
+    most = max(given, key=lambda text: (votes[normalise_answer(text)], spellings[text]))
     enough = min(_AGREED, max(votes.values()))
     right = dict.fromkeys(t for t in given if votes[normalise_answer(t)] >= enough)
     return [most, *(text for text in right if text != most)]

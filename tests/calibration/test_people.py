@@ -142,6 +142,23 @@ def test_gaps_and_answers_of_many(tmp_path):
     assert load_calibration(str(folder), held_out=0, as_before=True)[0][0].answer != "yes"
 
 
+@pytest.mark.parametrize(
+    ("said", "answer", "wrong"),
+    [
+        (["Yes", "yes", "YES", "no", "no"], "Yes", "no"),
+        (["pepsi", "pepsi", "Cola", "cola", "COLA", "cola."], "Cola", "pepsi"),
+        (["3", "3", "two", "Two", "two.", "2"], "two", "3"),
+        (["a cat", "cat", "cat", "dog", "dog"], "cat", "dog"),
+    ],
+)
+def test_what_most_people_said_is_the_answer_however_they_spelled_it(tmp_path, said, answer, wrong):
+    folder = write_set(tmp_path, images=1, questions=1)
+    write_rows(folder, [{"file_name": "0.png", "question": "q", "answers": said}])
+    [sample] = everything(folder)
+    assert sample.answer == answer
+    assert not any(answers_match(wrong, right) for right in (sample.answer, *sample.also))
+
+
 @pytest.mark.parametrize("field", ["question", "answer", "type", "image_id", "file_name"])
 def test_half_a_character_is_a_bad_row(tmp_path, field):
     folder = write_set(tmp_path, images=1, questions=1)

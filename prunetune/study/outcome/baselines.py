@@ -12,7 +12,7 @@ from prunetune.study.clock import Clock
 from prunetune.study.outcome.intervals import bootstrap_ci, lower_p_value
 from prunetune.study.outcome.judging import accuracy_difference
 from prunetune.study.outcome.summary import RESIZE, Baseline
-from prunetune.study.outcome.table import HOPELESS, Row, Table
+from prunetune.study.outcome.table import End, Row, Table
 from prunetune.study.trials.trials import Preset
 
 NO_LEVELS = "every picture has as many tokens, whatever its size"
@@ -46,7 +46,8 @@ def compare_presets(
         row = rows.get(preset.name)
         if row is None or not row.results:
             note = preset.note if row is None else row.note
-            found.append(Baseline(preset.name, None, note=note))
+            late = row is not None and row.end is End.TIME_UP
+            found.append(Baseline(preset.name, None, note=note, late=late))
             continue
         if len(row.results) == total:
             measured[preset.name] = row.results
@@ -69,7 +70,7 @@ def _compared(
     images = image_ids(held_out.samples)[:count]
     difference = [ours.gap - theirs.gap for ours, theirs in zip(tuned_results, results)]
     stopped = f"stopped after {count} of {total} samples" if count < total else ""
-    if stopped and row.note != HOPELESS:
+    if stopped and row.end is not End.HOPELESS:
         stopped += f": {row.note}"
     notes = ("the tuned config itself" if is_tuned else "", stopped, preset.note)
     return Baseline(

@@ -29,6 +29,7 @@ class Baseline:
         p_value: Of a one-sided Wilcoxon test over pictures that the tuned config's gap is lower.
         is_tuned: Whether the search's best config is this preset itself.
         stopped: After how many samples it was left, and why; empty where it ran on all.
+        late: Whether it has no scores because the time was up.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Baseline:
     p_value: float | None = None
     is_tuned: bool = False
     stopped: str = ""
+    late: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return a row of what ``search --json`` prints."""

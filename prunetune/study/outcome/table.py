@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any, cast
 
 from prunetune.config import PruningConfig
@@ -26,10 +27,16 @@ LOOK = 0.2
 ANSWERED = 1.5
 """What a sample of the table costs beside one of a trial: answers are looked at."""
 UNIFORM = "uniform"
-TIME_UP = "the time was up"
-HOPELESS = "can no longer be the best, nor better than the tuned config"
 _LEAST_PICTURES = 12
 _FEWEST = 16
+
+
+class End(Enum):
+    """Why a rival is measured no further; the value is what is said of it."""
+
+    TIME_UP = "the time was up"
+    HOPELESS = "can no longer be the best, nor better than the tuned config"
+    FAILED = "not measured"
 
 
 class Few:
@@ -91,18 +98,26 @@ class Row:
         preset: The rival.
         results: Of the first samples.
         batches: Gives the results of the next ones.
-        note: Why there are no more; empty while there may be.
+        end: Why there are no more; None while there may be.
+        error: What went wrong, where something did.
     """
 
     preset: Preset
     results: list[SampleScore] = field(default_factory=list)
     batches: Any = None
-    note: str = ""
+    end: End | None = None
+    error: str = ""
 
     @property
     def config(self) -> PruningConfig:
         """What is measured."""
         return cast(PruningConfig, self.preset.config)
+
+    @property
+    def note(self) -> str:
+        """Why there are no more results, in words; empty while there may be."""
+        said = self.end.value if self.end else ""
+        return f"{said}: {self.error}" if self.error else said
 
     @property
     def gap(self) -> float:
@@ -155,11 +170,11 @@ class Table:
 
     def _run(self, row: Row, until: int) -> None:
         """Measure a rival on samples up to a number, or until nothing more is to be known."""
-        while len(row.results) < until and not row.note:
+        while len(row.results) < until and row.end is None:
             if self._clock.up:
-                row.note = TIME_UP
+                row.end = End.TIME_UP
             elif self._hopeless(row):
-                row.note = HOPELESS
+                row.end = End.HOPELESS
             else:
                 self._step(row)
 
@@ -173,15 +188,16 @@ class Table:
                 row.batches = self._held_out.evaluate(row.config)
             batch = next(row.batches)
         except OutOfTime:
-            row.note = TIME_UP
+            row.end = End.TIME_UP
             return
         except (StudyError, StopIteration) as error:
-            row.note = f"not measured: {error}"
+            row.end, row.error = End.FAILED, str(error)
             return
         new = [result for _, result in sorted(batch, key=lambda item: item[0])]
         if broken := sum(not math.isfinite(result.gap) for result in new):
-            row.note = (
-                f"not measured: the pruned model gave no usable state on {broken} of "
+            row.end = End.FAILED
+            row.error = (
+                f"the pruned model gave no usable state on {broken} of "
                 f"{len(row.results) + len(new)} samples"
             )
             row.results.clear()

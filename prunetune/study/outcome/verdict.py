@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from prunetune.provenance import Judged, Loss, Rival
 from prunetune.study.clock import Clock
 from prunetune.study.outcome.summary import RESIZE, Baseline
-from prunetune.study.outcome.table import TIME_UP
 
 TOO_FEW = "too few to tell"
 """Part of a verdict on held-out pictures that are."""
@@ -32,7 +31,7 @@ def hurried(baselines: Sequence[Baseline], clock: Clock, said: str) -> str:
         clock: Of the run.
         said: The verdict on what was compared.
     """
-    left = [row.name for row in baselines if row.scores is None and TIME_UP in row.note]
+    left = [row.name for row in baselines if row.late]
     if not left or clock.seconds is None:
         return said
     if any(row.scores for row in baselines):
