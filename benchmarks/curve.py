@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 from common import finish, markdown, name_model
-from searches import add, evaluators, rows
+from ledger import Ledger, whose
+from searches import evaluators
 from searches import one as search
 
 from prunetune.config import PruningConfig
@@ -55,10 +56,10 @@ def right(held_out: Evaluator, config: PruningConfig) -> list[float]:
     return [float(bool(one.correct)) for one in measure(held_out, config)]
 
 
-def winners(keep: float, paths: list[Path]) -> dict[int, PruningConfig]:
+def winners(keep: float, ledgers: list[Ledger]) -> dict[int, PruningConfig]:
     """Return the default search's configs at a budget by seed, from rows of other scripts."""
     found = {}
-    for one in (one for path in paths for one in rows(path)):
+    for one in (one for ledger in ledgers for one in ledger.rows()):
         plain = one.get("parts", "all") == "all" and one.get("metric", "cosine") == "cosine"
         named = one.get("name", f"searched, seed {one.get('seed')}")
         if one["keep"] == keep and plain and "config" in one and named.startswith("searched, seed"):
@@ -66,26 +67,28 @@ def winners(keep: float, paths: list[Path]) -> dict[int, PruningConfig]:
     return found
 
 
-def measured(keep: float, options: argparse.Namespace) -> None:
+def measured(keep: float, options: argparse.Namespace, ledger: Ledger) -> None:
     """Append what is missing at a budget."""
-    known = {one["name"] for one in rows(options.out) if one["keep"] == keep}
+    known = {one["name"] for one in ledger.rows() if one["keep"] == keep}
     evaluator, held_out = evaluators(keep, options.samples, model=options.model)
     space = Space.of(StudySpec(keep=keep), evaluator.facts())
     if "unpruned" not in known:
         answers = [[float(bool(one)) for one in held_out.unpruned_correct]]
-        add(options.out, row("unpruned", keep, answers, held_out, ""))
+        ledger.add(row("unpruned", keep, answers, held_out, ""))
     for preset in [resize_at(space, evaluator), *presets_at(options.presets, space)]:
         if preset.name not in known and preset.config is not None:
             answers = [right(held_out, preset.config)]
             found = row(preset.name, keep, answers, held_out, preset.note)
-            add(options.out, found | {"tokens": preset.tokens})
+            ledger.add(found | {"tokens": preset.tokens})
     if "searched" not in known:
-        configs = list(winners(keep, options.searched).values())
+        configs = list(
+            winners(keep, [Ledger(path, ledger.about) for path in options.searched]).values()
+        )
         for seed in () if configs else options.seeds:
             spec = StudySpec(model=options.model, keep=keep, seed=seed, trials=options.trials)
             configs.append(PruningConfig.parse(search(spec, evaluator, held_out)["config"]))
         answers = [right(held_out, config) for config in configs]
-        add(options.out, row("searched", keep, answers, held_out, f"{len(configs)} seeds"))
+        ledger.add(row("searched", keep, answers, held_out, f"{len(configs)} seeds"))
 
 
 def lines(found: list[Row]) -> dict[str, list[Row]]:
@@ -146,9 +149,10 @@ def main() -> None:
     parser.add_argument("--image", type=Path, help="picture to write; needs matplotlib")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    ledger = Ledger(options.out, whose(options.model, samples=options.samples))
     for keep in options.keeps:
-        measured(keep, options)
-    found = [one for one in rows(options.out) if one["keep"] in options.keeps]
+        measured(keep, options, ledger)
+    found = [one for one in ledger.rows() if one["keep"] in options.keeps]
     table = [
         (
             f"{one['keep']:g}",

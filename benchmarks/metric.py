@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 from common import finish, name_model, write_section
-from searches import add, baselines, evaluators, mean, one, rows
+from ledger import Ledger, whose
+from searches import baselines, evaluators, mean, one
 
 from prunetune.spec import OWN_TOKENS, StudySpec
 
@@ -29,14 +30,12 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "metric.md"
 Cells = dict[tuple[float, int], dict[str, dict[str, Any]]]
 
 
-def search(options: argparse.Namespace) -> None:
-    known = {
-        (r["metric"], r["keep"], r["seed"]) for r in rows(options.out) if r["kind"] == "search"
-    }
+def search(options: argparse.Namespace, ledger: Ledger) -> None:
+    known = {(r["metric"], r["keep"], r["seed"]) for r in ledger.rows() if r["kind"] == "search"}
     for keep in options.keeps:
         evaluator, held_out = evaluators(keep, options.samples, model=options.model)
         along = evaluators(keep, options.samples, OWN_TOKENS, options.model)
-        baselines(keep, evaluator, held_out, options.out)
+        baselines(keep, evaluator, held_out, ledger)
         for seed in options.seeds:
             for metric in METRICS:
                 if (metric, keep, seed) in known:
@@ -44,7 +43,7 @@ def search(options: argparse.Namespace) -> None:
                 spec = StudySpec(keep=keep, seed=seed, metric=metric, trials=options.trials)
                 pair = along if spec.own_tokens else (evaluator, held_out)
                 row = one(spec, *pair)
-                add(options.out, row)
+                ledger.add(row)
                 print(f"{metric} {keep} seed {seed}: accuracy {row['accuracy']:.4f}", flush=True)
 
 
@@ -83,7 +82,7 @@ def conclude(cells: Cells) -> tuple[str, str]:
     return best, why + f"`{best}` gains more than two standard errors: it is the better default."
 
 
-def page(found: list[dict[str, Any]], options: argparse.Namespace) -> list[str]:
+def page(found: list[dict[str, Any]], model: str, trials: int) -> list[str]:
     """Return the section of docs/metric.md, as lines."""
     cells = cells_of(found)
     if not cells:
@@ -91,7 +90,7 @@ def page(found: list[dict[str, Any]], options: argparse.Namespace) -> list[str]:
     best, why = conclude(cells)
     seeds = sorted({seed for _, seed in cells})
     out = [
-        f"`{options.model}`, {options.trials} trials a search, seeds",
+        f"`{model}`, {trials} trials a search, seeds",
         f"{', '.join(map(str, seeds))}, on {datetime.now(UTC):%Y-%m-%d}; figures are held-out,",
         "mean ± standard deviation.",
         "",
@@ -136,11 +135,13 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="only write the page from --out")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    about = None if options.report else whose(options.model, samples=options.samples)
+    ledger = Ledger(options.out, about)
     if not options.report:
-        search(options)
-    found = rows(options.out)
+        search(options, ledger)
+    found = ledger.rows()
     if options.page:
-        write_section(Path(options.page), "searches", page(found, options))
+        write_section(Path(options.page), "searches", page(found, ledger.model, options.trials))
     cells = cells_of(found)
     finish({"searches": 3 * len(cells), "default": conclude(cells)[0] if cells else None})
 

@@ -22,7 +22,8 @@ from typing import Any
 
 import torch
 from common import finish, markdown, name_model, write_section
-from searches import add, evaluators, rows
+from ledger import Ledger, whose
+from searches import evaluators
 
 from prunetune.budget import stated_retention
 from prunetune.config import PruningConfig
@@ -53,12 +54,14 @@ def by_kind(held_out: Evaluator, config: PruningConfig) -> Row:
     }
 
 
-def controls(keep: float, pair: tuple[Evaluator, Evaluator], options: argparse.Namespace) -> None:
+def controls(
+    keep: float, pair: tuple[Evaluator, Evaluator], presets: list[str], ledger: Ledger
+) -> None:
     evaluator, held_out = pair
     spec = StudySpec(keep=keep)
     space = Space.of(spec, evaluator.facts())
-    known = {row["name"] for row in rows(options.out) if row["keep"] == keep}
-    names = [name for name in options.presets if name not in known]
+    known = {row["name"] for row in ledger.rows() if row["keep"] == keep}
+    names = [name for name in presets if name not in known]
     for preset in [resize_at(space, evaluator), *presets_at(names, space)]:
         if preset.name in known:
             continue
@@ -66,7 +69,7 @@ def controls(keep: float, pair: tuple[Evaluator, Evaluator], options: argparse.N
         if preset.config is not None:
             row |= by_kind(held_out, preset.config)
             row["flops"] = flops_of(preset.config, space.facts, preset.tokens, evaluator)
-        add(options.out, row)
+        ledger.add(row)
 
 
 def searched(
@@ -146,22 +149,24 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="only write the tables of --out")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    about = None if options.report else whose(options.model, samples=options.samples)
+    ledger = Ledger(options.out, about)
     for keep in () if options.report else options.keeps:
         pair = evaluators(keep, options.samples, model=options.model)
-        controls(keep, pair, options)
+        controls(keep, pair, options.presets, ledger)
         for seed in options.seeds:
             for pixels in (False, True):
                 name = f"searched{', with pixels' if pixels else ''}, seed {seed}"
-                if any(r["keep"] == keep and r["name"] == name for r in rows(options.out)):
+                if any(r["keep"] == keep and r["name"] == name for r in ledger.rows()):
                     continue
                 row = searched(keep, seed, pixels, pair, options.trials)
-                add(options.out, row)
+                ledger.add(row)
                 print(f"{keep:g} {name}: gap {row['scores']['gap']:.4f}", flush=True)
-    lines = report(rows(options.out), options.model)
+    lines = report(ledger.rows(), ledger.model)
     print("\n".join(lines))
     if options.docs:
         write_section(Path(options.docs), "pixels", lines)
-    finish({"rows": len(rows(options.out)), "out": str(options.out)})
+    finish({"rows": len(ledger.rows()), "out": str(options.out)})
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ loses nothing; --report only says what is there.
 """
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from typing import Any
 import torch
 from common import finish, name_model
 from fresh import fresh
+from ledger import Ledger, whose
 
 from prunetune.calibration import load_calibration
 from prunetune.config import PruningConfig
@@ -42,10 +42,6 @@ HELD_OUT, UNSEEN = 1000, 2000
 """Seeds of the generator: of seed S's held-out set HELD_OUT + S, of the questions to judge by."""
 SETS = 10
 """Fresh sets, of 480 questions each."""
-
-
-def rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 class Bench:
@@ -156,7 +152,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("coverage.jsonl"))
     parser.add_argument("--report", action="store_true", help="only say what is in --out")
     arguments = parser.parse_args()
-    known = {row["seed"] for row in rows(arguments.out)}
+    ledger = Ledger(arguments.out, None if arguments.report else whose(arguments.model))
+    known = {row["seed"] for row in ledger.rows()}
     due = [seed for seed in range(arguments.seeds) if seed not in known]
     if due and not arguments.report:
         torch.set_num_threads(1)
@@ -164,10 +161,9 @@ def main() -> None:
         bench = Bench(promise, arguments)
         for seed in due:
             row = bench.seed(seed)
-            with arguments.out.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            ledger.add(row)
             print(f"seed {seed}: {row['seconds']:.0f} s", flush=True)
-    found = rows(arguments.out)
+    found = ledger.rows()
     print("\n".join(told(found)))
     finish(summary(found))
 

@@ -26,14 +26,15 @@ from typing import Any
 import torch
 from common import finish, markdown, write_section
 from fresh import fresh
-from searches import add, evaluators, rows
+from ledger import Ledger, whose
+from searches import evaluators
 
 from prunetune.config import PruningConfig
 from prunetune.measure.evaluator import Evaluator
-from prunetune.measure.scores import Scores, measure
+from prunetune.measure.scores import Scores, image_ids, measure
 from prunetune.spec import OWN_TOKENS, StudySpec
 from prunetune.study.study import run_trials
-from prunetune.study.trials.best import FINISHED
+from prunetune.study.trials.best import FINISHED, best_complete, known_mean
 from prunetune.study.trials.trials import config_of
 from training.tiny.kinds import KINDS
 
@@ -61,8 +62,9 @@ def pool(keep: float, evaluator: Evaluator, options: argparse.Namespace) -> list
             study = run_trials(spec, evaluator, out=Path(folder))
             trials = study.get_trials(deepcopy=False, states=FINISHED)
         # Places within their search: metrics have different units.
+        best = best_complete(study)
         known = [t for t in trials if t.intermediate_values]
-        known.sort(key=lambda t: t.intermediate_values[max(t.intermediate_values)])
+        known.sort(key=lambda t: known_mean(t, best))
         for place, trial in enumerate(known):
             config = config_of(trial)
             key = config.digest()
@@ -74,10 +76,10 @@ def _p(entry: tuple[float, PruningConfig]) -> float:
     return entry[0]
 
 
-def measured(keep: float, options: argparse.Namespace) -> None:
+def measured(keep: float, options: argparse.Namespace, ledger: Ledger) -> None:
     evaluator, _ = evaluators(keep, options.samples, OWN_TOKENS, options.model, options.data)
     unseen = fresh(evaluator, options.fresh, options.pictures, options.kind)
-    done = [row["digest"] for row in rows(options.out) if row["keep"] == keep]
+    done = [row["digest"] for row in ledger.rows() if row["keep"] == keep]
     if len(done) >= options.configs:
         return
     configs = pool(keep, evaluator, options)
@@ -92,6 +94,11 @@ def measured(keep: float, options: argparse.Namespace) -> None:
         there = measure(unseen, config)
         row = {
             "keep": keep,
+            "unseen": {
+                "seed": options.fresh,
+                "questions": len(there),
+                "pictures": len(set(image_ids(unseen.samples))),
+            },
             "digest": config.digest(),
             "config": config.model_dump(mode="json", exclude={"provenance"}),
             "calibration": asdict(Scores.of(here)),
@@ -100,7 +107,7 @@ def measured(keep: float, options: argparse.Namespace) -> None:
                 [round(r.gap, 5), round(r.kl, 5), round(r.kl_answer or 0, 5)] for r in here
             ],
         }
-        add(options.out, row)
+        ledger.add(row)
         print(f"{keep:g}: {row['fresh']['accuracy']:.3f}", flush=True)
 
 
@@ -112,10 +119,15 @@ def correlation(mine: list[Row], proxy: str) -> float:
     return float(spearmanr(*zip(*pairs)).statistic)
 
 
-def report(found: list[Row], options: argparse.Namespace) -> list[str]:
+def report(ledger: Ledger) -> list[str]:
+    found = ledger.rows()
+    if not found:
+        return ["Nothing has been measured yet."]
+    unseen = found[0]["unseen"]
     lines = [
-        f"Model `{options.model}`, {datetime.now(UTC):%Y-%m-%d}: {len(found)} configs, accuracy on",
-        f"a fresh set of the generator's seed {options.fresh} (480 questions on 120 pictures).",
+        f"Model `{ledger.model}`, {datetime.now(UTC):%Y-%m-%d}: {len(found)} configs, accuracy on",
+        f"a fresh set of the generator's seed {unseen['seed']} ({unseen['questions']} questions on "
+        f"{unseen['pictures']} pictures).",
     ]
     for keep in sorted({row["keep"] for row in found}, reverse=True):
         mine = [row for row in found if row["keep"] == keep]
@@ -159,14 +171,15 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="only print the table of --out")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    about = None if options.report else whose(options.model, options.data, options.samples)
+    ledger = Ledger(options.out, about)
     for keep in () if options.report else options.keeps:
-        measured(keep, options)
-    found = rows(options.out)
-    lines = report(found, options)
+        measured(keep, options, ledger)
+    lines = report(ledger)
     print("\n".join(lines))
     if options.page:
         write_section(Path(options.page), "proxies", lines)
-    finish({"configs": len(found), "out": str(options.out)})
+    finish({"configs": len(ledger.rows()), "out": str(options.out)})
 
 
 if __name__ == "__main__":

@@ -28,8 +28,9 @@ from typing import Any
 
 import torch
 from common import finish, markdown, name_model
+from ledger import Ledger, whose
 from patience import first
-from searches import add, evaluators, rows, scores
+from searches import evaluators, scores
 
 from prunetune.measure.scores import measure
 from prunetune.spec import StudySpec
@@ -80,14 +81,13 @@ def one(options: argparse.Namespace, sampler: str, keep: float, seed: int) -> Ro
     return row
 
 
-def wanted(options: argparse.Namespace) -> Iterator[tuple[str, float, int]]:
+def wanted(options: argparse.Namespace, ledger: Ledger) -> Iterator[tuple[str, float, int]]:
     """Yield the searches that --out does not have yet."""
     for keep, seed, sampler in product(options.keeps, options.seeds, options.samplers):
         key = {"sampler": sampler, "keep": keep, "seed": seed, "metric": options.metric}
         # Looked up each time: other processes write there, too.
         if not any(
-            key.items() <= row.items() and row["trials"] >= options.trials
-            for row in rows(options.out)
+            key.items() <= row.items() and row["trials"] >= options.trials for row in ledger.rows()
         ):
             yield sampler, keep, seed
 
@@ -167,11 +167,14 @@ def main() -> None:
         sampler, keep, seed = options.one
         finish(one(options, sampler, float(keep), int(seed)))
         return
-    for search in () if options.report else wanted(options):
+    about = None if options.report else whose(options.model, samples=options.samples)
+    ledger = Ledger(options.out, about)
+    for search in () if options.report else wanted(options, ledger):
         row = in_process(options, *search)
-        add(options.out, row)
+        ledger.add(row)
         print(f"{search}: {row['best'][-1]} in {row['seconds'][-1]:.0f} s", flush=True)
-    found = rows(options.out)
+    found = ledger.rows()
+    print(f"Model `{ledger.model}`.")
     print(report(found, options.at))
     finish({"searches": len(found), "out": str(options.out)})
 

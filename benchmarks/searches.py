@@ -15,7 +15,6 @@ processes can share the work and a killed run loses nothing; --report turns them
 """
 
 import argparse
-import json
 import math
 import statistics
 import tempfile
@@ -29,6 +28,7 @@ from typing import Any
 import torch
 from common import finish, name_model
 from fresh import compared, fresh
+from ledger import Ledger, whose
 
 from prunetune.budget import latest_first_layer, mean_retention
 from prunetune.calibration import load_calibration
@@ -67,32 +67,25 @@ def evaluators(
 SHOWN = ("gap", "kl", "top1_agreement", "accuracy")
 
 
-def add(path: Path, row: dict[str, Any]) -> None:
-    with path.open("a") as file:
-        file.write(json.dumps(row) + "\n")
-
-
-def rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
 def scores(results: list[Any]) -> dict[str, Any]:
     return asdict(Scores.of(results))
 
 
-def baselines(keep: float, evaluator: Evaluator, held_out: Evaluator, path: Path) -> None:
-    known = {r["name"] for r in rows(path) if r["kind"] == "preset" and r["keep"] == keep}
+def baselines(keep: float, evaluator: Evaluator, held_out: Evaluator, ledger: Ledger) -> None:
+    known = {r["name"] for r in ledger.rows() if r["kind"] == "preset" and r["keep"] == keep}
     spec = StudySpec(keep=keep)
     space = Space(spec.space, keep, evaluator.facts())
     if "unpruned" not in known:
         right = accuracy(held_out.unpruned_correct)
-        add(path, {"kind": "preset", "name": "unpruned", "keep": keep, "accuracy": right, "gap": 0})
+        ledger.add(
+            {"kind": "preset", "name": "unpruned", "keep": keep, "accuracy": right, "gap": 0}
+        )
     for preset in presets_at([n for n in preset_names() if n not in known], space):
         row = {"kind": "preset", "name": preset.name, "keep": keep, "note": preset.note}
         if preset.config is not None:
             row |= scores(measure(held_out, preset.config))
             row["retention"] = mean_retention(preset.config.stages, space.facts.num_layers)
-        add(path, row)
+        ledger.add(row)
 
 
 def one(spec: StudySpec, evaluator: Evaluator, held_out: Evaluator) -> dict[str, Any]:
@@ -125,13 +118,13 @@ def mean(values: list[float]) -> str:
     return f"{statistics.fmean(values):.4f}" + (f" ± {spread:.4f}" if len(values) > 1 else "")
 
 
-def report(path: Path) -> str:
+def report(rows: list[dict[str, Any]]) -> str:
     """Return the lines as a Markdown table, one a budget."""
     out = []
-    for keep in sorted({r["keep"] for r in rows(path)}, reverse=True):
+    for keep in sorted({r["keep"] for r in rows}, reverse=True):
         out += [f"\n### Mean retention {keep:g}\n"]
         out += ["| config | gap | KL | top-1 agreement | accuracy |", "|---|---|---|---|---|"]
-        mine = [r for r in rows(path) if r["keep"] == keep]
+        mine = [r for r in rows if r["keep"] == keep]
         searched = [r for r in mine if r["kind"] == "search"]
         for metric, parts in dict.fromkeys(map(_kind, searched)):
             found = [r for r in searched if _kind(r) == (metric, parts)]
@@ -174,8 +167,8 @@ def _on_fresh(found: list[dict[str, Any]]) -> list[str]:
     return out
 
 
-def _searched(path: Path) -> set[tuple[str, str, float, int]]:
-    return {(*_kind(r), r["keep"], r["seed"]) for r in rows(path) if r["kind"] == "search"}
+def _searched(ledger: Ledger) -> set[tuple[str, str, float, int]]:
+    return {(*_kind(r), r["keep"], r["seed"]) for r in ledger.rows() if r["kind"] == "search"}
 
 
 def main() -> None:
@@ -194,6 +187,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("searches.jsonl"))
     parser.add_argument("--report", action="store_true", help="only print the table of --out")
     arguments = parser.parse_args()
+    about = None if arguments.report else whose(arguments.model, samples=arguments.samples)
+    ledger = Ledger(arguments.out, about)
     if not arguments.report:
         torch.set_num_threads(1)
         own = OWN_TOKENS if "kl-answer" in arguments.metrics else 0
@@ -203,9 +198,9 @@ def main() -> None:
             if arguments.fresh is not None:
                 unseen = fresh(evaluator, arguments.fresh, arguments.samples)
             if arguments.baselines:
-                baselines(keep, evaluator, held_out, arguments.out)
+                baselines(keep, evaluator, held_out, ledger)
             for seed, metric, parts in product(arguments.seeds, arguments.metrics, arguments.parts):
-                if (metric, parts, keep, seed) in _searched(arguments.out):
+                if (metric, parts, keep, seed) in _searched(ledger):
                     continue
                 spec = StudySpec(
                     keep=keep,
@@ -221,10 +216,10 @@ def main() -> None:
                     space = Space(SpaceSpec(), keep, evaluator.facts())
                     config = PruningConfig.parse(row["config"])
                     row["fresh"] = {"seed": arguments.fresh, **compared(config, space, unseen)}
-                add(arguments.out, row)
+                ledger.add(row)
                 print(f"{metric} {parts} {keep} seed {seed}: gap {row['gap']:.4f}", flush=True)
-    print(f"{datetime.now(UTC):%Y-%m-%d}\n{report(arguments.out)}")
-    finish({"rows": len(rows(arguments.out)), "out": str(arguments.out)})
+    print(f"{datetime.now(UTC):%Y-%m-%d}\n{report(ledger.rows())}")
+    finish({"rows": len(ledger.rows()), "out": str(arguments.out)})
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from common import finish
-from searches import add, rows
+from ledger import Ledger, read, whose
 from second_opinion_page import page
 
 from prunetune.budget import latest_first_layer
@@ -181,18 +181,19 @@ class Measured:
 
 def run(witness: Witness, keep: float, options: argparse.Namespace) -> None:
     """Measures what is not in --out yet; each row appears whole."""
-    here = {"witness": witness.name, "keep": keep}
+    about = whose(witness.model, witness.data, options.samples)
+    ledger = Ledger(options.out, about, {"witness": witness.name})
 
     def known() -> set[str]:
-        return {r["name"] for r in rows(options.out) if {k: r[k] for k in here} == here}
+        return {row["name"] for row in ledger.rows() if row["keep"] == keep}
 
     measured = Measured(witness, keep, options.samples)
     if "unpruned" not in known():
-        add(options.out, {**here, **measured.unpruned()})
+        ledger.add({"keep": keep, **measured.unpruned()})
     for case in measured.cases(options):
         if case.name in known() or not any(part in case.name for part in options.only or [""]):
             continue
-        add(options.out, {**here, **measured.row(case)})
+        ledger.add({"keep": keep, **measured.row(case)})
         print(f"{witness.name} {keep:g} {case.name}", flush=True)
 
 
@@ -213,7 +214,7 @@ def main() -> None:
     torch.set_num_threads(1)
     for witness, keep in () if options.report else product(options.witness, options.keeps):
         run(witness, keep, options)
-    found = rows(options.out)
+    found = read(options.out)
     text = page(found)
     if options.docs:
         Path(options.docs).write_text(text, encoding="utf-8")

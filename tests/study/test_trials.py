@@ -127,7 +127,7 @@ def test_a_sampler_without_its_package(monkeypatch):
 def test_a_pruned_trial_is_ranked_by_its_estimated_mean_not_by_one_sample():
     from optuna.trial import TrialState, create_trial
 
-    from prunetune.study.trials.trials import estimated_mean
+    from prunetune.study.trials.best import estimated_mean
 
     def complete(values):
         mean = sum(values) / len(values)

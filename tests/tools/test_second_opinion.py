@@ -8,7 +8,8 @@ import pytest
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
-from second_opinion_page import Table, judged, page, verdicts
+from second_opinion_claims import Table, judged, verdicts
+from second_opinion_page import page
 
 KINDS, PICTURES = ("color", "count"), 40
 
@@ -46,19 +47,19 @@ def rows(searched, witness="a", uniform=(0.2, 0.6)):
 )
 def test_a_search_is_judged_by_the_interval(searched, word):
     said = verdicts(Table(rows(searched)))
-    assert said["search against the best preset or control"].startswith(word)
+    assert said["search against the best preset or control"].words.startswith(word)
 
 
 def test_every_seed_has_to_agree():
-    assert judged([(5, 1), (4, 1)], "x").startswith("ahead of x: +4.5")
-    assert judged([(5, 1), (4, 6)], "x").startswith("not told apart")
+    assert judged([(5, 1), (4, 1)], "x").words.startswith("ahead of x: +4.5")
+    assert judged([(5, 1), (4, 6)], "x").words.startswith("not told apart")
 
 
 def test_ways_win_the_kinds_that_they_lead_alone():
     won = verdicts(Table(rows((1, 1))))["kinds of questions won alone (no test)"]
-    assert won == "saliency: color; set selection: none; even spread: count"
+    assert won.words == "saliency: color; set selection: none; even spread: count"
     tied = verdicts(Table(rows((1, 1), uniform=(0.6, 0.6))))
-    assert "saliency: none" in tied["kinds of questions won alone (no test)"]
+    assert "saliency: none" in tied["kinds of questions won alone (no test)"].words
 
 
 def test_one_witness_says_that_nothing_carries_over():
@@ -78,6 +79,55 @@ def test_a_claim_carries_over_only_where_all_are_on_one_side(other, alike):
     same, different = said.split(" Different, ")
     assert ("search against the best " + alike in same) == (alike != "nothing")
     assert ("search against the best" in different) == (alike == "nothing")
+
+
+def test_uniform_is_asked_about_where_it_wins_too():
+    asked = "`uniform` against the best other"
+    assert verdicts(Table(rows((1, 1))))[asked].side == "not told apart"
+    assert verdicts(Table(rows((1, 1), uniform=(1, 1))))[asked].side == "ahead"
+    assert verdicts(Table(rows((1, 1), uniform=(0, 0))))[asked].side == "behind"
+    text = page([*rows((1, 1), uniform=(0, 0)), *rows((1, 1), "b", uniform=(1, 1))])
+    [said] = [line for line in text.splitlines() if line.startswith("The same on all 2 witnesses")]
+    assert "`uniform`" in said.split(" Different, ")[1]
+
+
+def test_the_best_of_many_equals_is_not_told_from_one_more_of_them():
+    rng, called = np.random.default_rng(0), {"chosen on the other half": 0, "on the same": 0}
+    kinds, pictures, draws = 2, 60, 60
+    about = {"types": ["color"] * kinds * pictures, "digest": "d"}
+    about["images"] = [str(i) for i in range(pictures) for _ in range(kinds)]
+    names = ["uniform", *(f"method {i}" for i in range(30))]
+    for _ in range(draws):
+        answers = {name: rng.random(kinds * pictures) < 0.6 for name in names}
+        mine = [row("unpruned", "unpruned", (1, 1)) | about]
+        mine += [
+            row(name, "preset", (1, 1)) | {"samples": [[0, 0, int(ok)] for ok in right]}
+            for name, right in answers.items()
+        ]
+        mine[0]["samples"] = [[0, 0, 1]] * (kinds * pictures)
+        table = Table(mine)
+        side = verdicts(table)["`uniform` against the best other"].side
+        called["chosen on the other half"] += side == "behind"
+        best = table.best(names[1:])
+        called["on the same"] += judged([table.more("uniform", best)], "").side == "behind"
+    assert called["chosen on the other half"] <= 0.08 * draws
+    assert called["on the same"] > 0.1 * draws, "the twin: what is guarded against happens"
+
+
+def test_a_claim_needs_every_budget_that_is_measured():
+    lower = [r | {"keep": 0.05} for r in rows((1, 1), "b") if "searched" not in r["name"]]
+    text = page([*rows((1, 1)), *rows((1, 1), "b"), *lower])
+    [said] = [line for line in text.splitlines() if line.startswith("The same on all 2 witnesses")]
+    assert "search against the best preset or control (not measured everywhere)" in said
+
+
+def test_seeds_are_paired_by_number():
+    mine = rows((1, 1))
+    extra = [row("searched with mass, seed 2", "searched with mass", (0, 0))]
+    extra += [row("searched without mass, seed 1", "searched without mass", (1, 1))]
+    said = verdicts(Table([*mine, *extra]))["mass, in searches"]
+    assert said.side == "ahead"
+    assert said.words.count("±") == 1
 
 
 def test_a_page_of_nothing_is_refused():

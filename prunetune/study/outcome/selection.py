@@ -30,11 +30,10 @@ from prunetune.study.outcome.record import write_record
 from prunetune.study.outcome.summary import SearchResult
 from prunetune.study.outcome.table import fitting
 from prunetune.study.outcome.verdict import hurried, verdict
-from prunetune.study.trials.best import FINISHED, best_complete, metric_of
+from prunetune.study.trials.best import FINISHED, best_complete, known_mean
 from prunetune.study.trials.counts import count_evaluations, count_trials, why_stopped
 from prunetune.study.trials.trials import (
     config_of,
-    estimated_mean,
     presets_at,
     sample_value,
 )
@@ -62,19 +61,13 @@ class Winner:
 def shortlist(study: Study, count: int) -> list[FrozenTrial]:
     """Return the ``count`` best trials of different configs, by what is known of their mean.
 
-    A pruned trial was measured on some samples only; see ``trials.estimated_mean``. Where pruned
+    A pruned trial was measured on some samples only; see ``best.estimated_mean``. Where pruned
     ones only are among the best, the best complete one comes last: estimates may be wrong.
     """
     trials = [t for t in study.get_trials(deepcopy=False, states=FINISHED) if t.intermediate_values]
     best = best_complete(study)
-
-    def estimate(trial: FrozenTrial) -> float:
-        if trial.state is TrialState.COMPLETE:
-            return metric_of(trial)
-        return estimated_mean(trial.intermediate_values, best)
-
     distinct: dict[str, FrozenTrial] = {}
-    for trial in sorted(trials, key=lambda t: (estimate(t), t.number)):
+    for trial in sorted(trials, key=lambda t: (known_mean(t, best), t.number)):
         distinct.setdefault(trial.user_attrs.get("config_digest", str(trial.number)), trial)
     chosen = list(distinct.values())[:count]
     if best is not None and all(t.state is TrialState.PRUNED for t in chosen):

@@ -1,6 +1,7 @@
 """The best trials: one, or the front of a study that minimises metric and cost."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
@@ -26,6 +27,35 @@ def best_complete(study: Study) -> FrozenTrial | None:
     """Return the complete trial with the lowest metric, or None before there is one."""
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     return min(complete, key=lambda t: (metric_of(t), t.number), default=None)
+
+
+def estimated_mean(values: Mapping[int, float], best: FrozenTrial | None) -> float:
+    """Estimate a config's mean over all samples from its values on the first ones.
+
+    It is the best trial's mean plus the mean difference to it on the shared samples, which no run
+    of easy samples can flatter.
+
+    Args:
+        values: Sample index to value; what is no sample of the best trial is left out.
+        best: The best complete trial; None before there is one.
+    """
+    if best is None:
+        return math.fsum(values.values()) / len(values)
+    theirs = best.intermediate_values
+    shared = [value - theirs[i] for i, value in values.items() if i in theirs]
+    return metric_of(best) + math.fsum(shared) / len(shared)
+
+
+def known_mean(trial: FrozenTrial, best: FrozenTrial | None) -> float:
+    """Return a complete trial's metric, or what is known of a stopped one's.
+
+    Args:
+        trial: One that has reported samples.
+        best: The best complete trial; None before there is one.
+    """
+    if trial.state is TrialState.COMPLETE:
+        return metric_of(trial)
+    return estimated_mean(trial.intermediate_values, best)
 
 
 def front(study: Study) -> list[FrozenTrial]:

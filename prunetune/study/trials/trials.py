@@ -19,7 +19,7 @@ from prunetune.measure.scores import Measures, SampleScore, Scores
 from prunetune.presets import load_preset
 from prunetune.space.space import Space
 from prunetune.study.clock import Clock, OutOfTime
-from prunetune.study.trials.best import FINISHED, best_complete, metric_of
+from prunetune.study.trials.best import FINISHED, best_complete, estimated_mean, metric_of
 
 logger = logging.getLogger(__name__)
 
@@ -107,23 +107,6 @@ def config_of(trial: FrozenTrial) -> PruningConfig:
             "choose a complete or pruned trial"
         )
     return PruningConfig.parse(trial.user_attrs["config"], origin=f"trial {trial.number}")
-
-
-def estimated_mean(values: Mapping[int, float], best: FrozenTrial | None) -> float:
-    """Estimate a config's mean over all samples from its values on the first ones.
-
-    It is the best trial's mean plus the mean difference to it on the shared samples, which no run
-    of easy samples can flatter.
-
-    Args:
-        values: Sample index to value; what is no sample of the best trial is left out.
-        best: The best complete trial; None before there is one.
-    """
-    if best is None:
-        return math.fsum(values.values()) / len(values)
-    theirs = best.intermediate_values
-    shared = [value - theirs[i] for i, value in values.items() if i in theirs]
-    return metric_of(best) + math.fsum(shared) / len(shared)
 
 
 class Objective:
