@@ -11,7 +11,7 @@ from prunetune.measure.evaluator import Evaluator
 from prunetune.measure.scores import SampleScore, Scores, image_ids, measure
 from prunetune.models.embedded import edition_of
 from prunetune.space.space import Space
-from prunetune.space.starts import first_starts
+from prunetune.space.starts import UNTUNED, first_starts
 from prunetune.study.outcome.noise import paired
 from training.tiny.make_calibration import write_split
 
@@ -36,7 +36,7 @@ def kind_of(model: str) -> str:
 
 def covering(space: Space) -> PruningConfig:
     """Return the untuned set that was the best of all known before searches had selectors."""
-    return space.decode(next(iter(first_starts(space).values())))
+    return space.decode(first_starts(space)[UNTUNED])
 
 
 def compared(config: PruningConfig, space: Space, unseen: Evaluator) -> dict[str, Any]:

@@ -51,6 +51,7 @@ SCRIPTS = {
         "--witness tiny-1 --keeps 0.25 --samples 4 --seeds 1 --trials 1 --only uniform searched "
         "--docs=page.md"
     ),
+    "benchmarks/starts.py": "--models tiny --keeps 0.25 --samples 4",
     "benchmarks/timeouts.py": "--seconds 20 --cases keep",
     "benchmarks/serve_attack.py": "--minutes 0.1 --clients 6",
     "benchmarks/ttft.py": "--shrunk --rounds 1 --docs=",

@@ -1,8 +1,7 @@
 """Where a search starts: sets that cover a picture, and blends of an even spread with saliency.
 
 No published method sums scorers, so the presets alone tell a sampler nothing about sums; on the
-embedded model an even spread with a little saliency is where good configs lie (methods differ:
-saliency wins look-ups, an even spread wins counting).
+embedded models an even spread with a little saliency is where good configs lie.
 """
 
 from dataclasses import dataclass, field
@@ -16,44 +15,55 @@ if TYPE_CHECKING:
     from prunetune.config import PruningConfig
 
 _COVER: dict[str, Any] = {"kernel": "exp", "spatial": 0.3, "tau": 0.4}
+_WIDE = {"delta": 0.2, "beta": 0.2, "tau": 1.132}
+_STANDS_OUT = {"feature_distance": 1.0, "text_relevance": 0.4, "coverage": 0.3}
+_EVENLY = {"coverage": 1.0}
+_THREE = ((0.0, 2.0), (0.25, 0.87), (0.45, 0.0))
+_TWO = ((0.0, 1.5), (0.375, 0.0))
 
 
 @dataclass(frozen=True)
 class _Set:
-    """A covering set to begin with: one stage at layer 0, or a second one behind it.
+    """A covering set to begin with: at layer 0, and chosen again among what is left.
 
     Attributes:
         fields: Of the selector ``cover``, beside those that all have.
+        steps: Where, as a share of the depth, and what is left there in units of the mean
+            retention; 0 for the last of several, which meets the budget.
+        weights: Of scorers, at every step.
+        asked: Weight of ``last_query`` behind layer 0.
         mass: Of its stages.
         separators: As in a config.
-        twice: Whether a second stage chooses again among what is left, by saliency, too.
     """
 
     fields: dict[str, Any] = field(default_factory=dict)
+    steps: tuple[tuple[float, float], ...] = ((0.0, 1.0),)
+    weights: dict[str, float] = field(default_factory=dict)
+    asked: float = 0.0
     mass: float = 1.0
     separators: Literal["keep", "drop"] = "drop"
-    twice: bool = False
 
 
-# The first was best of all that was tried on the embedded model with one stage (eight values of
-# each number), those in two steps are better yet; all on calibration data. Each of the others
-# undoes one choice of the first.
+UNTUNED = "a covering set by looks and place, with mass"
+"""The first of all that was known before searches had selectors: one stage, no scores."""
+
+# The first came from coordinate descent on the calibration data of `tiny`; the order is that of the
+# gaps on both embedded models' at three budgets (benchmarks/starts.py), one of each kind and depth.
 _SETS: dict[str, _Set] = {
-    "a covering set by looks and place, with mass": _Set(),
-    "the same beside the separators": _Set(separators="keep"),
-    "a covering set, chosen again among what is left": _Set({"delta": 0.4}, twice=True),
-    "the same in two steps, beside the separators": _Set(
-        {"delta": 0.4}, separators="keep", twice=True
+    "what stands out or is asked about, in three steps, beside the separators": _Set(
+        _WIDE, _THREE, _STANDS_OUT, 1.0, separators="keep"
     ),
-    "a covering set by looks and place": _Set(mass=0.0),
-    "a covering set by place above all": _Set({"spatial": 5.275}),
+    "an even spread, in three steps towards what is asked about": _Set(
+        {"delta": 0.4}, _THREE, _EVENLY, 1.0
+    ),
+    "what stands out or is asked about, in two steps, beside the separators": _Set(
+        _WIDE, _TWO, _STANDS_OUT, 1.0, separators="keep"
+    ),
+    "what stands out, beside the separators": _Set(_WIDE, weights=_STANDS_OUT, separators="keep"),
+    UNTUNED: _Set(),
+    "the same beside the separators": _Set(separators="keep"),
     "a covering set for picture and question": _Set({"text": 0.3}),
 }
-_AGAIN = 0.375
-"""Where a second step is, as a share of the depth."""
-_FIRST_STEP = 1.5
-"""What the first step leaves, in units of the mean retention."""
-
 _SALIENT = {"coverage": 1.0, "last_query": 0.5, "cls_attention": 0.3}
 
 _BLENDS: dict[str, tuple[int, int, dict[str, float]]] = {
@@ -96,23 +106,21 @@ def _config(wanted: _Set, space: Space, budget: Budget) -> "PruningConfig":
     from prunetune.selectors import SELECTORS
 
     selector = SELECTORS.get("cover").model_validate({"name": "cover", **_COVER, **wanted.fields})
-    retention = min(budget.retention(budget.share), 1.0)
+    mean = min(budget.retention(budget.share), 1.0)
     # Where the space holds no mass at all, sets are tried without.
     mass = min(space.spec.restricted().mass, key=lambda h: abs(h - wanted.mass))
-    chosen: dict[str, Any] = {"selector": selector, "mass": mass}
-    if not wanted.twice:
-        stages = [Stage(layer=0, retention=retention, **chosen)]
-    else:
-        layer = max(1, round(_AGAIN * space.facts.num_layers))
-        spread, asked = (SCORERS.get(name)(name=name) for name in ("coverage", "last_query"))
-        first = min(1.0, _FIRST_STEP * retention)
-        stages = [
-            Stage(layer=0, retention=first, scorers=(spread,), **chosen),
-            Stage(layer=layer, retention=first / 2, scorers=(spread, asked), **chosen),
-        ]
-    return PruningConfig(
-        model=space.model_ref(), separators=wanted.separators, stages=tuple(stages)
-    )
+    stages: list[Stage] = []
+    for number, (share, part) in enumerate(wanted.steps):
+        # The last step of several is solved for the budget; here it only has to be the lowest.
+        kept = stages[-1].retention / 2 if stages and not part else min(1.0, part * mean)
+        layer = round(share * space.facts.num_layers)
+        weights = wanted.weights | ({"last_query": wanted.asked} if number else {})
+        scorers = tuple(SCORERS.get(n)(name=n, weight=w) for n, w in weights.items() if w)
+        chosen: dict[str, Any] = {"scorers": scorers, "selector": selector, "mass": mass}
+        stages.append(Stage(layer=layer, retention=kept, **chosen))
+    held = space.spec.separators
+    separators = wanted.separators if wanted.separators in held else held[0]
+    return PruningConfig(model=space.model_ref(), separators=separators, stages=tuple(stages))
 
 
 def _alike(decoded: "PruningConfig", config: "PruningConfig") -> bool:

@@ -13,7 +13,7 @@ from prunetune.scorers import SCORERS, Scorer
 from prunetune.selectors import SELECTORS
 from prunetune.space.narrowed import FIRST_SCORERS
 from prunetune.space.space import Space
-from prunetune.space.starts import first_starts
+from prunetune.space.starts import UNTUNED, first_starts
 from prunetune.spec import SpaceSpec, StudySpec
 from prunetune.study.resumed import difference
 
@@ -240,24 +240,26 @@ def test_the_first_starts_are_covering_sets(keep):
     assert len({config.digest() for config in configs}) == 7
     for config in configs:
         assert mean_retention(config.stages, found.facts.num_layers) == pytest.approx(keep)
-        assert {(s.selector.kernel, s.selector.tau) for s in config.stages} == {("exp", 0.4)}
+        assert {s.selector.kernel for s in config.stages} == {"exp"}
+        assert {s.mass for s in config.stages} == {1.0}
         assert config.stages[0].layer == 0
-    (first,) = configs[0].stages
-    assert (first.mass, first.selector.spatial, first.selector.text) == (1.0, 0.3, 0.0)
-    assert first.scorers == ()
-    twice = [config for config in configs if len(config.stages) == 2]
-    assert [config.separators for config in twice] == ["drop", "keep"]
-    for config in twice:
-        assert [s.name for s in config.stages[1].scorers] == ["coverage", "last_query"]
-        assert 1 <= config.stages[1].layer < found.facts.num_layers
+        for stage in config.stages[1:]:
+            assert "last_query" in [scorer.name for scorer in stage.scorers]
+    assert [len(config.stages) for config in configs] == [3, 3, 2, 1, 1, 1, 1]
+    untuned = found.decode(starts[UNTUNED])
+    [only] = untuned.stages
+    assert (only.mass, only.selector.spatial, only.selector.tau) == (1.0, 0.3, 0.4)
+    assert (only.scorers, untuned.separators) == ((), "drop")
+    assert {c.separators for c in configs} == {"keep", "drop"}
 
 
 @pytest.mark.parametrize(
     ("spec", "count"),
     [
-        ({"mass": (0.0,)}, 6),
+        ({"mass": (0.0,)}, 7),
+        ({"max_stages": 2}, 5),
         ({"mass": (0.0,), "max_stages": 1}, 4),
-        ({"separators": ("drop",)}, 5),
+        ({"separators": ("drop",)}, 6),
         ({"scorers": FIRST_SCORERS}, 6),
         ({"selectors": ("top",)}, 0),
         ({"layers": (1, 4)}, 0),
