@@ -35,7 +35,8 @@ FIRST_LOOK = 16
 """Samples that a trial is measured on before it may be stopped."""
 OWN_TOKENS = 8
 """Most tokens of the unpruned model's own answer that ``kl-answer`` follows."""
-_SINCE = ["processor", "promise", "match", "template_args", "allow_remote", "held_out_samples"]
+_DATA = ["match", "template_args", "allow_remote", "held_out_samples"]
+_SINCE = ["processor", "promise", *_DATA, "refine"]
 _KEEP, _KEEPS, _PROMISED = 0.25, (0.05, 0.5), (0.03, 0.75)
 
 
@@ -53,8 +54,7 @@ class StudySpec(BaseModel):
         match: How answers are compared: as ``vqa`` does, ``exact`` token by token, or ``contains``.
         template_args: Options of the model's chat template.
         allow_remote: Fetch pictures that rows name by ``http:`` URLs.
-        keep: Budget: mean retention over all decoder layers. Of the three kinds of budget a study
-            has one, and every suggestion meets it.
+        keep: Budget: mean retention over all decoder layers. A study has one of three budgets.
         flops: Budget: share of the unpruned prefill's FLOPs, language model.
         kv_mib: Budget: MiB of the visual tokens' keys and values of an average calibration sample.
         up_to: Upper end of the budgets that ``objective = "pareto"`` searches, in the same unit.
@@ -64,16 +64,15 @@ class StudySpec(BaseModel):
         timeout: Seconds that a run may take in all, from loading to the table.
         patience: Finished trials without a better one that end the study; 0: that does not.
         seed: Of the sampler and of the order of the samples.
-        sampler: ``tpe`` (multivariate), ``tpe-uni``, ``gp``, ``cmaes``, ``nsga2``, ``qmc`` or
-            ``random``.
+        sampler: One of Optuna's: ``tpe`` models all together, ``tpe-uni`` each by itself.
         startup: Points before the sampler models anything.
-        start: Where these come from: ``random``, or ``qmc``, a Sobol sequence that fills the space.
+        start: Where they come from: ``random``, or ``qmc``, a Sobol sequence that fills the space.
+        refine: Share of later points that change a few values of the best ones.
         trial_pruner: Optuna's early stopping, sample by sample; it has none for two objectives.
         metric: What is minimised: ``cosine`` (the gap), ``kl`` of the next token, their sum, or
-            ``kl-answer``: the mean KL along the unpruned model's own answer.
+            ``kl-answer``: mean KL along the unpruned model's own answer.
         space: What is searched over.
-        presets: Enqueued as the first trials, moved onto the budget; the baselines are all presets,
-            whatever is enqueued.
+        presets: Enqueued first, moved onto the budget; baselines are all presets, in any case.
         rescored: Best trials scored on all samples before one is chosen.
     """
 
@@ -102,6 +101,7 @@ class StudySpec(BaseModel):
     sampler: Literal["tpe", "tpe-uni", "gp", "cmaes", "nsga2", "qmc", "random"] = "tpe"
     startup: int = Field(default=10, ge=1)
     start: Literal["random", "qmc"] = "random"
+    refine: float = Field(default=0.5, ge=0, le=1)
     trial_pruner: Literal["wilcoxon", "none"] = "wilcoxon"
     metric: Metric = "cosine"
     space: SpaceSpec = Field(default_factory=SpaceSpec)

@@ -21,7 +21,7 @@ from prunetune.study.database.leases import identity
 from prunetune.study.database.storage import BatchedStorage, quiet
 from prunetune.study.resumed import difference
 from prunetune.study.trials.best import COST_NAMES
-from prunetune.study.trials.samplers import make_sampler, sampler_seed
+from prunetune.study.trials.samplers import Near, make_sampler, sampler_seed
 from prunetune.study.trials.stopping import MeanWilcoxonPruner
 from prunetune.study.trials.trials import presets_at
 
@@ -95,6 +95,7 @@ def open_study(
             spec.startup,
             len(study.directions),
             spec.start,
+            Near(spec.refine, lambda units: space.decode(units).digest()),
         )
         study.pruner = (
             MeanWilcoxonPruner(p_threshold=0.1, n_startup_steps=FIRST_LOOK)
