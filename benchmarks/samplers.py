@@ -1,11 +1,12 @@
 """Which sampler a search should use, settled by measurement on the embedded model.
 
-tpe, gp, cmaes and qmc, and the first three again after a start from a Sobol sequence (`+qmc`), at
-three budgets and several seeds, with 100 and 300 trials. A search of 300 also tells what it had
-found after 100: trials are the same up to there. Trials differ in what they take, so the table has
-both: the best after N trials, and the best at the seconds that the fastest sampler's last trial
-took. What counts is the metric on all calibration samples (choosing a default is no reason to look
-at held-out data); `--held-out` measures the winner there, too.
+tpe, gp, cmaes and qmc; the first three also alone, without points near the best ones (`/0`), and
+after a start from a Sobol sequence (`+qmc`), at three budgets and several seeds, with 100 and 300
+trials. A search of 300 also tells what it had found after 100: trials are the same up to there.
+Trials differ in what they take, so the table has both: the best after N trials, and the best at the
+seconds that the fastest sampler's last trial took. What counts is the metric on all calibration
+samples (choosing a default is no reason to look at held-out data); `--held-out` measures the winner
+there, too.
 
 Every search runs in a process of its own with one thread. One JSON line a search is appended to
 --out; what is there is not searched again, so a killed run goes on and several can share the work.
@@ -38,7 +39,8 @@ from prunetune.study.outcome.selection import choose
 from prunetune.study.study import run_trials
 from prunetune.study.trials.best import FINISHED, best_complete, metric_of
 
-SAMPLERS = ("tpe", "tpe+qmc", "gp", "gp+qmc", "cmaes", "cmaes+qmc", "qmc")
+LEARNING = ("tpe", "gp", "cmaes")
+SAMPLERS = (*(f"{name}{how}" for how in ("", "/0", "+qmc") for name in LEARNING), "qmc")
 Row = dict[str, Any]
 
 
@@ -46,8 +48,11 @@ def one(options: argparse.Namespace, sampler: str, keep: float, seed: int) -> Ro
     """Run one search and return its line."""
     torch.set_num_threads(1)
     evaluator, held_out = evaluators(keep, options.samples, model=options.model)
-    name, _, start = sampler.partition("+")
+    rest, _, start = sampler.partition("+")
+    name, _, share = rest.partition("/")
+    refined = {"refine": float(share)} if share else {}
     spec = StudySpec(
+        **refined,
         keep=keep,
         seed=seed,
         trials=options.trials,

@@ -39,7 +39,7 @@ SCRIPTS = {
     "benchmarks/report.py": "--study {study} --trials 3",
     "benchmarks/report_open.py": "{study}/report.html --rounds 1",
     "benchmarks/samplers.py": (
-        "--samplers tpe cmaes+qmc --keeps 0.25 --seeds 0 --trials 1 --samples 4 --at 1"
+        "--samplers tpe/0 cmaes+qmc --keeps 0.25 --seeds 0 --trials 1 --samples 4 --at 1"
     ),
     "benchmarks/selecting.py": "--tiny",
     "benchmarks/selecting_share.py": "--shrunk --rounds 1 --keep 0.1 --width 16 --docs=",
