@@ -11,6 +11,8 @@ the table is of the held-out side.
         busy=runs/tiny/model,calibration_data/busy --keeps 0.25 0.1
     python benchmarks/second_opinion.py --report
 
+What searches.py has searched for the same witness is taken from its rows with --searched.
+
 One JSON line a case is appended to --out; what is there is not measured again, so a killed run goes
 on and several processes may share the work. --docs writes the page.
 """
@@ -46,7 +48,8 @@ from prunetune.study.study import run_trials
 from prunetune.study.trials.trials import presets_at
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "second-opinion.md"
-MASS = {"with mass": (0.0, 1.0), "without mass": (0.0,)}
+PARTS = {"with mass": "all", "without mass": "flash"}
+"""What a search may use: what any attention kernel can do is everything but mass."""
 Row = dict[str, Any]
 Made = tuple[PruningConfig | None, str]
 """A config with what had to change; None with the reason why there is none."""
@@ -81,14 +84,16 @@ class Case:
 class Measured:
     """A witness at one budget: both sides, and the space that configs lie in."""
 
-    def __init__(self, witness: Witness, keep: float, samples: int | None) -> None:
+    def __init__(
+        self, witness: Witness, keep: float, samples: int | None, known: list[Row] | None = None
+    ) -> None:
         loaded = load_model(witness.model)
         calibration, held_out = load_calibration(witness.data, samples=samples)
         if samples is not None:
             held_out = held_out.limit(samples)
         depth = loaded.model.config.get_text_config().num_hidden_layers
         deepest = max(0, min(latest_first_layer(keep, depth), depth - 1))
-        self.witness, self.keep = witness, keep
+        self.witness, self.keep, self.known = witness, keep, known or []
         self.evaluator = Evaluator(loaded, calibration, deepest=deepest)
         self.held_out = Evaluator(loaded, held_out, deepest=1)
         self.space = Space.of(StudySpec(keep=keep), self.evaluator.facts())
@@ -127,11 +132,11 @@ class Measured:
             yield Case(f"random, seed {seed}", "control", lambda seed=seed: self.random(seed))
         for name in SELECTORS:
             yield Case(f"selector {name}", "selector", lambda name=name: self.selector(name))
-        for seed, mass in product(range(options.seeds if options.trials else 0), MASS):
+        for seed, how in product(range(options.seeds if options.trials else 0), PARTS):
             yield Case(
-                f"searched {mass}, seed {seed}",
-                f"searched {mass}",
-                lambda seed=seed, mass=mass: self.searched(seed, MASS[mass], options.trials),
+                f"searched {how}, seed {seed}",
+                f"searched {how}",
+                lambda seed=seed, how=how: self.searched(seed, how, options.trials),
             )
 
     def preset(self, name: str) -> Made:
@@ -163,15 +168,19 @@ class Measured:
         model = self.space.model_ref()
         return PruningConfig(model=model, separators="drop", stages=(stage,)), ""
 
-    def searched(self, seed: int, mass: tuple[float, ...], trials: int) -> Made:
-        """Search on the calibration side."""
+    def searched(self, seed: int, how: str, trials: int) -> Made:
+        """Search on the calibration side, unless searches.py has searched the same."""
+        same = {"metric": "cosine", "parts": PARTS[how], "keep": self.keep, "seed": seed}
+        for row in self.known:
+            if same.items() <= row.items() and row["trials"] == trials:
+                return PruningConfig.parse(row["config"]), f"trial {row['trial']} of {trials}"
         spec = StudySpec(
             model=self.witness.model,
             data=self.witness.data,
             keep=self.keep,
             seed=seed,
             trials=trials,
-            space=SpaceSpec(mass=mass),
+            space=SpaceSpec(parts=PARTS[how]),
         )
         with tempfile.TemporaryDirectory() as folder:
             study = run_trials(spec, self.evaluator, out=Path(folder))
@@ -187,7 +196,9 @@ def run(witness: Witness, keep: float, options: argparse.Namespace) -> None:
     def known() -> set[str]:
         return {row["name"] for row in ledger.rows() if row["keep"] == keep}
 
-    measured = Measured(witness, keep, options.samples)
+    # Of the searches of other scripts those that were run on the very same.
+    searched = [row for path in options.searched for row in read(path) if row["about"] == about]
+    measured = Measured(witness, keep, options.samples, searched)
     if "unpruned" not in known():
         ledger.add({"keep": keep, **measured.unpruned()})
     for case in measured.cases(options):
@@ -207,6 +218,13 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=100, help="of a search; 0: none")
     parser.add_argument("--samples", type=int, help="a side; by default all")
     parser.add_argument("--only", nargs="+", help="cases whose name has one of these in it")
+    parser.add_argument(
+        "--searched",
+        nargs="*",
+        type=Path,
+        default=[],
+        help="rows of searches.py",
+    )
     parser.add_argument("--out", type=Path, default=Path("second-opinion.jsonl"))
     parser.add_argument("--docs", default=str(DOCS), help="page to write; '' for none")
     parser.add_argument("--report", action="store_true", help="only write the page of --out")
