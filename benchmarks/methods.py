@@ -231,7 +231,7 @@ def main() -> None:
     name_model(parser)
     parser.add_argument("--samples", type=int, default=480)
     parser.add_argument("--keep", type=float, nargs="+", default=KEEPS)
-    parser.add_argument("--out", type=Path, default=DOCS / "methods-table.md")
+    parser.add_argument("--out", type=Path, help="page; by default docs/'s of the model")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     start = time.process_time()
@@ -253,8 +253,9 @@ def main() -> None:
     command = f"python benchmarks/methods.py --samples {len(evaluator.samples)}"
     command += f" --model {arguments.model}" if arguments.model != "tiny" else ""
     text = page(rows, parts, evaluator, command, time.process_time() - start)
-    arguments.out.write_text(text, encoding="utf-8")
-    print(f"written to {arguments.out}")
+    out = arguments.out or DOCS / f"methods-table{arguments.model.removeprefix('tiny')}.md"
+    out.write_text(text, encoding="utf-8")
+    print(f"written to {out}")
     finish(
         {
             f"{row.name}@{row.keep:g}": {

@@ -21,13 +21,14 @@ from typing import Any
 
 import torch
 import transformers
-from common import finish, markdown, write_section
+from common import finish, markdown, name_model, write_section
 from fresh import kind_of
 
 from prunetune.calibration import CalibrationSet, load_calibration, load_sides
 from prunetune.config import PruningConfig
 from prunetune.measure.evaluator import Evaluator
 from prunetune.models import load_model
+from prunetune.models.embedded import shipped_data
 from prunetune.selectors import SELECTORS
 from training.tiny.make_calibration import write_split
 
@@ -64,11 +65,11 @@ def gaps(evaluator: Evaluator, stage: dict[str, Any]) -> list[float]:
 
 
 def measure(
-    dtype: str, samples: CalibrationSet, stages: dict[str, dict[str, Any]]
+    model: str, dtype: str, samples: CalibrationSet, stages: dict[str, dict[str, Any]]
 ) -> tuple[dict[str, list[float]], torch.Tensor]:
     """Return each config's gaps, and the unpruned final states, ``[samples, d]`` float64."""
     deepest = max(stage["layer"] for stage in stages.values())
-    evaluator = Evaluator(load_model("tiny", dtype=dtype), samples, deepest=deepest)
+    evaluator = Evaluator(load_model(model, dtype=dtype), samples, deepest=deepest)
     states = [evaluator.full.get(i).tail[0].double() for i in range(len(samples))]
     return {name: gaps(evaluator, stage) for name, stage in stages.items()}, torch.stack(states)
 
@@ -85,6 +86,7 @@ def deviation(half: list[float], full: list[float]) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    name_model(parser)
     parser.add_argument("--samples", type=int, default=160)
     parser.add_argument("--fresh", type=int, help="generator seed of a fresh set to take them from")
     parser.add_argument("--layers", type=int, nargs="+", default=[0, 2])
@@ -96,7 +98,7 @@ def main() -> None:
     began = time.monotonic()
     folder = tempfile.TemporaryDirectory(prefix="prunetune-fresh-")
     if arguments.fresh is None:
-        samples, _ = load_calibration("tiny")
+        samples, _ = load_calibration(shipped_data(arguments.model))
     else:
         # Four questions a picture.
         write_split(
@@ -104,15 +106,15 @@ def main() -> None:
             Path(folder.name),
             -(-arguments.samples // 4),
             arguments.fresh,
-            kind_of("tiny"),
+            kind_of(arguments.model),
         )
         samples = load_sides("tiny", folder.name)[1]
     samples = samples.limit(arguments.samples)
     stages = configs(arguments.layers, arguments.keep, arguments.selectors)
-    full, states = measure("float32", samples, stages)
+    full, states = measure(arguments.model, "float32", samples, stages)
     halves, floor = {}, {}
     for dtype in HALVES:
-        halves[dtype], own = measure(dtype, samples, stages)
+        halves[dtype], own = measure(arguments.model, dtype, samples, stages)
         floor[dtype] = float((1 - torch.cosine_similarity(own, states, dim=1)).mean())
     result: dict[str, Any] = {"samples": len(samples), "floor": floor, "configs": {}}
     rows, beyond = [], []

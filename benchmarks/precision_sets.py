@@ -18,12 +18,13 @@ from typing import Any
 
 import torch
 import transformers
-from common import finish, markdown, write_section
+from common import finish, markdown, name_model, write_section
 from precision import deviation, gaps
 
 from prunetune.calibration import load_calibration
 from prunetune.measure.evaluator import Evaluator
 from prunetune.models import load_model
+from prunetune.models.embedded import shipped_data
 from prunetune.runtime.choice import choose
 
 NOISE = 1e-6
@@ -74,6 +75,7 @@ def overlap(one: list[torch.Tensor], two: list[torch.Tensor]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    name_model(parser)
     parser.add_argument("--samples", type=int, default=24)
     parser.add_argument("--layers", type=int, nargs="+", default=[0, 2])
     parser.add_argument("--keep", type=float, nargs="+", default=[0.25])
@@ -82,13 +84,13 @@ def main() -> None:
     parser.add_argument("--docs", default="", help="page to write; empty: none")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    everything, _ = load_calibration("tiny")
+    everything, _ = load_calibration(shipped_data(arguments.model))
     first = {sample.image_id: sample for sample in reversed(everything.samples)}
     chosen = tuple(s for s in everything.samples if first[s.image_id] is s)[: arguments.samples]
     samples = replace(everything, samples=chosen)
     deepest = max(arguments.layers)
     full, half = (
-        Evaluator(load_model("tiny", dtype=dtype), samples, deepest=deepest)
+        Evaluator(load_model(arguments.model, dtype=dtype), samples, deepest=deepest)
         for dtype in ("float32", "bfloat16")
     )
     rows, result = [], {}

@@ -44,6 +44,7 @@ from prunetune.calibration import load_calibration
 from prunetune.config import PruningConfig
 from prunetune.measure.evaluator import Evaluator
 from prunetune.models import load_model
+from prunetune.models.embedded import shipped_data
 from prunetune.space.space import Space
 from prunetune.spec import StudySpec
 from prunetune.study.find import find_study
@@ -76,10 +77,16 @@ class Timed:
             yield batch
 
 
+EMBEDDED = ("tiny", "tiny-1")
+
+
 def case(name: str, samples: int, keep: float) -> tuple[Any, Any, int]:
-    loaded = load_model("tiny") if name == "tiny" else load_mid()
+    ours = name in EMBEDDED
+    loaded = load_model(name) if ours else load_mid()
     depth = loaded.model.config.text_config.num_hidden_layers
-    data = load_calibration("tiny", samples=samples)[0] if name == "tiny" else mid_samples(samples)
+    data = (
+        load_calibration(shipped_data(name), samples=samples)[0] if ours else mid_samples(samples)
+    )
     return loaded, data, min(latest_first_layer(keep, depth), depth - 1)
 
 
@@ -259,7 +266,7 @@ def where(evaluator: Evaluator, configs: list[PruningConfig]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cases", nargs="+", default=["tiny", "mid"], choices=["tiny", "mid"])
+    parser.add_argument("--cases", nargs="+", default=["tiny", "mid"], choices=[*EMBEDDED, "mid"])
     parser.add_argument("--samples", type=int, default=160)
     parser.add_argument("--trials", type=int, default=50)
     parser.add_argument("--keep", type=float, default=0.1)

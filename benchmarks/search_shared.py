@@ -20,7 +20,7 @@ import optuna
 import torch
 from common import finish
 from published_loop import clock_of
-from search_cost import case
+from search_cost import EMBEDDED, case
 
 from prunetune.config import PruningConfig
 from prunetune.errors import ConfigError
@@ -135,7 +135,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cases", nargs="+", default=["tiny", "mid"], choices=["tiny", "mid"])
+    parser.add_argument("--cases", nargs="+", default=["tiny", "mid"], choices=[*EMBEDDED, "mid"])
     parser.add_argument("--samples", type=int, default=160)
     parser.add_argument("--keeps", nargs="+", type=float, default=[0.25, 0.1])
     parser.add_argument("--rounds", type=int, default=3, help="of each trial, after one that warms")

@@ -48,7 +48,7 @@ def bench(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Random weights of real size, no download: llava-next-7b, llava-1.5-7b, mid.",
+            help="Random weights, no download: llava-next-7b, llava-1.5-7b, mid, mid-qwen.",
         ),
     ] = None,
     model: ModelName = None,

@@ -81,11 +81,14 @@ def _check(folder: str, checkout: str | None, out: Output) -> None:
 
 def _list(name: str | None, out: Output) -> None:
     from prunetune.models import ALIASES
+    from prunetune.models.embedded import EDITION, NAME, edition_of
 
+    # Today's model by its number is today's model.
+    name = NAME if edition_of(name) == EDITION else name
     rows = [
         {
             "name": alias.alias,
-            "hub_id": alias.hub_id,
+            "hub_id": None if alias.embedded else alias.hub_id,
             "model_type": alias.model_type,
             "size": alias.size,
             "supported": alias.supported,
@@ -121,7 +124,7 @@ def _whole(row: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         ("family", str(row["model_type"])),
         ("status", str(row["status"])),
-        ("hub id", str(row["hub_id"])),
+        ("hub id", row["hub_id"] or "-"),
         ("weights here", "yes" if row["here"] else "no"),
         ("size", str(row["size"])),
         ("memory, bfloat16", _memory(row)),

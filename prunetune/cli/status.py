@@ -41,7 +41,8 @@ def status(
     states = Counter(trial.state.name.lower() for trial in trials)
     finished = sum(trial.state in FINISHED for trial in trials)
     plateau = on_plateau(found.study, found.spec.patience) and finished < found.spec.trials
-    resume = _resume(found, finished, plateau)
+    ended = _ended(found)
+    resume = _resume(found, finished, plateau, ended is not None)
     out = Output(as_json)
     out.line(f"study: {found.study.study_name} in {found.shown}")
     out.line(f"trials: {_counted(trials, found.spec.trials)}")
@@ -51,9 +52,10 @@ def status(
         out.line(f"left out: trial {shown}: {REASON}")
     best = _best(out, found)
     points = _front(out, found) if found.spec.pareto else None
-    ended = _ended(found)
     if ended is not None:
         out.line(f"result: {ended['verdict']}")
+    elif finished >= found.spec.trials:
+        out.line("result: none yet: all trials have ended, held-out data is still to be measured")
     if plateau:
         out.line(f"stopped: no better trial in {found.spec.patience}")
     out.line(f"resume: {resume}")
@@ -140,8 +142,8 @@ def _counted(trials: "Sequence[FrozenTrial]", wanted: int) -> str:
     return f"{shown}, {parts[1]}" if parts[1] else shown
 
 
-def _resume(found: "Found", finished: int, plateau: bool) -> str:
-    """Return the command that lets the study go on; one that has ended needs more to do."""
+def _resume(found: "Found", finished: int, plateau: bool, ended: bool) -> str:
+    """Return the command that lets the study go on; one that has its result needs more to do."""
     words = ["prunetune", "search"]
     if found.folder is not None:
         words += ["--spec", str(found.folder / "spec.toml"), "--out", str(found.folder)]
@@ -149,7 +151,7 @@ def _resume(found: "Found", finished: int, plateau: bool) -> str:
         return "run the command that started it again, with the same --storage"
     if found.study.study_name != found.spec.study_name:
         words += ["--study", found.study.study_name]
-    if finished >= found.spec.trials:
+    if ended and finished >= found.spec.trials:
         words += ["--trials", str(2 * found.spec.trials)]
     if plateau:
         words += ["--patience", "0"]

@@ -3,11 +3,14 @@
 import json
 import os
 import shlex
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 import tomllib
+from contextlib import closing
 
 import huggingface_hub
 import pytest
@@ -17,6 +20,7 @@ from huggingface_hub import constants
 from prunetune.cli._app import VERBS
 from prunetune.config import PruningConfig
 from prunetune.models.aliases import ALIASES
+from prunetune.models.embedded import EDITION
 from prunetune.presets import load_preset
 
 FAST = ("--threads", "1", "--batch-size", "4")
@@ -194,6 +198,25 @@ def test_status_tells_how_to_resume(searched):
     counted = next(line for line in shown.splitlines() if line.startswith("trials: "))
     assert counted.startswith("trials: 3 of 3 finished (")
     assert "waiting" not in counted.partition(")")[0]
+
+
+def test_a_search_that_was_killed_over_its_table_needs_no_more_trials(searched, tmp_path):
+    out, *_ = searched
+    shutil.copytree(out, folder := tmp_path / "killed")
+    with closing(sqlite3.connect(folder / "study.db")) as database, database:
+        gone = database.execute("DELETE FROM study_user_attributes WHERE key LIKE 'record%'")
+    assert gone.rowcount
+    found = call("status", folder, "--json").json
+    assert (found["finished"], found["verdict"]) == (3, None)
+    assert "--trials" not in found["resume"]
+    assert "result: none yet" in call("status", folder).out
+    # The twin: with its result the same command would have nothing to do.
+    assert "result: none yet" not in call("status", out).out
+
+
+def test_todays_model_by_its_number_is_todays_model():
+    assert call("models", f"tiny-{EDITION}").out == call("models", "tiny").out
+    assert call("models", "tiny", "--json").json["models"][0]["hub_id"] is None
 
 
 def test_what_is_no_study_is_refused_in_its_own_words(searched, tmp_path):

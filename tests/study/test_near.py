@@ -42,9 +42,7 @@ def changed(study, number):
 
 
 def test_a_good_start_is_made_better_sooner_than_by_tpe_alone():
-    alone, near = (
-        [drawn(share, 40, seed).best_value for seed in range(4)] for share in (0.0, 0.5)
-    )
+    alone, near = ([drawn(share, 40, seed).best_value for seed in range(4)] for share in (0.0, 0.5))
     start = 11 * 0.12**2
     assert max(near) < 0.8 * start
     assert sum(near) < 0.8 * sum(alone)
