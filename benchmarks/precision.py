@@ -135,8 +135,8 @@ def main() -> None:
     fresh = arguments.fresh is not None
     source = f"questions of generator seed {arguments.fresh}" if fresh else "calibration samples"
     page = [
-        f"`python benchmarks/precision.py --samples {len(samples)}` on "
-        f"{datetime.now(UTC):%Y-%m-%d}: `tiny`, {len(samples)} {source}, torch "
+        f"`python benchmarks/precision.py --model {arguments.model} --samples {len(samples)}` on "
+        f"{datetime.now(UTC):%Y-%m-%d}: {len(samples)} {source}, torch "
         f"{torch.__version__}, transformers {transformers.__version__}; "
         f"{time.monotonic() - began:.0f} s. Unpruned answers are "
         + " and ".join(f"{floor[dtype]:.1e} ({dtype})" for dtype in HALVES)

@@ -114,8 +114,8 @@ def main() -> None:
         result[" | ".join(rows[-1][:4])] = {"gap": gap, **dict(zip(others, cells, strict=True))}
         print(rows[-1], flush=True)
     page = [
-        f"`python benchmarks/precision_sets.py --samples {len(samples)}` on "
-        f"{datetime.now(UTC):%Y-%m-%d}: `tiny`, {len(samples)} calibration pictures, torch "
+        f"`python benchmarks/precision_sets.py --model {arguments.model} --samples "
+        f"{len(samples)}` on {datetime.now(UTC):%Y-%m-%d}: {len(samples)} calibration pictures, torch "
         f"{torch.__version__}, transformers {transformers.__version__}. Percent of fp32's gap, and "
         "in brackets the share of fp32's sets that is kept, too.",
         "",
