@@ -115,9 +115,9 @@ def main() -> None:
         print(rows[-1], flush=True)
     page = [
         f"`python benchmarks/precision_sets.py --model {arguments.model} --samples "
-        f"{len(samples)}` on {datetime.now(UTC):%Y-%m-%d}: {len(samples)} calibration pictures, torch "
-        f"{torch.__version__}, transformers {transformers.__version__}. Percent of fp32's gap, and "
-        "in brackets the share of fp32's sets that is kept, too.",
+        f"{len(samples)}` on {datetime.now(UTC):%Y-%m-%d}: {len(samples)} calibration pictures, "
+        f"torch {torch.__version__}, transformers {transformers.__version__}. Percent of fp32's "
+        "gap, and in brackets the share of fp32's sets that is kept, too.",
         "",
         *markdown(
             (

@@ -171,9 +171,9 @@ class StudySpec(BaseModel):
             return
         if self.up_to is None or not self.up_to > self._bound:
             shown = "" if self.up_to is None else f":{self.up_to:g}"
+            who = "a promise (--max-drop)" if self.promise else "objective pareto"
             raise ValueError(
-                f"{self.kind}: received {self._bound:g}{shown}; objective pareto searches a "
-                "range, give the lower and the upper bound, e.g. 0.05:0.5"
+                f"{self.kind}: received {self._bound:g}{shown}; {who} needs a range, e.g. 0.05:0.5"
             )
         if self.trial_pruner != "none":
             raise ValueError(
@@ -272,7 +272,7 @@ class StudySpec(BaseModel):
             data = parse_toml(read_plain(Path(path), _MOST_BYTES).decode("utf-8-sig"))
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-            raise ConfigError(f"cannot read study spec {str(path)!r}: {reason}") from None
+            raise ConfigError(f"cannot read study spec {str(path)!r}: {reason}; name one") from None
         except ValueError as error:
             raise ConfigError(f"{path}: not TOML: {error}") from None
         changes = dict(overrides or {})

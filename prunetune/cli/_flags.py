@@ -30,7 +30,14 @@ def space_of(
         if space["pixels"] is None:
             space["pixels"] = [_number("--pixels", text) for text in _names("--pixels", pixels)]
     if stages is not None:
-        space["min_stages"], space["max_stages"] = _span("--stages", stages)
+        from prunetune.space.narrowed import MOST_STAGES
+
+        space["min_stages"], space["max_stages"] = low, high = _span("--stages", stages)
+        if not 1 <= low <= high <= MOST_STAGES:
+            raise ConfigError(
+                f"--stages: received {stages!r}, allowed 1 to {MOST_STAGES}, or two of these, "
+                "the lower first, with a dash between"
+            )
     if layers is not None:
         space["layers"] = _span("--layers", layers)
     return space

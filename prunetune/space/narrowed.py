@@ -35,6 +35,9 @@ def _restorers() -> tuple[str, ...]:
     return (*FIRST_RESTORERS, *(name for name in ("similarity_merge",) if name in RESTORERS))
 
 
+MOST_STAGES = 3
+
+
 class SpaceSpec(BaseModel):
     """What a study searches over.
 
@@ -68,8 +71,8 @@ class SpaceSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    min_stages: int = Field(default=1, ge=1, le=3)
-    max_stages: int = Field(default=3, ge=1, le=3)
+    min_stages: int = Field(default=1, ge=1, le=MOST_STAGES)
+    max_stages: int = Field(default=MOST_STAGES, ge=1, le=MOST_STAGES)
     scorers: tuple[str, ...] = ()
     layers: tuple[int, int] | None = None
     stage_layers: tuple[int, ...] = Field(default=(), max_length=3)

@@ -57,7 +57,14 @@ def codecs(
             "add another scorer"
         )
     for budget in budgets:
-        budget.check(budget.least(first, depth, spec.floor))
+        try:
+            budget.check(budget.least(first, depth, spec.floor))
+        except ConfigError as error:
+            if not first:
+                raise
+            raise ConfigError(
+                f"{error}, since no stage can be before layer {first} (--layers, --scorers)"
+            ) from None
     schedule = ScheduleCodec(
         depth,
         layers=(first, last),

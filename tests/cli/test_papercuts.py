@@ -261,3 +261,18 @@ def test_the_bar_shows_the_phase_that_runs(monkeypatch):
         show("loading", 0)
         show("trials", 2, 5)
     assert "trials" in terminal.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("words", "has"),
+    [
+        (("--stages", "0-4"), ("--stages: received '0-4', allowed 1 to 3",)),
+        (("--stages", "3-1"), ("--stages: received '3-1'", "the lower first")),
+        (("--max-drop", "2", "--keep", "0.25"), ("a promise (--max-drop) needs a range",)),
+        (("--layers", "5"), ("no stage can be before layer 5 (--layers",)),
+        (("--spec", "nope.toml"), ("'nope.toml': No such file or directory; name one",)),
+    ],
+)
+def test_what_was_typed_is_what_is_refused(tmp_path, words, has):
+    refused("search", "--model", "tiny", *words, "--out", tmp_path / "out", has=has)
+    assert not (tmp_path / "out").exists()
