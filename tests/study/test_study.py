@@ -164,6 +164,27 @@ def test_an_interrupt_leaves_a_study_that_the_same_call_resumes(tmp_path):
     assert (result.trials["complete"], result.trials["failed"]) == (8, 0)
 
 
+@pytest.mark.parametrize("often", [1, 2, 3])
+def test_a_trial_interrupted_again_and_again_has_not_failed(tmp_path, often):
+    def interrupt(call):
+        raise KeyboardInterrupt
+
+    def once(call):
+        if call == 1:
+            raise RuntimeError("out of memory")
+
+    for _ in range(often):
+        with pytest.raises(KeyboardInterrupt):
+            search(tmp_path, Fake(fail=interrupt), trials=4)
+    # The twin: what ends in a failure counts, once, however often it was queued again.
+    with pytest.raises(KeyboardInterrupt):
+        search(tmp_path, Fake(fail=lambda call: once(call) or call == 3 and interrupt(call)))
+    result = search(tmp_path, trials=4)
+    assert (result.trials["complete"], result.trials["failed"]) == (4, 1)
+    ended = [t for t in trials_of(tmp_path) if t.state is TrialState.FAIL]
+    assert len(ended) == often + 2
+
+
 def test_a_killed_process_loses_no_finished_trial(tmp_path):
     code = f"""
 import os, sys
