@@ -95,6 +95,7 @@ def open_study(
             spec.startup,
             len(study.directions),
             spec.start,
+            spec.seed,
         )
         study.pruner = (
             MeanWilcoxonPruner(p_threshold=0.1, n_startup_steps=FIRST_LOOK)
