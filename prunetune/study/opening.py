@@ -3,21 +3,20 @@
 import hashlib
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import optuna
 from optuna import Study
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState
 
 from prunetune.errors import ConfigError, StudyError
 from prunetune.models.versions import versions
 from prunetune.space.space import Space
 from prunetune.space.starts import first_starts, starts
 from prunetune.spec import FIRST_LOOK, StudySpec
-from prunetune.study.database.leases import identity
+from prunetune.study.database.leases import identity, is_dead
 from prunetune.study.database.storage import BatchedStorage, quiet
 from prunetune.study.resumed import difference
 from prunetune.study.trials.best import COST_NAMES
@@ -42,18 +41,47 @@ class Seat:
     worker: int
     shared: bool
 
-    def seed(self, seed: int, created: bool, trials: Sequence[FrozenTrial]) -> int:
-        """Return a sampler seed that no other worker has.
+    def seed(self, study: Study, seed: int, created: bool) -> int:
+        """Return a sampler seed that no other worker has, and note who has it.
 
         One worker on its own gets the same one every time; among several no order is kept anyway.
+        It is made of the worker's number and of how many trials there are. These only grow in
+        number: two can have the same one only where nothing was drawn in between, and then the
+        study says who was first. Of commands in one folder no two may ask at the same time.
+
+        Args:
+            study: That the worker draws for.
+            seed: Of the study.
+            created: Whether this worker made it.
         """
-        alone = created or not (
-            self.shared or any(trial.state is TrialState.RUNNING for trial in trials)
-        )
-        if alone:
-            return sampler_seed(seed, self.worker, len(trials))
+        trials, taken = len(study.get_trials(deepcopy=False)), study.user_attrs.get(self._key)
+        if created or not (self.shared or _is_held(taken, trials)):
+            study.set_user_attr(self._key, {"trials": trials, "process": identity()})
+            return sampler_seed(seed, self.worker, trials)
         name = hashlib.sha256(f"{identity()}/{self.worker}".encode()).digest()
-        return sampler_seed(seed, int.from_bytes(name[:8], "big"), len(trials))
+        return sampler_seed(seed, int.from_bytes(name[:8], "big"), trials)
+
+    def leave(self, study: Study) -> None:
+        """Let whoever resumes have the seed again, where nothing was drawn with it.
+
+        Of a process on another machine, or before a restart, nobody can tell whether it has ended.
+        """
+        taken = study.user_attrs.get(self._key)
+        if taken is None or taken["process"] != identity():
+            return
+        if taken["trials"] == len(study.get_trials(deepcopy=False)):
+            study.set_user_attr(self._key, None)
+
+    @property
+    def _key(self) -> str:
+        return f"seed of worker {self.worker}"
+
+
+def _is_held(taken: Mapping[str, Any] | None, trials: int) -> bool:
+    """Tell whether another process may still draw with what it took at so many trials."""
+    if taken is None or taken["trials"] < trials or taken["process"] == identity():
+        return False
+    return not is_dead(taken["process"])
 
 
 def open_study(
@@ -88,10 +116,9 @@ def open_study(
                 # How long it goes on may change; whoever looks shall see what it is now.
                 study.set_user_attr("spec", now)
         storage.sweep(study._study_id)
-        trials = study.get_trials(deepcopy=False)
         study.sampler = make_sampler(
             spec.sampler,
-            seat.seed(spec.seed, created, trials),
+            seat.seed(study, spec.seed, created),
             spec.startup,
             len(study.directions),
             spec.start,

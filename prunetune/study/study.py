@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -170,7 +170,7 @@ def run_trials(
             if on_progress is not None:
                 on_progress(_progress(study, trial, spec.trials))
 
-        with others or nullcontext():
+        with _seated(seat, study), others or nullcontext():
             Loop(
                 study,
                 opened,
@@ -197,6 +197,16 @@ def _failures_told(url: str) -> Iterator[None]:
             f"the study database {redact(url)} failed: {reason}; finished trials are kept, "
             "run the same command to resume"
         ) from error
+
+
+@contextmanager
+def _seated(seat: Seat, study: Study) -> Iterator[None]:
+    """Give the worker's seat up in the end, where the database is there for it."""
+    try:
+        yield
+    finally:
+        with suppress(optuna.exceptions.OptunaError):
+            seat.leave(study)
 
 
 def _no_log(study: Study) -> None:

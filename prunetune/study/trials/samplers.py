@@ -43,8 +43,8 @@ def make_sampler(
             measured better there (hypervolume after 100 trials 1.19 against 1.07).
         start: What the first points are drawn from, as in ``StudySpec.start``.
         sequence: Seed of a Sobol sequence, the same for all who work on the study: scrambled by
-            each of them anew, their points together were no more even than random ones. None: the
-            worker's.
+            each of them anew, their points together are hardly more even than random ones
+            (measured). None: the worker's.
 
     Raises:
         StudyError: A package it needs is not installed.
