@@ -18,7 +18,8 @@ from prunetune.space.starts import first_starts, starts
 from prunetune.spec import FIRST_LOOK, StudySpec
 from prunetune.study.database.leases import identity, is_dead
 from prunetune.study.database.storage import BatchedStorage, quiet
-from prunetune.study.resumed import difference
+from prunetune.study.places import as_located
+from prunetune.study.resumed import check_moved, difference
 from prunetune.study.trials.best import COST_NAMES
 from prunetune.study.trials.samplers import make_sampler, sampler_seed
 from prunetune.study.trials.stopping import MeanWilcoxonPruner
@@ -111,7 +112,7 @@ def open_study(
         if created:
             _describe(study, spec, space)
         else:
-            _check_resumable(study, spec, space, resume)
+            spec = _check_resumable(study, spec, space, resume, seat.shared)
             if study.user_attrs["spec"] != (now := spec.model_dump(mode="json")):
                 # How long it goes on may change; whoever looks shall see what it is now.
                 study.set_user_attr("spec", now)
@@ -160,7 +161,10 @@ def _describe(study: Study, spec: StudySpec, space: Space) -> None:
     study.set_user_attr("spec", spec.model_dump(mode="json"))
 
 
-def _check_resumable(study: Study, spec: StudySpec, space: Space, resume: bool) -> None:
+def _check_resumable(
+    study: Study, spec: StudySpec, space: Space, resume: bool, shared: bool
+) -> StudySpec:
+    """Return the spec with the places as the study names them."""
     name, attrs = study.study_name, study.user_attrs
     if not resume:
         raise StudyError(
@@ -169,9 +173,11 @@ def _check_resumable(study: Study, spec: StudySpec, space: Space, resume: bool) 
     if "spec" not in attrs:
         raise StudyError(f"study {name!r} was not made by prunetune; choose another --study")
     try:
-        fields = difference(StudySpec.parse(attrs["spec"]), spec)
+        before = StudySpec.parse(attrs["spec"])
     except ConfigError as error:
         raise StudyError(f"study {name!r} holds a spec this release cannot read: {error}") from None
+    named = as_located(spec, before, shared)
+    fields = difference(before, named)
     if attrs.get("digest") != space.facts.calibration_digest:
         fields.append("calibration data")
     elif attrs.get("order") not in (None, space.facts.calibration_order):
@@ -182,8 +188,10 @@ def _check_resumable(study: Study, spec: StudySpec, space: Space, resume: bool) 
             f"study {name!r} cannot be resumed with another spec: {', '.join(fields)}; give the "
             "stored values, or choose another --out or --study"
         )
-    warn_other_weights(study, space.facts.weights_digest)
+    if check_moved(name, attrs, spec, space.facts.weights_digest) is None:
+        warn_other_weights(study, space.facts.weights_digest)
     _warn_other_versions(study)
+    return named
 
 
 def other_weights(attrs: Mapping[str, Any], digest: str | None) -> bool:

@@ -27,6 +27,7 @@ from prunetune.study.outcome.decision import check_promise
 from prunetune.study.outcome.front_summary import FrontResult
 from prunetune.study.outcome.pareto import Timer, conclude_front
 from prunetune.study.outcome.summary import SearchResult
+from prunetune.study.places import known_as
 from prunetune.study.resumed import SPEC_FILE, refuse_other
 from prunetune.study.trials.best import best_complete, metric_of, on_plateau
 from prunetune.study.trials.loop import Loop, finished
@@ -151,12 +152,14 @@ def run_trials(
     check_folder(out)
     url = storage_url(out, storage)
     opened = open_storage(url)
-    name, seat = study_name or spec.study_name, Seat(worker, bool(storage))
+    seat = Seat(worker, bool(storage))
     with _failures_told(url), Watch(out / DATABASE if storage is None else None) as watch:
         # Commands that start together in one folder: the first one's study is the folder's.
         with alone_in(out, _TOGETHER_SECONDS):
+            names = get_all_study_names(opened)
             if storage is None and study_name is None:
-                refuse_other(out, spec, get_all_study_names(opened))
+                refuse_other(out, spec, names)
+            name = study_name or known_as(spec, names)
             study = open_study(spec, space, opened, name, resume, seat)
             if records:
                 spec.save(out / SPEC_FILE)
