@@ -236,14 +236,14 @@ class StudySpec(BaseModel):
     @property
     def label(self) -> str:
         """The budget in names of folders and studies: ``keep0.25``, ``flops0.3``, ``kv12mib``."""
-        upper = "" if self.up_to is None else f"-{self.up_to:g}"
-        text = f"{self._bound:g}{upper}"
+        text = f"{self._bound:g}" + ("" if self.up_to is None else f"-{self.up_to:g}")
         return f"kv{text}mib" if self.kind == "kv_mib" else f"{self.kind}{text}"
 
     @property
     def study_name(self) -> str:
-        """Name of the study unless one is given: Optuna dashboard's front page shows only this."""
-        return f"{self.model}/{self.label}/{self.metric}"
+        """Name of the study unless one is given; where a model's folder lies is not part of it."""
+        model = Path(self.model).name or "model" if self.model[0] in "/.~" else self.model
+        return f"{model}/{self.label}/{self.metric}"
 
     @classmethod
     def parse(cls, data: Any, origin: str = "study spec") -> "StudySpec":

@@ -144,12 +144,14 @@ def _counted(trials: "Sequence[FrozenTrial]", wanted: int) -> str:
 
 def _resume(found: "Found", finished: int, plateau: bool, ended: bool) -> str:
     """Return the command that lets the study go on; one that has its result needs more to do."""
+    from prunetune.study.places import known_as
+
     words = ["prunetune", "search"]
     if found.folder is not None:
         words += ["--spec", str(found.folder / "spec.toml"), "--out", str(found.folder)]
     else:
         return "run the command that started it again, with the same --storage"
-    if found.study.study_name != found.spec.study_name:
+    if found.study.study_name != known_as(found.spec, [found.study.study_name]):
         words += ["--study", found.study.study_name]
     if ended and finished >= found.spec.trials:
         words += ["--trials", str(2 * found.spec.trials)]

@@ -15,6 +15,7 @@ from prunetune.study.database.connect import open_storage
 from prunetune.study.database.place import locate
 from prunetune.study.outcome.pareto import FOLDER, choose_point, front_file
 from prunetune.study.outcome.record import FRONT, read_record
+from prunetune.study.places import known_as
 from prunetune.study.resumed import SPEC_FILE
 from prunetune.study.study import CONFIG_FILE
 from prunetune.study.trials.best import FINISHED
@@ -48,19 +49,23 @@ class Found:
         return redact(self.url) if self.folder is None else str(self.folder)
 
 
-def find_study(target: str, name: str | None = None) -> Found:
+def find_study(target: str, name: str | None = None, spec: StudySpec | None = None) -> Found:
     """Open a stored study.
 
     Args:
         target: A run's folder, its ``study.db``, or a storage URL.
         name: Of the study, where the database holds several.
+        spec: Of the study, where its name is not given.
 
     Raises:
         StudyError: There is none, or it cannot be read.
     """
     url, folder = locate(target)
     storage = open_storage(url, reading=True)
-    chosen = _name(optuna.get_all_study_names(storage), name, folder, redact(target))
+    names = optuna.get_all_study_names(storage)
+    if name is None and spec is not None:
+        name = known_as(spec, names)
+    chosen = _name(names, name, folder, redact(target))
     study = optuna.load_study(study_name=chosen, storage=storage)
     try:
         attrs = study.user_attrs
@@ -78,7 +83,7 @@ def find_study(target: str, name: str | None = None) -> Found:
 def _name(names: list[str], wanted: str | None, folder: Path | None, shown: str) -> str:
     known = ", ".join(repr(name) for name in names) or "none"
     if wanted is None and len(names) > 1 and folder is not None and (folder / SPEC_FILE).exists():
-        wanted = StudySpec.load(folder / SPEC_FILE).study_name
+        wanted = known_as(StudySpec.load(folder / SPEC_FILE), names)
     if wanted is None and len(names) == 1:
         return names[0]
     if not names:

@@ -3,23 +3,23 @@
 import hashlib
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import optuna
 from optuna import Study
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState
 
 from prunetune.errors import ConfigError, StudyError
 from prunetune.models.versions import versions
 from prunetune.space.space import Space
 from prunetune.space.starts import first_starts, starts
 from prunetune.spec import FIRST_LOOK, StudySpec
-from prunetune.study.database.leases import identity
+from prunetune.study.database.leases import identity, is_dead
 from prunetune.study.database.storage import BatchedStorage, quiet
-from prunetune.study.resumed import difference
+from prunetune.study.places import as_located
+from prunetune.study.resumed import check_moved, difference
 from prunetune.study.trials.best import COST_NAMES
 from prunetune.study.trials.samplers import Near, make_sampler, sampler_seed
 from prunetune.study.trials.stopping import MeanWilcoxonPruner
@@ -42,18 +42,47 @@ class Seat:
     worker: int
     shared: bool
 
-    def seed(self, seed: int, created: bool, trials: Sequence[FrozenTrial]) -> int:
-        """Return a sampler seed that no other worker has.
+    def seed(self, study: Study, seed: int, created: bool) -> int:
+        """Return a sampler seed that no other worker has, and note who has it.
 
         One worker on its own gets the same one every time; among several no order is kept anyway.
+        It is made of the worker's number and of how many trials there are. These only grow in
+        number: two can have the same one only where nothing was drawn in between, and then the
+        study says who was first. Of commands in one folder no two may ask at the same time.
+
+        Args:
+            study: That the worker draws for.
+            seed: Of the study.
+            created: Whether this worker made it.
         """
-        alone = created or not (
-            self.shared or any(trial.state is TrialState.RUNNING for trial in trials)
-        )
-        if alone:
-            return sampler_seed(seed, self.worker, len(trials))
+        trials, taken = len(study.get_trials(deepcopy=False)), study.user_attrs.get(self._key)
+        if created or not (self.shared or _is_held(taken, trials)):
+            study.set_user_attr(self._key, {"trials": trials, "process": identity()})
+            return sampler_seed(seed, self.worker, trials)
         name = hashlib.sha256(f"{identity()}/{self.worker}".encode()).digest()
-        return sampler_seed(seed, int.from_bytes(name[:8], "big"), len(trials))
+        return sampler_seed(seed, int.from_bytes(name[:8], "big"), trials)
+
+    def leave(self, study: Study) -> None:
+        """Let whoever resumes have the seed again, where nothing was drawn with it.
+
+        Of a process on another machine, or before a restart, nobody can tell whether it has ended.
+        """
+        taken = study.user_attrs.get(self._key)
+        if taken is None or taken["process"] != identity():
+            return
+        if taken["trials"] == len(study.get_trials(deepcopy=False)):
+            study.set_user_attr(self._key, None)
+
+    @property
+    def _key(self) -> str:
+        return f"seed of worker {self.worker}"
+
+
+def _is_held(taken: Mapping[str, Any] | None, trials: int) -> bool:
+    """Tell whether another process may still draw with what it took at so many trials."""
+    if taken is None or taken["trials"] < trials or taken["process"] == identity():
+        return False
+    return not is_dead(taken["process"])
 
 
 def open_study(
@@ -83,18 +112,18 @@ def open_study(
         if created:
             _describe(study, spec, space)
         else:
-            _check_resumable(study, spec, space, resume)
+            spec = _check_resumable(study, spec, space, resume, seat.shared)
             if study.user_attrs["spec"] != (now := spec.model_dump(mode="json")):
                 # How long it goes on may change; whoever looks shall see what it is now.
                 study.set_user_attr("spec", now)
         storage.sweep(study._study_id)
-        trials = study.get_trials(deepcopy=False)
         study.sampler = make_sampler(
             spec.sampler,
-            seat.seed(spec.seed, created, trials),
+            seat.seed(study, spec.seed, created),
             spec.startup,
             len(study.directions),
             spec.start,
+            spec.seed,
             Near(spec.refine, lambda units: space.decode(units).digest()),
         )
         study.pruner = (
@@ -133,7 +162,10 @@ def _describe(study: Study, spec: StudySpec, space: Space) -> None:
     study.set_user_attr("spec", spec.model_dump(mode="json"))
 
 
-def _check_resumable(study: Study, spec: StudySpec, space: Space, resume: bool) -> None:
+def _check_resumable(
+    study: Study, spec: StudySpec, space: Space, resume: bool, shared: bool
+) -> StudySpec:
+    """Return the spec with the places as the study names them."""
     name, attrs = study.study_name, study.user_attrs
     if not resume:
         raise StudyError(
@@ -142,9 +174,11 @@ def _check_resumable(study: Study, spec: StudySpec, space: Space, resume: bool) 
     if "spec" not in attrs:
         raise StudyError(f"study {name!r} was not made by prunetune; choose another --study")
     try:
-        fields = difference(StudySpec.parse(attrs["spec"]), spec)
+        before = StudySpec.parse(attrs["spec"])
     except ConfigError as error:
         raise StudyError(f"study {name!r} holds a spec this release cannot read: {error}") from None
+    named = as_located(spec, before, shared)
+    fields = difference(before, named)
     if attrs.get("digest") != space.facts.calibration_digest:
         fields.append("calibration data")
     elif attrs.get("order") not in (None, space.facts.calibration_order):
@@ -155,8 +189,10 @@ def _check_resumable(study: Study, spec: StudySpec, space: Space, resume: bool) 
             f"study {name!r} cannot be resumed with another spec: {', '.join(fields)}; give the "
             "stored values, or choose another --out or --study"
         )
-    warn_other_weights(study, space.facts.weights_digest)
+    if check_moved(name, attrs, spec, space.facts.weights_digest) is None:
+        warn_other_weights(study, space.facts.weights_digest)
     _warn_other_versions(study)
+    return named
 
 
 def other_weights(attrs: Mapping[str, Any], digest: str | None) -> bool:

@@ -1,7 +1,7 @@
 """Where a spec's model and data are: kept so that they are found from any folder."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,30 +24,58 @@ def located(spec: StudySpec) -> StudySpec:
     return spec.model_copy(update=found)
 
 
-def as_located(spec: StudySpec, stored: StudySpec) -> StudySpec:
+def known_as(spec: StudySpec, names: Iterable[str]) -> str:
+    """Return the name that a spec's study has in a database.
+
+    Releases before named it after the whole path of a model's folder: such a study is gone on with.
+
+    Args:
+        spec: What is searched.
+        names: Of the database's studies.
+    """
+    ending, place = f"/{spec.label}/{spec.metric}", _absolute(spec.model)
+    for name in names:
+        before = name.removesuffix(ending)
+        # The end first: a look at the disk for every study of others would be too much.
+        if before != name and Path(before).name == Path(place).name and _absolute(before) == place:
+            return name
+    return spec.study_name
+
+
+def as_located(spec: StudySpec, stored: StudySpec, anywhere: bool = False) -> StudySpec:
     """Return the spec with the places as a stored one names them, where they are the same.
 
     Studies of before hold relative paths. Where those led from is not known: it is enough that
     names are the same at the end, since the data's own digest is compared as well.
+
+    Args:
+        spec: What is searched.
+        stored: The study's.
+        anywhere: Whether other machines, with other folders, may work on the study: what has the
+            same name at the end may be the same. Digests of data and weights tell; see
+            ``resumed.check_moved``.
     """
     same = {
         name: getattr(stored, name)
         for name in FIELDS
-        if _same(getattr(spec, name), getattr(stored, name))
+        if _same(getattr(spec, name), getattr(stored, name), anywhere)
     }
     return spec.model_copy(update=same)
 
 
-def _same(now: str | None, before: str | None) -> bool:
+def _same(now: str | None, before: str | None, anywhere: bool) -> bool:
     if now is None or before is None or now == before:
         return now == before
     if _absolute(now) == _absolute(before):
         return True
     path, was = _parts(now), _parts(before)
-    if path is None or was is None or path[2] != was[2] or Path(was[1]).is_absolute():
+    if path is None or was is None or path[0] != was[0] or path[2] != was[2]:
         return False
-    tail = [part for part in Path(was[1]).parts if part != ".."]
-    return path[0] == was[0] and bool(tail) and list(Path(path[1]).parts[-len(tail) :]) == tail
+    here, there = Path(path[1]), Path(was[1])
+    if there.is_absolute():
+        return anywhere and here.is_absolute() and here.name == there.name
+    tail = [part for part in there.parts if part != ".."]
+    return bool(tail) and list(here.parts[-len(tail) :]) == tail
 
 
 def _absolute(text: str) -> str:

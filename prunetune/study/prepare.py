@@ -2,14 +2,14 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from prunetune.errors import ConfigError
 from prunetune.models.embedded import is_embedded, shipped_data
 from prunetune.spec import StudySpec
-from prunetune.study.resumed import as_stored, refuse_other
+from prunetune.study.resumed import as_stored, check_moved, refuse_other
 
 if TYPE_CHECKING:
     from prunetune.budget import Level
@@ -91,7 +91,7 @@ def _prepare(
     made = missing(folder)
     given, spec = spec, with_data(spec)
     check_folder(folder)
-    spec, stored, done = _gone_on_with(spec, located(spec), folder, storage, study_name)
+    spec, stored, done = _gone_on_with(located(spec), folder, storage, study_name)
     if storage is None and study_name is None and (folder / DATABASE).exists():
         # Before minutes are spent; `run_trials` looks again, at what came meanwhile.
         refuse_other(folder, spec)
@@ -99,6 +99,8 @@ def _prepare(
     loaded = load_model(
         spec.model, revision=spec.revision, processor=spec.processor or None, **loading
     )
+    if stored:
+        loaded = _as_named(loaded, study_name or spec.study_name, stored, spec)
     calibration, held_out = usable(sides, loaded, skip_bad)
     if spec.promise is not None:
         answered = any(sample.answer is not None for sample in held_out.samples)
@@ -204,20 +206,36 @@ def first_stages(
     return deepest, facts.levels
 
 
+def _as_named(loaded: Any, name: str, stored: Mapping[str, Any], spec: StudySpec) -> Any:
+    """Return the model under the name that its study has for it.
+
+    Configs name their model: under two names one config would be two, and be measured twice.
+
+    Raises:
+        StudyError: It is another model; told here, before minutes are spent.
+    """
+    from prunetune.models.fingerprint import weights_digest
+
+    place = check_moved(name, stored, spec, weights_digest(loaded.model))
+    return loaded if place is None else replace(loaded, name=place)
+
+
 def _gone_on_with(
-    given: StudySpec, spec: StudySpec, folder: Path, storage: str | None, name: str | None
+    spec: StudySpec, folder: Path, storage: str | None, name: str | None
 ) -> tuple[StudySpec, dict[str, Any], int]:
     """Return the spec as the study that it goes on with has it, its attributes, finished trials.
 
     Args:
-        given: The spec as it was given: studies of before are named after it.
-        spec: The same with absolute paths.
+        spec: With absolute paths.
         folder: The run's.
         storage: Database URL; None for SQLite in the folder.
         name: Of the study, if one was given.
     """
+    from optuna import get_all_study_names
+
     from prunetune.study.database.connect import open_storage
     from prunetune.study.database.urls import DATABASE, storage_url
+    from prunetune.study.places import known_as
 
     url = storage_url(folder, storage)
     file = url.removeprefix("sqlite:///")
@@ -226,11 +244,11 @@ def _gone_on_with(
         # Opened, it would be made.
         return spec, {}, 0
     opened = open_storage(url)
-    for one in (spec, given):
-        stored = _stored(opened, name or one.study_name)
-        if "spec" in stored:
-            return _as_stored(spec, stored), stored, _finished(opened, name or one.study_name)
-    return spec, {}, 0
+    name = name or known_as(spec, get_all_study_names(opened))
+    stored = _stored(opened, name)
+    if "spec" not in stored:
+        return spec, {}, 0
+    return _as_stored(spec, stored), stored, _finished(opened, name)
 
 
 def _finished(storage: "BatchedStorage", name: str) -> int:

@@ -1,13 +1,13 @@
 """Whether a study of before goes on with a spec of now."""
 
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from prunetune.errors import StudyError
 from prunetune.space.narrowed import FIRST_RESTORERS
 from prunetune.spec import StudySpec
-from prunetune.study.places import as_located
+from prunetune.study.places import as_located, known_as
 
 SPEC_FILE = "spec.toml"
 
@@ -56,7 +56,38 @@ def as_stored(spec: StudySpec, stored: StudySpec) -> StudySpec:
     return spec.model_copy(update={"space": spec.space.model_copy(update=before)})
 
 
-def refuse_other(folder: Path, spec: StudySpec, names: Container[str] | None = None) -> None:
+def check_moved(
+    name: str, attrs: Mapping[str, Any], spec: StudySpec, digest: str | None
+) -> str | None:
+    """Return the place of a study's model where it is another than the spec's, for the same model.
+
+    A study is named after the last part of a model's folder, which many models may have.
+
+    Args:
+        name: Of the study.
+        attrs: The study's.
+        spec: What is searched now, with the places that are here.
+        digest: Of the weights that are here.
+
+    Raises:
+        StudyError: The models are named alike, and not known to have the same weights.
+    """
+    before = StudySpec.parse(attrs["spec"])
+    near, far = as_located(spec, before).model, as_located(spec, before, True).model
+    if near == before.model or far != before.model:
+        return None
+    known = attrs.get("weights_digest")
+    if None in (known, digest) or known != digest:
+        which = "are others" if known and digest else "are not known to be the same"
+        raise StudyError(
+            f"study {name!r} was made with the model in {before.model!r}; the weights in "
+            f"{spec.model!r} {which} (another number format makes others, too: see --dtype); "
+            "search another model under a name of its own with --study"
+        )
+    return before.model
+
+
+def refuse_other(folder: Path, spec: StudySpec, names: Collection[str] | None = None) -> None:
     """Refuse a folder that is another study's, before anything of it is written over.
 
     Args:
@@ -70,7 +101,7 @@ def refuse_other(folder: Path, spec: StudySpec, names: Container[str] | None = N
     if not (folder / SPEC_FILE).exists():
         return
     stored = StudySpec.load(folder / SPEC_FILE)
-    if names is not None and stored.study_name not in names:
+    if names is not None and known_as(stored, names) not in names:
         return
     if fields := difference(stored, as_stored(as_located(spec, stored), stored)):
         raise StudyError(

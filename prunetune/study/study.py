@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from prunetune.study.outcome.decision import check_promise
 from prunetune.study.outcome.front_summary import FrontResult
 from prunetune.study.outcome.pareto import Timer, conclude_front
 from prunetune.study.outcome.summary import SearchResult
+from prunetune.study.places import known_as
 from prunetune.study.resumed import SPEC_FILE, refuse_other
 from prunetune.study.trials.best import best_complete, metric_of, on_plateau
 from prunetune.study.trials.loop import Loop, finished
@@ -151,12 +152,14 @@ def run_trials(
     check_folder(out)
     url = storage_url(out, storage)
     opened = open_storage(url)
-    name, seat = study_name or spec.study_name, Seat(worker, bool(storage))
+    seat = Seat(worker, bool(storage))
     with _failures_told(url), Watch(out / DATABASE if storage is None else None) as watch:
         # Commands that start together in one folder: the first one's study is the folder's.
         with alone_in(out, _TOGETHER_SECONDS):
+            names = get_all_study_names(opened)
             if storage is None and study_name is None:
-                refuse_other(out, spec, get_all_study_names(opened))
+                refuse_other(out, spec, names)
+            name = study_name or known_as(spec, names)
             study = open_study(spec, space, opened, name, resume, seat)
             if records:
                 spec.save(out / SPEC_FILE)
@@ -170,7 +173,7 @@ def run_trials(
             if on_progress is not None:
                 on_progress(_progress(study, trial, spec.trials))
 
-        with others or nullcontext():
+        with _seated(seat, study), others or nullcontext():
             Loop(
                 study,
                 opened,
@@ -197,6 +200,16 @@ def _failures_told(url: str) -> Iterator[None]:
             f"the study database {redact(url)} failed: {reason}; finished trials are kept, "
             "run the same command to resume"
         ) from error
+
+
+@contextmanager
+def _seated(seat: Seat, study: Study) -> Iterator[None]:
+    """Give the worker's seat up in the end, where the database is there for it."""
+    try:
+        yield
+    finally:
+        with suppress(optuna.exceptions.OptunaError):
+            seat.leave(study)
 
 
 def _no_log(study: Study) -> None:

@@ -16,6 +16,7 @@ from prunetune.errors import DataError, StudyError
 from prunetune.presets import preset_names
 from prunetune.spec import SpaceSpec, StudySpec
 from prunetune.study.outcome.summary import table_rows
+from prunetune.study.trials.counts import count_trials
 
 
 def test_a_search_from_end_to_end(tmp_path):
@@ -162,6 +163,29 @@ def test_an_interrupt_leaves_a_study_that_the_same_call_resumes(tmp_path):
     result = search(tmp_path, trials=8)
     # What is queued again has not failed.
     assert (result.trials["complete"], result.trials["failed"]) == (8, 0)
+
+
+@pytest.mark.parametrize("often", [1, 2, 3])
+def test_a_trial_interrupted_again_and_again_has_not_failed(tmp_path, often):
+    fields = {"presets": (), "space": SpaceSpec(**SUMS)}
+    search(tmp_path, trials=8, **fields)
+
+    def end(error):
+        def fail(call):
+            if call == 1:
+                raise error
+
+        return Fake(fail=fail)
+
+    for _ in range(often):
+        with pytest.raises(KeyboardInterrupt):
+            search(tmp_path, end(KeyboardInterrupt), trials=9, **fields)
+    ended = [t for t in trials_of(tmp_path) if t.state is TrialState.FAIL]
+    assert [t.system_attrs.get("failed_trial", 8) for t in ended] == [8] * often
+    assert count_trials(trials_of(tmp_path))["failed"] == 0
+    # The twin: what ends in a failure counts, once, however often it was queued again.
+    result = search(tmp_path, end(RuntimeError("out of memory")), trials=9, **fields)
+    assert (result.trials["complete"], result.trials["failed"]) == (9, 1)
 
 
 def test_a_killed_process_loses_no_finished_trial(tmp_path):

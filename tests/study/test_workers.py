@@ -1,5 +1,6 @@
 """Workers that share a study: seeds, answers of others, and processes that end."""
 
+import contextlib
 import json
 import os
 import signal
@@ -15,6 +16,8 @@ from prunetune.errors import StudyError
 from prunetune.secrets import redact
 from prunetune.space.space import Space
 from prunetune.spec import SpaceSpec
+from prunetune.study import opening
+from prunetune.study.database import leases
 from prunetune.study.database.connect import open_storage
 from prunetune.study.database.storage import quiet
 from prunetune.study.database.urls import storage_url
@@ -39,6 +42,66 @@ def test_each_worker_draws_its_own_points_and_one_worker_the_same(tmp_path):
     first = draw("a", 0)
     assert draw("b", 0) == first
     assert draw("c", 1) != first
+
+
+QUEUED = 10
+"""More trials than a study on the fake begins with."""
+
+
+def drawn(folder):
+    points = [t for t in trials_of(folder) if not {"preset", "start"} & t.user_attrs.keys()]
+    return [json.dumps(t.params, sort_keys=True) for t in points if t.state.is_finished()]
+
+
+def run(folder, total, **how):
+    asked = spec(trials=total, presets=(), sampler="random", space=SPACE)
+    run_trials(asked, Fake(count=8), out=folder, **how)
+
+
+@contextlib.contextmanager
+def elsewhere(monkeypatch, name="another:1:1"):
+    with monkeypatch.context() as patch:
+        for room in (opening, leases):
+            patch.setattr(room, "identity", lambda: name)
+        yield
+
+
+@pytest.mark.parametrize("worker", [0, 1])
+def test_commands_that_start_together_draw_their_own_points(tmp_path, monkeypatch, worker):
+    """The second comes in before the first has begun a trial: nothing runs that it could see."""
+
+    @contextlib.contextmanager
+    def second(folder, number):
+        with elsewhere(monkeypatch):
+            run(folder, QUEUED, worker=number)
+        yield
+
+    run(tmp_path / "alone", QUEUED)
+    alone = drawn(tmp_path / "alone")
+    assert len(alone) >= 4
+    found = []
+    for name in ("a", "b"):
+        run(tmp_path / name, QUEUED + len(alone), others=second(tmp_path / name, worker))
+        found.append(drawn(tmp_path / name))
+        # The first has the seed of a worker on its own all the same.
+        assert found[-1][len(alone) :] == alone
+        assert not set(found[-1][: len(alone)]) & set(alone)
+    assert found[0] == found[1]
+
+
+def test_a_command_that_has_ended_holds_no_seed(tmp_path, monkeypatch):
+    run(tmp_path / "once", QUEUED)
+    run(tmp_path / "resumed", 2)
+    with elsewhere(monkeypatch):
+        run(tmp_path / "resumed", QUEUED)
+    assert drawn(tmp_path / "resumed") == drawn(tmp_path / "once")
+    # The twin: of one that was killed nobody elsewhere can tell.
+    with monkeypatch.context() as patch:
+        patch.setattr(opening.Seat, "leave", lambda *_: None)
+        run(tmp_path / "killed", 2)
+    with elsewhere(monkeypatch):
+        run(tmp_path / "killed", QUEUED)
+    assert not set(drawn(tmp_path / "killed")) & set(drawn(tmp_path / "once"))
 
 
 def test_workers_that_join_a_database_draw_fresh_points(tmp_path):

@@ -130,7 +130,7 @@ def found_search(prepared: "Prepared", storage: str | None, study_name: str | No
     from prunetune.study.find import find_study
 
     # The folder's database may hold several studies.
-    return find_study(storage or str(prepared.out), study_name or prepared.spec.study_name)
+    return find_study(storage or str(prepared.out), study_name, prepared.spec)
 
 
 def report_search(

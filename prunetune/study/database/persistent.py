@@ -36,8 +36,9 @@ _RESTS_ON: tuple[tuple[type, tuple[str, ...]], ...] = (
         ),
     ),
     (optuna.Study, ("_get_trials",)),
+    (optuna.samplers.QMCSampler, ("_find_sample_id",)),
 )
-"""What Optuna keeps private and subclasses here override."""
+"""What Optuna keeps private and subclasses of this room and of ``trials`` override."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
@@ -112,8 +113,8 @@ class PersistentStorage(RDBStorage):
 def check_optuna() -> None:
     """Refuse an Optuna that no longer has a private method which is overridden here.
 
-    Under another name ours would never be called: counts of trials would stop being exact, and
-    samplers would see presets only, in silence.
+    Under another name ours would never be called: counts of trials would stop being exact,
+    samplers would see presets only, and workers draw the same points, in silence.
 
     Raises:
         StudyError: It does not.

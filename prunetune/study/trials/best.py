@@ -83,6 +83,11 @@ def spread(trials: Sequence[FrozenTrial], count: int) -> list[FrozenTrial]:
     return [trials[round(k * (len(trials) - 1) / (count - 1))] for k in range(count)]
 
 
+def first_number(trial: FrozenTrial) -> int:
+    """Return the number that a trial began under; what was interrupted runs again under another."""
+    return int(trial.system_attrs.get("failed_trial", trial.number))
+
+
 def since_better(study: Study) -> int:
     """Return how many trials have finished since one was better than all before it.
 
@@ -98,8 +103,7 @@ def since_better(study: Study) -> int:
     last = max(trial.number for trial in best)
     trials = study.get_trials(deepcopy=False)
     starts = {t.number: t for t in trials if {"preset", "start"} & t.user_attrs.keys()}
-    # Optuna runs what a kill interrupted again under a new number; it was queued under its first.
-    last = max([last, *(t.system_attrs.get("failed_trial", n) for n, t in starts.items())])
+    last = max([last, *map(first_number, starts.values())])
     searched = (t.number for t in trials if t.state in FINISHED and t.number not in starts)
     return sum(number > last for number in searched)
 

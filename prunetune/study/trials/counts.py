@@ -7,7 +7,7 @@ from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from prunetune.spec import StudySpec
-from prunetune.study.trials.best import FINISHED, on_plateau
+from prunetune.study.trials.best import FINISHED, first_number, on_plateau
 from prunetune.study.trials.trials import EVALUATIONS
 
 
@@ -27,10 +27,11 @@ def count_trials(trials: Sequence[FrozenTrial]) -> dict[str, int]:
         "pruned": TrialState.PRUNED,
         "failed": TrialState.FAIL,
     }
-    # What was left unfinished, to make room or by Ctrl-C, and is queued again has not failed.
-    again = {t.system_attrs.get("failed_trial") for t in trials}
+    # What was left unfinished, to make room or by Ctrl-C, and is queued again has not failed. It
+    # may be queued again and again: every copy names the first of them, and only the last ended.
+    last = {first_number(t): t.number for t in sorted(trials, key=lambda t: t.number)}
     return {
-        name: sum(t.state is state and t.number not in again for t in trials)
+        name: sum(t.state is state and t.number == last[first_number(t)] for t in trials)
         for name, state in names.items()
     }
 

@@ -13,12 +13,10 @@ from optuna.samplers.nsgaii import UniformCrossover
 from prunetune.errors import StudyError
 from prunetune.study.trials.estimates import EstimatesSampler
 from prunetune.study.trials.near import NearBest
-from prunetune.study.trials.spread_start import SpreadStart
+from prunetune.study.trials.spread_start import SharedSequence, SpreadStart
 
 # Those that model values; CMA-ES takes pruned trials by itself.
 _MODELS = ("tpe", "tpe-uni", "gp")
-
-
 _BLIND = ("random", "qmc")
 
 
@@ -50,22 +48,27 @@ def make_sampler(
     startup: int = 10,
     objectives: int = 1,
     start: str = "random",
+    sequence: int | None = None,
     near: Near | None = None,
 ) -> BaseSampler:
     """Return a sampler with all its arguments written out: defaults change between releases.
 
     Args:
         name: As in ``StudySpec.sampler``.
-        seed: Of its random numbers.
+        seed: Of its random numbers, the worker's own.
         startup: Random points before it models anything, where it does.
         objectives: How many are minimised. With two, ``tpe`` models each parameter on its own:
             measured better there (hypervolume after 100 trials 1.19 against 1.07).
         start: What the first points are drawn from, as in ``StudySpec.start``.
+        sequence: Seed of a Sobol sequence, the same for all who work on the study: scrambled by
+            each of them anew, their points together are hardly more even than random ones
+            (measured). None: the worker's.
         near: Points near the best between those of a sampler that learns, with one objective.
 
     Raises:
         StudyError: A package it needs is not installed.
     """
+    shared = seed if sequence is None else sequence
     makers: dict[str, Callable[[], BaseSampler]] = {
         "tpe": lambda: optuna.samplers.TPESampler(
             seed=seed, n_startup_trials=startup, multivariate=objectives == 1, constant_liar=True
@@ -88,7 +91,7 @@ def make_sampler(
             crossover=UniformCrossover(swapping_prob=0.5),
             crossover_prob=0.9,
         ),
-        "qmc": lambda: optuna.samplers.QMCSampler(seed=seed, scramble=True),
+        "qmc": lambda: SharedSequence(shared, seed),
         "random": lambda: optuna.samplers.RandomSampler(seed=seed),
     }
     needed = {"cmaes": ["cmaes"], "gp": ["scipy"], "qmc": ["scipy"]}.get(name, [])
@@ -101,7 +104,8 @@ def make_sampler(
             ) from None
     sampler = makers[name]()
     sampler = EstimatesSampler(sampler) if name in _MODELS and objectives == 1 else sampler
-    sampler = SpreadStart(sampler, startup, seed) if start == "qmc" and name != "qmc" else sampler
+    if start == "qmc" and name != "qmc":
+        sampler = SpreadStart(sampler, startup, SharedSequence(shared, seed))
     if near is None or name in _BLIND or objectives > 1:
         return sampler
     return NearBest(sampler, near.share, startup, seed, near.config_of)

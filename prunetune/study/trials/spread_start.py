@@ -1,13 +1,42 @@
-"""Startup points of a scrambled Sobol sequence instead of random ones, for any sampler."""
+"""Points of a scrambled Sobol sequence that all workers share, also as a start for any sampler."""
 
 from typing import Any
 
 from optuna import Study
 from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler, QMCSampler
+from optuna.samplers import BaseSampler, QMCSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
 _FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+
+
+class SharedSequence(QMCSampler):
+    """Draws from one scrambled Sobol sequence, whoever works on the study; each trial its point.
+
+    Args:
+        sequence: Seed of the scrambling, the same for all workers and resumptions of a study.
+        seed: Of what is drawn before a trial has shown which parameters there are; a worker's own.
+    """
+
+    def __init__(self, sequence: int, seed: int) -> None:
+        super().__init__(
+            seed=sequence,
+            scramble=True,
+            independent_sampler=RandomSampler(seed=seed),
+            warn_independent_sampling=False,
+        )
+        self._number = 0
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Draw the trial's point of the sequence."""
+        self._number = trial.number
+        return super().sample_relative(study, trial, search_space)
+
+    def _find_sample_id(self, study: Study, search_space: dict[str, BaseDistribution]) -> int:
+        # Optuna reads its count and writes it in two steps: two workers would get the same point.
+        return self._number
 
 
 class SpreadStart(BaseSampler):
@@ -16,17 +45,11 @@ class SpreadStart(BaseSampler):
     Args:
         inner: The sampler that goes on; it models from its first own draw.
         startup: Finished trials, enqueued ones included, before it does.
-        seed: Of the sequence's scrambling.
+        spread: The sequence.
     """
 
-    def __init__(self, inner: BaseSampler, startup: int, seed: int) -> None:
-        self.inner, self.startup = inner, startup
-        self._spread = QMCSampler(
-            seed=seed,
-            scramble=True,
-            warn_asynchronous_seeding=False,
-            warn_independent_sampling=False,
-        )
+    def __init__(self, inner: BaseSampler, startup: int, spread: SharedSequence) -> None:
+        self.inner, self.startup, self._spread = inner, startup, spread
         self._now: tuple[int, BaseSampler] | None = None
 
     def _active(self, study: Study, trial: FrozenTrial) -> BaseSampler:
