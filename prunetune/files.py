@@ -2,9 +2,9 @@
 
 import errno
 import os
+import secrets
 import sqlite3
 import stat
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -22,18 +22,21 @@ def appearing(path: Path) -> Iterator[Path]:
     """Yield a new file beside ``path`` to write; at the end of the block it takes its name.
 
     Fsync, then rename: after a crash the old file or the new one is there. For writers that want a
-    path; whoever has bytes calls ``write_atomically``. A file that is replaced keeps its mode; a
-    link is replaced, not followed.
+    path; whoever has bytes calls ``write_atomically``. A new file has the mode that the process's
+    umask gives, a file that is replaced keeps its own; a link is replaced, not followed.
 
     Raises:
         OSError: The folder cannot be made or written, the disk is full, or ``path`` is a device, a
             pipe, a folder or a link to one; nothing is left behind.
     """
-    mode = _mode_of(path)
+    kept = _mode_of(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{secrets.token_urlsafe(6)}")
+    # Not mkstemp, which knows no umask. What is kept from others is so while it is written, too.
+    mode = 0o666 if kept is None else 0o600 | kept & 0o777
+    handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, mode)
+    mode = stat.S_IMODE(os.fstat(handle).st_mode) if kept is None else kept
     os.close(handle)
-    temporary = Path(name)
     try:
         yield temporary
         # The writer may have put another file in its place.
@@ -46,14 +49,15 @@ def appearing(path: Path) -> Iterator[Path]:
         raise
 
 
-def _mode_of(path: Path) -> int:
+def _mode_of(path: Path) -> int | None:
+    """Return the mode that a file's successor keeps; None where a new one comes."""
     try:
         found = path.stat()
     except FileNotFoundError:
-        return 0o644
+        return None
     if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "not a plain file, so it is not replaced", str(path))
-    return 0o644 if path.is_symlink() else stat.S_IMODE(found.st_mode)
+    return None if path.is_symlink() else stat.S_IMODE(found.st_mode)
 
 
 def read_plain(path: Path, most: int = MOST_BYTES) -> bytes:

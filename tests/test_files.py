@@ -34,13 +34,55 @@ def test_a_file_appears_at_the_end_of_the_block(tmp_path):
         assert beside.parent == path.parent
     assert load_file(path)["x"].tolist() == [0, 1, 2]
     assert names(path.parent) == ["weights.safetensors"]
-    assert path.stat().st_mode & 0o777 == 0o644
 
 
 def half_a_file(path, error):
     with appearing(path) as beside:
         beside.write_bytes(b"ha")
         raise error
+
+
+def mode_of(path):
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.fixture
+def masked():
+    """Sets the umask, and back at the end."""
+    before = os.umask(0o022)
+    yield os.umask
+    os.umask(before)
+
+
+@pytest.mark.parametrize(
+    ("mask", "mode"), [(0o077, 0o600), (0o002, 0o664), (0o022, 0o644), (0o027, 0o640)]
+)
+def test_a_new_file_is_for_whom_the_umask_says(tmp_path, masked, mask, mode):
+    """Red while all were 0644: read by everybody, and out of the group's hands."""
+    masked(mask)
+    plain, link = tmp_path / "plain", tmp_path / "link"
+    plain.write_bytes(b"x")
+    link.symlink_to(tmp_path / "private")
+    (tmp_path / "private").write_bytes(b"x")
+    (tmp_path / "private").chmod(0o400)
+    with appearing(tmp_path / "weights") as beside:
+        save_file({"x": torch.arange(3)}, beside)
+    with appearing(tmp_path / "other") as beside:
+        # A writer that puts a file of its own there.
+        (tmp_path / "own").write_bytes(b"x")
+        (tmp_path / "own").chmod(0o600)
+        (tmp_path / "own").replace(beside)
+    made = [write_atomically(tmp_path / "ours", b"x"), tmp_path / "weights", tmp_path / "other"]
+    for path in (plain, *made, write_atomically(link, b"x")):
+        assert (path.name, mode_of(path)) == (path.name, mode)
+    assert mode_of(tmp_path / "private") == 0o400
+    # The twin: what is there keeps its own, and is nobody else's while it is written either.
+    for kept in (0o600, 0o640, 0o666, 0o444):
+        plain.chmod(kept)
+        with appearing(plain) as beside:
+            assert mode_of(beside) & ~kept & 0o177 == 0
+            beside.write_bytes(b"y")
+        assert (mode_of(plain), plain.read_bytes()) == (kept, b"y")
 
 
 @pytest.mark.parametrize("error", [OSError, Stopped])

@@ -117,7 +117,10 @@ def _parts() -> dict[str, Any]:
             notes=_TEXT,
             is_tuned=_FLAG,
             samples={"description": "That it was measured on.", **maybe(_COUNT)},
-            stopped={"description": "Why not on all of them.", **maybe(_TEXT)},
+            stopped={
+                "description": "Why not on all; no reason: the rest could change nothing.",
+                **maybe(_TEXT),
+            },
         ),
         "place": {
             "description": "A trial of the front: its number, metric and cost.",

@@ -57,8 +57,8 @@ class SpaceSpec(BaseModel):
         parts: ``"layer-0"``: only what an engine can do that takes a pruned prompt (one stage
             before the language model, no mass); ``"flash"``: only what runs under FlashAttention
             (no mass); ``"all"``.
-        ranges: Ranges for any field of a scorer, selector or restorer, and for retentions; see
-            ``space/ranges.py``.
+        ranges: Ranges for any field of a scorer, selector or restorer that is searched, and for
+            retentions; see ``space/ranges.py``.
         pixels: Levels of pixels: False for the full picture alone; True for those that can meet the
             budget; or shares of a picture's pixels, each in (0, 1], 1 being the full picture.
         restorers: What may put dropped tokens' information back; ``"none"`` for nothing. A selector

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from prunetune.budget import Budget, ModelFacts
 from prunetune.errors import ConfigError
 from prunetune.space.narrowed import FIRST_SCORERS, SpaceSpec
-from prunetune.space.ranges import Box, box_of
+from prunetune.space.ranges import Box, box_of, idle
 from prunetune.space.selecting import SelectorCodec
 
 if TYPE_CHECKING:
@@ -98,6 +98,26 @@ def selector_codec(spec: SpaceSpec, facts: ModelFacts, scorers: Sequence[str]) -
                 f"the scorers here ({', '.join(scorers)}); leave it out"
             )
     return codec
+
+
+def check_searched(spec: SpaceSpec, scorers: Sequence[str]) -> None:
+    """Refuse ranges of parts that are not searched.
+
+    Args:
+        spec: What is searched.
+        scorers: Names of those that are.
+
+    Raises:
+        ConfigError: There are some.
+    """
+    restorers = [name for name in spec.restorers if name != "none"]
+    parts = (*scorers, *spec.selectors, *restorers)
+    if found := idle(spec.ranges, parts):
+        raise ConfigError(
+            f"space.ranges: received {', '.join(found)}, which would do nothing, allowed ranges of "
+            f"parts that are searched here ({', '.join(parts)}); search the part, too (--scorers, "
+            "--selectors, --restorers), or leave the range out"
+        )
 
 
 def _scorers(spec: SpaceSpec, facts: ModelFacts) -> "dict[str, type]":

@@ -7,7 +7,7 @@ all image tokens, ``"share.2" = [0.5, 1]`` what a second one leaves of the first
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -105,6 +105,16 @@ def searched(kind: type[BaseModel], name: str, ranges: Mapping[str, Values]) -> 
         if part == name and key in kind.model_fields
     }
     return found | {key: _made(kind, name, key, values) for key, values in given.items()}
+
+
+def idle(ranges: Mapping[str, Values], parts: Iterable[str]) -> list[str]:
+    """Return the names of ranges that change nothing: of fields of other parts than these."""
+    known = set(parts)
+    return [
+        name
+        for name in ranges
+        if not _STAGE.fullmatch(name) and name.partition(".")[0] not in known
+    ]
 
 
 def is_open(tunable: Tunable) -> bool:

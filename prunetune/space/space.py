@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from prunetune.budget import Budget, Level, ModelFacts, as_budget
 from prunetune.space.leveling import LevelCodec, left_of, pixels_of
 from prunetune.space.narrowed import SpaceSpec
-from prunetune.space.opened import codecs, selector_codec
+from prunetune.space.opened import check_searched, codecs, selector_codec
 from prunetune.space.restoring import RestorerCodec
 
 if TYPE_CHECKING:
@@ -100,6 +100,18 @@ class Space:
     def dimensions(self) -> tuple[Dimension, ...]:
         """Return the unit parameters in the order they are suggested."""
         return self._dimensions
+
+    def check_ranges(self) -> None:
+        """Refuse ranges of parts that this space does not search: they would do nothing.
+
+        Studies of earlier releases may have such ranges, so only what makes a new one asks.
+
+        Raises:
+            ConfigError: There are some.
+        """
+        last = self._schedule.last
+        scorers = [name for name in self._weights.scorers if self._weights.usable(name, last)]
+        check_searched(self.spec, scorers)
 
     @property
     def latest_first(self) -> int:

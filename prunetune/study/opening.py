@@ -100,8 +100,11 @@ def open_study(
 
     Raises:
         StudyError: It cannot be resumed.
+        ConfigError: It is new and has ranges that do nothing.
     """
     with quiet():
+        if spec.space.ranges and name not in optuna.get_all_study_names(storage):
+            space.check_ranges()
         try:
             directions = [StudyDirection.MINIMIZE] * (2 if spec.pareto else 1)
             study = optuna.create_study(study_name=name, storage=storage, directions=directions)

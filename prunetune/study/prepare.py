@@ -105,7 +105,7 @@ def _prepare(
     if spec.promise is not None:
         answered = any(sample.answer is not None for sample in held_out.samples)
         check_enough(spec.promise, held_out.samples, answered)
-    deepest, levels = first_stages(spec, loaded, calibration)
+    deepest, levels = first_stages(spec, loaded, calibration, new="spec" not in stored)
     if given.data is None and not is_embedded(spec.model):
         logger.warning(
             "no --data is given: calibrating %s on the shipped set 'tiny' of generated pictures; "
@@ -160,17 +160,24 @@ def usable(
 
 
 def first_stages(
-    spec: StudySpec, loaded: Any, calibration: "CalibrationSet"
+    spec: StudySpec, loaded: Any, calibration: "CalibrationSet", *, new: bool = False
 ) -> "tuple[int, tuple[Level, ...]]":
     """Return the last layer at which a first stage, of a trial or of a preset, can be.
 
     That is of full pictures: what is behind it, as smaller ones allow, costs the layers between.
 
+    Args:
+        spec: Of the study.
+        loaded: ``prunetune.models.LoadedModel``.
+        calibration: Calibration split.
+        new: Whether the study is still to be made; see ``Space.check_ranges``.
+
     Returns:
         It, and the levels of pixels that may be chosen.
 
     Raises:
-        ConfigError: The space's layers are not the model's, or its budget cannot be attained.
+        ConfigError: The space's layers are not the model's, its budget cannot be attained, or a new
+            one has ranges that do nothing.
     """
     from prunetune.budget import FLOOR
     from prunetune.measure.facts import early_facts
@@ -184,7 +191,10 @@ def first_stages(
             f"layers: received {first}, allowed 0 to {depth - 1} for a model of {depth} layers"
         )
     # It refuses what cannot be attained, with all that the space says: layers, scorers, floor.
-    most, floor = Space.of(spec, facts).most, min(FLOOR, spec.space.floor)
+    space = Space.of(spec, facts)
+    if new:
+        space.check_ranges()
+    most, floor = space.most, min(FLOOR, spec.space.floor)
     if (last := facts.last_stage) is not None:
         logger.warning(
             "the search is narrowed to %s for %s: %s",

@@ -6,6 +6,7 @@ from typing import Any
 
 from prunetune.errors import StudyError
 from prunetune.space.narrowed import FIRST_RESTORERS
+from prunetune.space.ranges import idle
 from prunetune.spec import StudySpec
 from prunetune.study.places import as_located, known_as
 
@@ -43,10 +44,18 @@ def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def as_stored(spec: StudySpec, stored: StudySpec) -> StudySpec:
-    """Return the spec that goes on with a study of before there were selectors.
+    """Return the spec that goes on with a study of an earlier release.
 
-    The same command means what it meant then, unless it names what has come since.
+    The same command means what it meant then, unless it names what has come since there were
+    selectors. Ranges of parts that are not searched did nothing, and do nothing.
     """
+    from prunetune.restorers import RESTORERS
+    from prunetune.scorers import SCORERS
+
+    left = idle(stored.space.ranges, (*SCORERS, *stored.space.selectors, *RESTORERS))
+    if lacking := {n: stored.space.ranges[n] for n in left if n not in spec.space.ranges}:
+        ranges = {**spec.space.ranges, **lacking}
+        spec = spec.model_copy(update={"space": spec.space.model_copy(update={"ranges": ranges})})
     if stored.space.version != 1 or spec.space.version == 1:
         return spec
     unsaid = {"version"} | {"selectors", "mass", "per_crop"} - spec.space.model_fields_set

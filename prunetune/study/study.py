@@ -93,7 +93,8 @@ def run_search(
     Raises:
         StudyError: The study cannot be used or resumed, its trials keep failing, none finished, or
             the held-out data cannot tell whether a promise is kept.
-        ConfigError: The budget cannot be met in this space.
+        ConfigError: The budget cannot be met in this space, or a new study has ranges of parts that
+            it does not search.
         KeyboardInterrupt: Interrupted; the study can be resumed by the same call.
     """
     begun = time.monotonic()

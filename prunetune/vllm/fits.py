@@ -1,6 +1,6 @@
 """Which configs vLLM can run, and why not others; knows the config format, not vLLM."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from prunetune.restorers import RESTORERS
 from prunetune.scorers import SCORERS
 from prunetune.scorers.base import LAYER_NEEDS
 from prunetune.selectors import SELECTORS
+from prunetune.space.narrowed import SELECTORS as SEARCHED
 
 VERSIONS = ("0.32", "0.34")
 """The first release of vLLM that has what the plug-in needs, and the first one not looked at."""
@@ -187,13 +188,14 @@ def narrowed(model_type: str, space: Mapping[str, Any]) -> dict[str, Any]:
         "parts": "layer-0",
         "mass": [0.0],
     }
-    ranges = _unasking()
+    searched = made.get("selectors", SEARCHED)
+    ranges = _unasking(searched)
     if ARCHITECTURES[model_type].in_views:
-        ranges |= _scoped(made.get("ranges", {}))
+        ranges |= _scoped(searched, made.get("ranges", {}))
     return made | {"ranges": {**ranges, **made.get("ranges", {})}}
 
 
-def _scoped(asked: Mapping[str, Any]) -> dict[str, list[Any]]:
+def _scoped(searched: Iterable[str], asked: Mapping[str, Any]) -> dict[str, list[Any]]:
     """Return ranges that give each view its share."""
     for name, values in asked.items():
         if name.endswith(".scope") and list(values) != ["view"]:
@@ -201,13 +203,13 @@ def _scoped(asked: Mapping[str, Any]) -> dict[str, list[Any]]:
                 f"ranges.{name}: received {list(values)}, allowed with --engine vllm for models "
                 'whose views stand apart in the prompt: ["view"]; leave it out'
             )
-    return {f"{name}.scope": ["view"] for name in SELECTORS}
+    return {f"{name}.scope": ["view"] for name in searched}
 
 
-def _unasking() -> dict[str, list[Any]]:
+def _unasking(searched: Iterable[str]) -> dict[str, list[Any]]:
     """Return ranges that keep what reads the question, if it is tuned, at its default."""
     found: dict[str, list[Any]] = {}
-    for name in SELECTORS:
+    for name in searched:
         kind = SELECTORS.get(name)
         if (plain := kind(name=name)).prompt_dependent:
             continue

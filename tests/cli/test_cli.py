@@ -329,6 +329,15 @@ def test_flags_override_the_spec_file(tmp_path, source):
     assert stored["space"]["scorers"] == ["coverage"]
 
 
+def test_a_range_that_would_do_nothing_is_refused(tmp_path, source):
+    spec, out = tmp_path / "s.toml", tmp_path / "run"
+    text = 'model = "tiny"\nkeep = 0.4\n[space]\nselectors = ["top"]\n[space.ranges]\n'
+    spec.write_text(text + '"mmr.relevance" = [0.1, 0.2]\n')
+    words = ("search", "--spec", spec, "--data", source, "--skip-bad", "--out", out)
+    refused(*words, has=("received mmr.relevance, which would do nothing", "leave the range out"))
+    assert not out.exists()
+
+
 # -- bad input -------------------------------------------------------------------------------
 
 

@@ -1,10 +1,15 @@
-"""What training tells the decoder's text tokens, against the answers that they lead to."""
+"""What training tells the decoder's text tokens, against the answers that they lead to; its end."""
+
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 pytest.importorskip("sklearn", reason="the digits of the pictures come with scikit-learn")
 
+from training.tiny import train
 from training.tiny.batches import ONE_THING, empty_row, write
 from training.tiny.kinds import KINDS
 from training.tiny.painting import COLORS, GROUND_COLORS, PATTERNS, SHAPES, TONES
@@ -68,3 +73,28 @@ def test_what_speaks_of_no_object_is_told_none():
         for _, row in written(kind):
             assert (row.meant == UNKNOWN).all()
             assert (row.about == UNKNOWN).all()
+
+
+KILLED = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+
+
+@pytest.mark.parametrize(
+    ("codes", "status"),
+    [
+        ((KILLED, "pass"), 128 + signal.SIGKILL),
+        (("pass", KILLED), 128 + signal.SIGKILL),
+        (("raise SystemExit(3)", "pass"), 3),
+        (("pass", "pass"), 0),
+    ],
+    ids=["first killed", "last killed", "failed", "twin"],
+)
+def test_training_has_failed_where_one_of_its_processes_has(monkeypatch, codes, status):
+    """Red while a process that a signal ended counted as less than one that ended well."""
+    real = subprocess.Popen
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(
+        subprocess,
+        "Popen",
+        lambda _, env: real([sys.executable, "-c", codes[int(env["RANK"])]], env=env),
+    )
+    assert train.launch(2) == status

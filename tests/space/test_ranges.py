@@ -4,6 +4,7 @@ import pytest
 from spaces import names, space
 
 from prunetune.errors import ConfigError
+from prunetune.space.space import Space
 from prunetune.spec import SpaceSpec, StudySpec
 
 
@@ -98,6 +99,48 @@ def test_bad_ranges_are_one_line(ranges, words):
     with pytest.raises(ConfigError, match=words) as error:
         StudySpec.parse({"space": {"ranges": ranges}})
     assert "\n" not in str(error.value)
+
+
+NARROW = {"scorers": ("coverage", "cls_attention"), "selectors": ("top",), "restorers": ("none",)}
+FULL = {
+    "scorers": ("coverage", "topv"),
+    "selectors": ("top", "cover", "mmr"),
+    "restorers": ("uniform_recovery",),
+}
+
+
+@pytest.mark.parametrize(
+    ("ranges", "part"),
+    [
+        ({"topv.sigma": (1.0, 30.0)}, "scorers"),
+        ({"mmr.relevance": (0.1, 0.2)}, "selectors"),
+        ({"uniform_recovery.every": (2, 6)}, "restorers"),
+        ({"cover.tau": (0.1, 0.2)}, "selectors"),
+    ],
+)
+def test_ranges_of_what_is_not_searched_are_refused(ranges, part):
+    """Red while they were taken: the search was the same with them and without."""
+    one = space(ranges=ranges, **NARROW)
+    assert names(one) == names(space(**NARROW))
+    with pytest.raises(ConfigError) as error:
+        one.check_ranges()
+    said = str(error.value)
+    assert said.startswith(f"space.ranges: received {next(iter(ranges))}, which would do nothing")
+    assert "(cls_attention, coverage, top); search the part, too" in said
+    assert "\n" not in said
+    # The twins: the part is searched, or the range is one of a stage or of another part.
+    found = space(ranges=ranges, **NARROW | {part: FULL[part]})
+    found.check_ranges()
+    assert set(ranges) < set(names(found))
+    space(ranges={"retention.1": (0.3, 0.4), "top.scope": ("view",)}, **NARROW).check_ranges()
+
+
+def test_what_takes_no_part_at_the_allowed_layers_is_not_searched():
+    both = {"scorers": ("topv", "coverage"), "ranges": {"topv.sigma": (1.0, 30.0)}}
+    facts = space().facts
+    with pytest.raises(ConfigError, match=r"received topv\.sigma"):
+        Space(SpaceSpec(parts="layer-0", **both), 0.25, facts).check_ranges()
+    Space(SpaceSpec(**both), 0.25, facts).check_ranges()
 
 
 def test_ranges_survive_toml(tmp_path):

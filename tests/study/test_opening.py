@@ -14,6 +14,7 @@ from prunetune.spec import SpaceSpec, StudySpec
 from prunetune.study.database.connect import open_storage
 from prunetune.study.database.urls import storage_url
 from prunetune.study.find import find_study
+from prunetune.study.resumed import as_stored, refuse_other
 from prunetune.study.study import run_trials
 from prunetune.study.trials.samplers import sampler_seed
 
@@ -49,6 +50,29 @@ def test_another_spec_is_refused_with_the_fields_that_differ(tmp_path):
     with pytest.raises(StudyError, match="exists already"):
         search(tmp_path, trials=4, resume=False)
     assert search(tmp_path, trials=4, timeout=60).trials["complete"] == 4
+
+
+def test_only_a_new_study_is_refused_for_ranges_that_do_nothing(tmp_path):
+    """Earlier releases took them, and gave some themselves (--engine vllm)."""
+    idle = SUMMED.model_copy(update={"ranges": {"mmr.relevance": (0.1, 0.2)}})
+    with pytest.raises(ConfigError, match=r"space\.ranges: received mmr\.relevance"):
+        search(tmp_path, trials=3, space=idle)
+    storage = open_storage(storage_url(tmp_path, None))
+    assert optuna.get_all_study_names(storage) == []
+    # The twins: one that is there goes on, by the same command as by one that gives them no more.
+    search(tmp_path, trials=3, space=SUMMED)
+    study = optuna.load_study(study_name=None, storage=storage)
+    before = spec(trials=3, space=idle)
+    study.set_user_attr("spec", before.model_dump(mode="json"))
+    before.save(tmp_path / "spec.toml")
+    for trials, asked in ((4, idle), (5, SUMMED)):
+        now = as_stored(spec(trials=trials, space=asked), before)
+        refuse_other(tmp_path, now)
+        assert search(tmp_path, trials=trials, space=now.space).trials["complete"] == trials
+    assert find_study(str(tmp_path)).spec.space.ranges == idle.ranges
+    # What is searched is not added.
+    open_too = SUMMED.model_copy(update={"ranges": {"top.scope": ("view",)}})
+    assert as_stored(spec(), spec(space=open_too)) == spec()
 
 
 def test_samples_in_another_order_are_refused(tmp_path):

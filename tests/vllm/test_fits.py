@@ -85,6 +85,21 @@ def test_a_narrowed_search_finds_nothing_else(model_type):
         assert all(problem(made.decode(point)) is None for point in points) is allowed
 
 
+@pytest.mark.parametrize("model_type", ["llava_next", "idefics3"])
+@pytest.mark.parametrize("selectors", [None, ("top",), ("cover",), ("top", "dpp", "spread")])
+def test_a_narrowed_search_has_ranges_of_what_it_searches_only(model_type, selectors):
+    asked = {} if selectors is None else {"selectors": selectors}
+    made = narrowed(model_type, asked)
+    space(keep=0.1, model_type=model_type, **made).check_ranges()
+    scoped = {name for name in made["ranges"] if name.endswith(".scope")}
+    searched = selectors or ("top", "cover", "dpp")
+    assert scoped == ({f"{n}.scope" for n in searched} if model_type == "idefics3" else set())
+    # The twin: what is asked for besides is not taken without a word.
+    made = narrowed(model_type, asked | {"ranges": {"mmr.relevance": (0.1, 0.2)}})
+    with pytest.raises(ConfigError, match=r"mmr\.relevance"):
+        space(keep=0.1, model_type=model_type, **made).check_ranges()
+
+
 def test_a_selection_over_the_whole_picture_is_refused_where_views_stand_apart():
     asked = {"ranges": {"cover.scope": ["image"]}}
     with pytest.raises(ConfigError, match=r"cover\.scope"):

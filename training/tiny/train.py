@@ -93,9 +93,10 @@ def arguments() -> argparse.Namespace:
 
 
 def launch(processes: int) -> int:
-    """Starts this command once a process; returns the first non-zero exit status, else 0.
+    """Starts this command once a process; returns 0 if all end well, else the highest status.
 
-    Whoever ends it ends them: left alone they would go on, and save beside a later run.
+    One that a signal ended counts with 128 and the signal's number, as in a shell. Whoever ends it
+    ends them: left alone they would go on, and save beside a later run.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     meeting = Path(f"/tmp/prunetune-train-{os.getpid()}")
@@ -105,7 +106,8 @@ def launch(processes: int) -> int:
         command = [sys.executable, "-m", "training.tiny.train", *sys.argv[1:]]
         children.append(subprocess.Popen(command, env={**os.environ, **ALLOCATOR, **shared}))
     try:
-        return max(child.wait() for child in children)
+        ended = [child.wait() for child in children]
+        return max(status if status >= 0 else 128 - status for status in ended)
     finally:
         for child in children:
             child.terminate()

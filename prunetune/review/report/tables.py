@@ -93,8 +93,9 @@ def held_out_table(facts: StudyFacts) -> Table | None:
     )
     if any("stopped after" in row[-1] for row in rows):
         caption += (
-            " A rival is stopped where it can no longer be the best, nor better than the tuned "
-            "config; its row is about the samples that it was measured on."
+            " A rival without an interval that was stopped is one that the tuned config beats on "
+            "all samples beyond noise, and that is not the best, whatever the rest were; its row "
+            "is about the samples that it was measured on."
         )
     return Table(caption, heads, tuple(rows), strong=0)
 

@@ -29,6 +29,9 @@ def compare_presets(
 ) -> tuple[Baseline, ...]:
     """Measure presets and compare each with the tuned config, on the samples that both ran on.
 
+    What is left early for its results has no interval: that would be one of a test that is made
+    again and again until it says something.
+
     Args:
         presets: On the tuned config's budget.
         measured: The tuned config's results under ``"tuned"``; those of presets that ran on all
@@ -39,7 +42,9 @@ def compare_presets(
         tuned: The tuned config.
         clock: Of the run.
     """
-    rows = Table(held_out, measured["tuned"], clock or Clock()).measure(presets)
+    itself = {p.name for p in presets if tuned and p.config and prunes_alike(p.config, tuned)}
+    table = Table(held_out, measured["tuned"], clock or Clock(), seed=seed, itself=itself)
+    rows = table.measure(presets)
     total = len(held_out.samples)
     found = []
     for preset in presets:
@@ -51,7 +56,8 @@ def compare_presets(
             continue
         if len(row.results) == total:
             measured[preset.name] = row.results
-        found.append(_compared(row, measured["tuned"], held_out, facts, seed, tuned))
+        is_tuned = preset.name in itself
+        found.append(_compared(row, measured["tuned"], held_out, facts, seed, is_tuned))
     return tuple(found)
 
 
@@ -61,16 +67,16 @@ def _compared(
     held_out: Measures,
     facts: ModelFacts,
     seed: int,
-    tuned: PruningConfig | None,
+    is_tuned: bool,
 ) -> Baseline:
     preset, results = row.preset, row.results
     config, tokens = cast(PruningConfig, preset.config), preset.tokens
     total, count = len(held_out.samples), len(results)
-    is_tuned = tuned is not None and prunes_alike(config, tuned)
     images = image_ids(held_out.samples)[:count]
     difference = [ours.gap - theirs.gap for ours, theirs in zip(tuned_results, results)]
     stopped = f"stopped after {count} of {total} samples" if count < total else ""
-    if stopped and row.end is not End.HOPELESS:
+    beaten = row.end is End.BEATEN
+    if stopped and not beaten:
         stopped += f": {row.note}"
     notes = ("the tuned config itself" if is_tuned else "", stopped, preset.note)
     return Baseline(
@@ -79,11 +85,14 @@ def _compared(
         mean_retention=tokens * mean_retention(config.stages, facts.num_layers),
         flops_ratio=flops_ratio(config.stages, facts, tokens),
         note="; ".join(filter(None, notes)),
-        gap_difference=bootstrap_ci(difference, images, seed),
-        accuracy_difference=accuracy_difference(tuned_results[:count], results, images),
-        p_value=lower_p_value(difference, images),
+        gap_difference=None if beaten else bootstrap_ci(difference, images, seed),
+        accuracy_difference=(
+            None if beaten else accuracy_difference(tuned_results[:count], results, images)
+        ),
+        p_value=None if beaten else lower_p_value(difference, images),
         is_tuned=is_tuned,
         stopped=stopped,
+        beaten=beaten,
     )
 
 

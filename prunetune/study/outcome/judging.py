@@ -1,6 +1,7 @@
 """What a config is worth on held-out data, as numbers: against unpruned, then the baselines."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import cast
 
@@ -8,7 +9,7 @@ from prunetune.config import PruningConfig
 from prunetune.measure.scores import Measures, SampleScore, accuracy, image_ids
 from prunetune.provenance import Judged, Loss, Outcome, Problem, Rival, Unpruned
 from prunetune.study.outcome.intervals import bootstrap_ci
-from prunetune.study.outcome.promise import lost
+from prunetune.study.outcome.promise import Loses, lost
 from prunetune.study.outcome.summary import Baseline
 
 FEWEST_PICTURES = 5
@@ -38,20 +39,22 @@ def judge(
     """
     against = _unpruned(tuned, unpruned, images, seed)
     others = [row for row in baselines if not row.is_tuned]
-    compared = [(_rival(tuned, row), row) for row in others if row.scores is not None]
+    compared = [(_rival(tuned, row), row) for row in others]
     known = [rival for rival, _ in compared if rival is not None]
-    # What was left early can't be the best; on its own samples it may look so.
+    # On the samples before the time was up a rival may look like the best.
     whole = [rival for rival, row in compared if rival is not None and not row.stopped]
     outcomes: dict[Outcome, tuple[str, ...]] = {}
-    for rival in known:
-        outcomes[rival.outcome] = (*outcomes.get(rival.outcome, ()), rival.name)
+    for rival, row in compared:
+        if rival is not None or row.beaten:
+            said: Outcome = "better" if rival is None else rival.outcome
+            outcomes[said] = (*outcomes.get(said, ()), row.name)
     problem = _problem(tuned, unpruned, len(set(images)), bool(known) or promise_kept is not None)
     outcome = _outcome(outcomes) if problem in (None, "answers_nothing") else "unknown"
     if outcome == "unknown" and known:
         # Too little is known of each of them, too.
         known = [rival.model_copy(update={"outcome": "unknown"}) for rival in known]
         whole = [rival.model_copy(update={"outcome": "unknown"}) for rival in whole]
-        outcomes = {"unknown": tuple(rival.name for rival in known)}
+        outcomes = {"unknown": tuple(r.name for rival, r in compared if rival or r.beaten)}
     itself = tuple(row.name for row in baselines if row.is_tuned)
     success = outcome == "better" and not itself
     if promise_kept is not None:
@@ -97,7 +100,11 @@ def _unpruned(
 
 
 def _rival(tuned: Sequence[SampleScore], row: Baseline) -> Rival | None:
-    """Compare with a baseline on the samples it ran on, by accuracy where there are answers."""
+    """Compare with a baseline on the samples it ran on, by accuracy where there are answers.
+
+    None where it was not measured, and where it was left for what it did on its samples: an
+    interval that ends when it says something says nothing.
+    """
     if row.scores is None or row.gap_difference is None:
         return None
     same = tuned[: row.scores.samples]
@@ -160,6 +167,46 @@ def accuracy_difference(
     values, shown = zip(*pairs, strict=True)
     found = lost(values, shown)
     return found.mean, found.low, found.high
+
+
+def beaten(
+    tuned: Sequence[SampleScore], first: Sequence[SampleScore], images: Sequence[str], seed: int
+) -> bool:
+    """Tell whether the whole split will say "better" than a rival, whatever it does on the rest.
+
+    The rest is set in the rival's favour: answered right, or with a gap of 0. Each draw of the
+    gap's bootstrap is then at its highest, so its interval is; see ``_slack`` for answers.
+
+    Args:
+        tuned: The tuned config's results on all samples.
+        first: The rival's on the first ones.
+        images: The picture that each sample shows.
+        seed: Of the bootstrap's draws.
+    """
+    count = len(first)
+    if all(ours.correct is None for ours in tuned):
+        apart = [ours.gap - theirs.gap for ours, theirs in zip(tuned, first)]
+        return bootstrap_ci([*apart, *(ours.gap for ours in tuned[count:])], images, seed)[1] < 0
+    right = [*(theirs.correct for theirs in first), *[True] * (len(tuned) - count)]
+    answered = [i for i, ours in enumerate(tuned) if None not in (ours.correct, right[i])]
+    shown = [images[i] for i in answered]
+    found = lost([float(bool(tuned[i].correct)) - float(bool(right[i])) for i in answered], shown)
+    return found.low > _slack(found, shown, [images[i] for i in answered if i >= count])
+
+
+def _slack(found: Loses, shown: Sequence[str], rest: Sequence[str]) -> float:
+    """Return by how much the interval's lower end may fall where the rest is answered wrong.
+
+    N samples, n of them about each of k pictures, at most m of these in the rest; the end is t
+    errors below the mean. T wrong answers raise the mean by T/N. They raise the error, a norm of
+    the pictures' sums, by at most sqrt(k/(k-1)) L sqrt(mT)/N, L = sqrt(k sum n^2)/N being that of
+    taking the mean away. T/N less t of these is lowest at -t^2 k/(k-1) L^2 m/4N.
+    """
+    sizes, count = Counter(shown), len(shown)
+    pictures, most = len(sizes), max(Counter(rest).values(), default=0)
+    errors = (found.high - found.mean) / found.error
+    spread = pictures * sum(size * size for size in sizes.values()) / count**2
+    return errors**2 * pictures / max(1, pictures - 1) * spread * most / (4 * count)
 
 
 def worth(config: PruningConfig, judged: Judged) -> PruningConfig:

@@ -29,6 +29,8 @@ class Baseline:
         p_value: Of a one-sided Wilcoxon test over pictures that the tuned config's gap is lower.
         is_tuned: Whether the search's best config is this preset itself.
         stopped: After how many samples it was left, and why; empty where it ran on all.
+        beaten: Whether it was left since the tuned config is better on the whole split whatever the
+            rest is; there is no interval then.
         late: Whether it has no scores because the time was up.
     """
 
@@ -42,6 +44,7 @@ class Baseline:
     p_value: float | None = None
     is_tuned: bool = False
     stopped: str = ""
+    beaten: bool = False
     late: bool = False
 
     def to_dict(self) -> dict[str, Any]:

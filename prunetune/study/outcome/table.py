@@ -1,12 +1,13 @@
 """The table of rivals on held-out data: no sample is run that can change nothing, none too late.
 
-A rival is left as soon as it can neither be the best one nor better than the tuned config, whatever
-the rest of the samples were: gaps are never negative, so a sum of gaps only grows, and what was
-answered wrong stays wrong. That is arithmetic, not a test: it cannot go wrong by chance.
+A rival is left as soon as it can neither be the best one nor anything but beaten by the tuned
+config beyond noise, on the whole split and whatever the rest of its samples were: gaps are never
+negative, so a sum of gaps only grows, and what was answered wrong stays wrong. That is arithmetic,
+not a test: what is said of the rival is what all samples would say.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from enum import Enum
@@ -18,8 +19,7 @@ from prunetune.interrupts import check
 from prunetune.measure.scores import Measures, SampleScore, image_ids
 from prunetune.pixels import shrinks
 from prunetune.study.clock import Clock, OutOfTime
-from prunetune.study.outcome.intervals import bootstrap_ci
-from prunetune.study.outcome.judging import accuracy_difference
+from prunetune.study.outcome.judging import beaten
 from prunetune.study.trials.trials import Preset
 
 LOOK = 0.2
@@ -35,7 +35,7 @@ class End(Enum):
     """Why a rival is measured no further; the value is what is said of it."""
 
     TIME_UP = "the time was up"
-    HOPELESS = "can no longer be the best, nor better than the tuned config"
+    BEATEN = "is beaten whatever the rest is, and not the best one"
     FAILED = "not measured"
 
 
@@ -137,15 +137,24 @@ class Table:
         held_out: The split.
         tuned: The tuned config's results on all of its samples.
         clock: When to end.
+        seed: Of the intervals that rivals will be judged by.
+        itself: Names of rivals that are the tuned config: no others are beaten by them.
     """
 
-    def __init__(self, held_out: Measures, tuned: Sequence[SampleScore], clock: Clock) -> None:
+    def __init__(
+        self,
+        held_out: Measures,
+        tuned: Sequence[SampleScore],
+        clock: Clock,
+        *,
+        seed: int = 0,
+        itself: Container[str] = (),
+    ) -> None:
         self._held_out, self._tuned, self._clock = held_out, tuned, clock
+        self._seed, self._itself = seed, itself
         self._total = len(held_out.samples)
         self._images = image_ids(held_out.samples)
         self._complete: list[Row] = []
-        self._tuned_gap = math.fsum(result.gap for result in tuned)
-        self._tuned_wrong = sum(result.correct is False for result in tuned)
 
     def measure(self, presets: Sequence[Preset]) -> dict[str, Row]:
         """Return a row for every rival that can be run, some of them on fewer samples."""
@@ -160,7 +169,7 @@ class Table:
             # The best go first: the others are then left soonest.
             for row in sorted(rows, key=lambda row: row.gap / max(1, len(row.results))):
                 self._run(row, self._total)
-                if len(row.results) == self._total:
+                if len(row.results) == self._total and row.preset.name not in self._itself:
                     self._complete.append(row)
         finally:
             for row in rows:
@@ -173,8 +182,8 @@ class Table:
         while len(row.results) < until and row.end is None:
             if self._clock.up:
                 row.end = End.TIME_UP
-            elif self._hopeless(row):
-                row.end = End.HOPELESS
+            elif self._decided(row):
+                row.end = End.BEATEN
             else:
                 self._step(row)
 
@@ -204,19 +213,12 @@ class Table:
             return
         row.results += new
 
-    def _hopeless(self, row: Row) -> bool:
+    def _decided(self, row: Row) -> bool:
         """Tell whether nothing that is still to be measured can change what is said of a rival."""
-        count = len(row.results)
-        if not self._complete or len(set(self._images[:count])) < _LEAST_PICTURES:
+        count, so_far = len(row.results), (row.wrong, row.gap)
+        if row.preset.name in self._itself or len(set(self._images[:count])) < _LEAST_PICTURES:
             return False
-        gap = max(self._tuned_gap, min(other.gap for other in self._complete))
-        wrong = max(self._tuned_wrong, min(other.wrong for other in self._complete))
-        if row.gap <= gap or row.wrong < wrong:
+        # As the best one is chosen: the fewest wrong answers, then the lowest gap.
+        if not any((other.wrong, other.gap) < so_far for other in self._complete):
             return False
-        apart = [ours.gap - theirs.gap for ours, theirs in zip(self._tuned, row.results)]
-        # What is left is said to be worse beyond noise, by gap and by answers.
-        images = self._images[:count]
-        if bootstrap_ci(apart, images)[1] >= 0:
-            return False
-        answers = accuracy_difference(self._tuned[:count], row.results, images)
-        return answers is None or answers[1] > 0
+        return beaten(self._tuned, row.results, self._images, self._seed)
