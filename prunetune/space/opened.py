@@ -63,7 +63,7 @@ def codecs(
             if not first:
                 raise
             raise ConfigError(
-                f"{error}, since no stage can be before layer {first} (--layers, --scorers)"
+                f"with no stage before layer {first} (--layers, --scorers) {error}"
             ) from None
     schedule = ScheduleCodec(
         depth,
