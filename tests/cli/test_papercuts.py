@@ -269,7 +269,7 @@ def test_the_bar_shows_the_phase_that_runs(monkeypatch):
         (("--stages", "0-4"), ("--stages: received '0-4', allowed 1 to 3",)),
         (("--stages", "3-1"), ("--stages: received '3-1'", "the lower first")),
         (("--max-drop", "2", "--keep", "0.25"), ("a promise (--max-drop) needs a range",)),
-        (("--layers", "5"), ("with no stage before layer 5 (--layers, --scorers) keep: received 0.25",)),
+        (("--layers", "5"), ("with no stage before layer 5 (--layers, --scorers) keep: received",)),
         (("--spec", "nope.toml"), ("'nope.toml': No such file or directory; name one",)),
     ],
 )
