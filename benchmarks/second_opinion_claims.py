@@ -109,6 +109,8 @@ def verdicts(table: Table) -> dict[str, Said]:
     if best and searched:
         pairs = [table.more(name, best) for name in searched.values()]
         said["search against the best preset or control"] = judged(pairs, f"`{best}`")
+        least = min(published, key=lambda name: statistics.fmean(table.column(name, 0)))
+        said["gap of a search against the least gap of these"] = less_gap(table, searched, least)
     if both := sorted(searched.keys() & without.keys()):
         pairs = [table.more(searched[seed], without[seed]) for seed in both]
         said["mass, in searches"] = judged(pairs, "without")
@@ -119,6 +121,19 @@ def verdicts(table: Table) -> dict[str, Said]:
     ways = [f"{way}: {', '.join(won[way]) or 'none'}" for way in WAYS]
     said["kinds of questions won alone (no test)"] = Said(None, "; ".join(ways))
     return said
+
+
+def less_gap(table: Table, searched: dict[int, str], least: str) -> Said:
+    """Whether every search has a smaller gap than the preset or control that has the smallest."""
+    theirs = table.column(least, 0)
+    pairs = [paired(table.column(name, 0), theirs, table.images) for name in searched.values()]
+    side = LEVEL
+    if all(mean < -HALF * error for mean, error in pairs):
+        side = AHEAD
+    elif all(mean > HALF * error for mean, error in pairs):
+        side = BEHIND
+    ours = ", ".join(f"{statistics.fmean(table.column(n, 0)):.4f}" for n in searched.values())
+    return Said(side, f"{side}: {ours} against {statistics.fmean(theirs):.4f} (`{least}`)")
 
 
 def against_best(table: Table, name: str, others: list[str]) -> Said:

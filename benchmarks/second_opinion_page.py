@@ -14,7 +14,9 @@ INTRO = """\
 
 Does a result on one model hold on another? This page has the same measurements on every *witness*,
 a model with a data set of its own. A claim about pruning is worth what the witnesses agree on.
-Written by `python benchmarks/second_opinion.py`.
+Written by `python benchmarks/second_opinion.py`; what was measured of a witness, and on how many
+samples, stands above its tables. `tiny` and `tiny-1` are the embedded models (`--witness tiny`),
+`real` is of real pretrained parts (`--witness real=MODEL,DATA`, benchmarks/real_parts/).
 
 - Presets are moved onto each budget (mean retention over all decoder layers). A row `selector NAME`
   is that selector with its defaults, in one stage before the language model. `resize` sends smaller
@@ -33,20 +35,23 @@ Written by `python benchmarks/second_opinion.py`.
 
 def in_short(answers: Answers, measured: set[tuple[str, float]]) -> str:
     """One paragraph: a claim carries over if it is on one side wherever anything is measured."""
-    alike, others = [], []
+    alike, partly, others = [], [], []
     for question, said in answers.items():
         sides = {one.side for one in said.values()}
         if sides == {None}:
             continue
-        if len(sides) == 1 and sides <= {AHEAD, BEHIND} and said.keys() == measured:
+        if len(sides) > 1 or not sides <= {AHEAD, BEHIND}:
+            others.append(question)
+        elif said.keys() == measured:
             alike.append(f"{question} ({sides.pop()})")
         else:
-            missing = "" if said.keys() == measured else " (not measured everywhere)"
-            others.append(f"{question}{missing}")
+            partly.append(f"{question} ({sides.pop()})")
+    some = f"The same where it was measured, but not measured everywhere: {'; '.join(partly)}. "
+    count = len({witness for witness, _ in measured})
     return (
-        f"The same on all {len({witness for witness, _ in measured})} witnesses, at every budget "
-        f"measured: {'; '.join(alike) or 'nothing'}. Different, or not told apart somewhere: "
-        f"{'; '.join(others) or 'nothing'}."
+        f"The same on all {count} witnesses, at every budget "
+        f"measured: {'; '.join(alike) or 'nothing'}. {some if partly else ''}Different, or not "
+        f"told apart somewhere: {'; '.join(others) or 'nothing'}."
     )
 
 
@@ -78,12 +83,14 @@ def carried(tables: dict[tuple[str, float], Table]) -> list[str]:
 
 
 def page(found: list[Row]) -> str:
-    """The whole page of the rows; witnesses in the order that they were measured."""
+    """The whole page of the rows: witnesses as they come, budgets from high to low."""
     groups: dict[tuple[str, float], list[Row]] = defaultdict(list)
     for row in found:
         groups[row["witness"], row["keep"]].append(row)
     whole = {key for key, mine in groups.items() if any(r["name"] == "unpruned" for r in mine)}
-    tables = {key: Table(mine) for key, mine in groups.items() if key in whole}
+    order = list(dict.fromkeys(witness for witness, _ in groups))
+    keys = sorted(whole, key=lambda key: (order.index(key[0]), -key[1]))
+    tables = {key: Table(groups[key]) for key in keys}
     if not tables:
         raise SystemExit("second_opinion: no witness is measured yet; name one with --witness")
     lines = [INTRO, f"Written on {datetime.now(UTC):%Y-%m-%d}.", "", *carried(tables)]
