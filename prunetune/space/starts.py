@@ -88,7 +88,8 @@ def first_starts(space: Space, budget: Budget | None = None) -> dict[str, Units]
     found: dict[str, Units] = {}
     seen: set[str] = set()
     for name, wanted in _SETS.items():
-        config = _config(wanted, space, budget)
+        if (config := _config(wanted, space, budget)) is None:
+            continue
         units = space.encode(config)
         decoded = space.decode(units)
         # Without mass, without the question or with a narrower range it is another start's twin.
@@ -99,8 +100,11 @@ def first_starts(space: Space, budget: Budget | None = None) -> dict[str, Units]
     return found
 
 
-def _config(wanted: _Set, space: Space, budget: Budget) -> "PruningConfig":
-    """Return the config of a start, on the budget as far as one retention can say it."""
+def _config(wanted: _Set, space: Space, budget: Budget) -> "PruningConfig | None":
+    """Return the config of a start, on the budget as far as one retention can say it.
+
+    None where the model has fewer layers than it needs.
+    """
     from prunetune.config import PruningConfig, Stage
     from prunetune.scorers import SCORERS
     from prunetune.selectors import SELECTORS
@@ -114,6 +118,8 @@ def _config(wanted: _Set, space: Space, budget: Budget) -> "PruningConfig":
         # The last step of several is solved for the budget; here it only has to be the lowest.
         kept = stages[-1].retention / 2 if stages and not part else min(1.0, part * mean)
         layer = round(share * space.facts.num_layers)
+        if stages and (layer := max(layer, stages[-1].layer + 1)) >= space.facts.num_layers:
+            return None
         weights = wanted.weights | ({"last_query": wanted.asked} if number else {})
         scorers = tuple(SCORERS.get(n)(name=n, weight=w) for n, w in weights.items() if w)
         chosen: dict[str, Any] = {"scorers": scorers, "selector": selector, "mass": mass}

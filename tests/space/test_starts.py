@@ -5,7 +5,7 @@ import pytest
 from prunetune.budget import ModelFacts, mean_retention
 from prunetune.scorers import SCORERS
 from prunetune.space.space import Space
-from prunetune.space.starts import starts
+from prunetune.space.starts import first_starts, starts
 from prunetune.spec import SpaceSpec
 
 
@@ -23,6 +23,18 @@ def test_every_start_is_a_config_on_budget(keep):
     for units in found.values():
         assert set(units) == names
         assert mean_retention(made.decode(units).stages, 16) == pytest.approx(keep, abs=1e-9)
+
+
+@pytest.mark.parametrize("depth", range(1, 9))
+@pytest.mark.parametrize("keep", [0.75, 0.25])
+def test_shallow_models_have_the_starts_that_they_have_layers_for(depth, keep):
+    facts = ModelFacts("llava_next", depth, 128, 352, 4, 4, 32, 330.0, 10.0, 0.05, tuple(SCORERS))
+    made = Space(SpaceSpec(), keep, facts)
+    for units in {**first_starts(made), **starts(made)}.values():
+        stages = made.decode(units).stages
+        assert [s.layer for s in stages] == sorted({s.layer for s in stages})
+        assert mean_retention(stages, depth) == pytest.approx(keep, abs=1e-9)
+    assert first_starts(made)
 
 
 def test_starts_blend_an_even_spread_with_saliency():
