@@ -16,7 +16,7 @@ LMMS ?= lmms-eval==0.7.3 torchvision==0.28.0
 # Quantisers of docs/recipes.md. Where torchao is installed transformers imports it in every process.
 QUANTISERS ?= torchao==0.18.0 bitsandbytes==0.50.2
 TRIALS ?= 30
-TIMEOUT ?= 165
+TIMEOUT ?= 210
 HELD_OUT ?= 240
 WORKERS ?= 2
 FUZZ ?= 1800

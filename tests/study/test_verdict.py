@@ -65,13 +65,16 @@ def judged(tuned, others, unpruned=None, *, pictures=None, itself=(), promise_ke
     held_out.unpruned_correct = unpruned or [True if a else None for a in answers]
     rows = []
     for name, theirs in others.items():
-        difference = [a.gap - b.gap for a, b in zip(tuned, theirs, strict=True)]
+        count = len(theirs)
+        ours, shown = tuned[:count], images[:count]
+        difference = [a.gap - b.gap for a, b in zip(ours, theirs, strict=True)]
         rows.append(
             Baseline(
                 name,
                 Scores.of(theirs),
-                gap_difference=bootstrap_ci(difference, images),
-                accuracy_difference=accuracy_difference(tuned, theirs, images),
+                stopped=f"after {count}: the time was up" if count < len(tuned) else "",
+                gap_difference=bootstrap_ci(difference, shown),
+                accuracy_difference=accuracy_difference(ours, theirs, shown),
                 is_tuned=name in itself,
             )
         )
@@ -141,6 +144,19 @@ def test_what_says_nothing_has_no_tick():
     alone = judged(results(0.1, MOST), {})
     assert (alone.problem, alone.tick) == ("no_baseline", False)
     assert "of the gain nothing is known" in verdict(alone)
+
+
+def test_the_best_baseline_is_one_of_those_that_were_measured_the_longest():
+    tuned = results(0.1, "y" * 60 + "n" * 20)
+    few, more, whole = (
+        results(0.2, "y" * 8),
+        results(0.3, "y" * 20 + "n" * 20),
+        results(0.4, "n" * 80),
+    )
+    assert judged(tuned, {"few": few, "more": more}).best_baseline.name == "more"
+    assert judged(tuned, {"few": few, "more": more, "whole": whole}).best_baseline.name == "whole"
+    # The twin: alone it is what is known.
+    assert judged(tuned, {"few": few}).best_baseline.name == "few"
 
 
 def test_few_held_out_pictures_tell_nothing(tmp_path):

@@ -41,8 +41,11 @@ def judge(
     others = [row for row in baselines if not row.is_tuned]
     compared = [(_rival(tuned, row), row) for row in others]
     known = [rival for rival, _ in compared if rival is not None]
-    # On the samples before the time was up a rival may look like the best.
-    whole = [rival for rival, row in compared if rival is not None and not row.stopped]
+    # On the samples before the time was up a rival may look like the best: the fewer, the sooner.
+    most = max((row.scores.samples for rival, row in compared if rival and row.scores), default=0)
+    whole = [rival for rival, row in compared if rival and not row.stopped] or [
+        rival for rival, row in compared if rival and row.scores and row.scores.samples == most
+    ]
     outcomes: dict[Outcome, tuple[str, ...]] = {}
     for rival, row in compared:
         if rival is not None or row.beaten:
@@ -67,7 +70,7 @@ def judge(
         unpruned=against,
         kv_ratio=costs[0],
         flops_ratio=costs[1],
-        best_baseline=_best(whole or known),
+        best_baseline=_best(whole),
         baselines=outcomes,
         itself=itself,
         promise_kept=promise_kept,
