@@ -147,7 +147,7 @@ def test_a_broken_script_would_be_noticed(forge, tmp_path):
     script = tmp_path / "broken.py"
     whole = (ROOT / "benchmarks" / "patience.py").read_text("utf-8")
     shutil.copy(ROOT / "benchmarks" / "common.py", tmp_path)
-    for needed in ("searches.py", "fresh.py"):
+    for needed in ("searches.py", "fresh.py", "ledger.py"):
         shutil.copy(ROOT / "benchmarks" / needed, tmp_path)
     for broken, word in (
         (whole.replace("prunetune.study.study", "prunetune.study.gone"), "No module named"),
