@@ -7,15 +7,15 @@ mean (`trials/trials.py`), and the complete ones are mostly presets: samplers th
 
 import copy
 from collections.abc import Container
-from typing import Any
 
 from optuna import Study
-from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
+from prunetune.study.trials.around import Around
 
-class EstimatesSampler(BaseSampler):
+
+class EstimatesSampler(Around):
     """Shows another sampler the study with stopped trials complete at their estimated means.
 
     Args:
@@ -23,46 +23,10 @@ class EstimatesSampler(BaseSampler):
     """
 
     def __init__(self, inner: BaseSampler) -> None:
-        self.inner = inner
+        super().__init__(inner)
         self._seen: tuple[Study, int, Study] | None = None
 
-    def reseed_rng(self) -> None:
-        """Give the sampler other random numbers."""
-        self.inner.reseed_rng()
-
-    def infer_relative_search_space(
-        self, study: Study, trial: FrozenTrial
-    ) -> dict[str, BaseDistribution]:
-        """Return the parameters that are drawn together."""
-        return self.inner.infer_relative_search_space(self._estimated(study, trial), trial)
-
-    def sample_relative(
-        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        """Draw parameters together."""
-        return self.inner.sample_relative(self._estimated(study, trial), trial, search_space)
-
-    def sample_independent(
-        self,
-        study: Study,
-        trial: FrozenTrial,
-        param_name: str,
-        param_distribution: BaseDistribution,
-    ) -> Any:
-        """Draw one parameter."""
-        return self.inner.sample_independent(
-            self._estimated(study, trial), trial, param_name, param_distribution
-        )
-
-    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        """Pass on that a trial begins."""
-        self.inner.before_trial(study, trial)
-
-    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Any) -> None:
-        """Pass on that a trial ended."""
-        self.inner.after_trial(study, trial, state, values)
-
-    def _estimated(self, study: Study, trial: FrozenTrial) -> Study:
+    def _shown(self, study: Study, trial: FrozenTrial) -> Study:
         """Return the study as it is shown while one trial is drawn, also parameter by parameter.
 
         The copy has a cache of trials of its own, which lasts as long as Optuna's: one trial.

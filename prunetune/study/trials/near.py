@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 from optuna import Study
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.samplers import BaseSampler
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
+from prunetune.study.trials.around import Around
 from prunetune.study.trials.best import FINISHED, best_complete, known_mean
 
 CHANGED = 2.0
@@ -33,7 +34,7 @@ class _Point(NamedTuple):
     space: dict[str, BaseDistribution]
 
 
-class NearBest(BaseSampler):
+class NearBest(Around):
     """Draws some points near the best ones, and leaves the others to another sampler.
 
     Args:
@@ -53,7 +54,8 @@ class NearBest(BaseSampler):
         seed: int,
         config_of: Callable[[Mapping[str, Any]], str],
     ) -> None:
-        self.inner, self.share, self.startup = inner, share, startup
+        super().__init__(inner)
+        self.share, self.startup = share, startup
         self._config_of, self._rng = config_of, random.Random(seed)
         self._now: tuple[int, _Point | None] | None = None
 
@@ -99,7 +101,7 @@ class NearBest(BaseSampler):
 
     def reseed_rng(self) -> None:
         """Give the samplers other random numbers."""
-        self.inner.reseed_rng()
+        super().reseed_rng()
         self._rng.seed()
 
     def infer_relative_search_space(
@@ -107,7 +109,7 @@ class NearBest(BaseSampler):
     ) -> dict[str, BaseDistribution]:
         """Return the parameters that are drawn together."""
         if (point := self._point(study, trial)) is None:
-            return self.inner.infer_relative_search_space(study, trial)
+            return super().infer_relative_search_space(study, trial)
         return point.space
 
     def sample_relative(
@@ -115,23 +117,5 @@ class NearBest(BaseSampler):
     ) -> dict[str, Any]:
         """Draw parameters together."""
         if (point := self._point(study, trial)) is None:
-            return self.inner.sample_relative(study, trial, search_space)
+            return super().sample_relative(study, trial, search_space)
         return point.values
-
-    def sample_independent(
-        self,
-        study: Study,
-        trial: FrozenTrial,
-        param_name: str,
-        param_distribution: BaseDistribution,
-    ) -> Any:
-        """Draw one parameter."""
-        return self.inner.sample_independent(study, trial, param_name, param_distribution)
-
-    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        """Pass on that a trial begins."""
-        self.inner.before_trial(study, trial)
-
-    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Any) -> None:
-        """Pass on how a trial ended."""
-        self.inner.after_trial(study, trial, state, values)

@@ -5,9 +5,10 @@ from typing import Any
 from optuna import Study
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, QMCSampler, RandomSampler
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
-_FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+from prunetune.study.trials.around import Around
+from prunetune.study.trials.best import FINISHED
 
 
 class SharedSequence(QMCSampler):
@@ -39,7 +40,7 @@ class SharedSequence(QMCSampler):
         return self._number
 
 
-class SpreadStart(BaseSampler):
+class SpreadStart(Around):
     """Draws the first points from a Sobol sequence, then leaves it to another sampler.
 
     Args:
@@ -49,48 +50,18 @@ class SpreadStart(BaseSampler):
     """
 
     def __init__(self, inner: BaseSampler, startup: int, spread: SharedSequence) -> None:
-        self.inner, self.startup, self._spread = inner, startup, spread
+        super().__init__(inner)
+        self.startup, self._spread = startup, spread
         self._now: tuple[int, BaseSampler] | None = None
 
     def _active(self, study: Study, trial: FrozenTrial) -> BaseSampler:
         """Return who draws a trial, the same one for all its parameters."""
         if self._now is None or self._now[0] != trial.number:
-            done = len(study.get_trials(deepcopy=False, states=_FINISHED))
+            done = len(study.get_trials(deepcopy=False, states=FINISHED))
             self._now = trial.number, self.inner if done >= self.startup else self._spread
         return self._now[1]
 
     def reseed_rng(self) -> None:
         """Give the samplers other random numbers."""
-        self.inner.reseed_rng()
+        super().reseed_rng()
         self._spread.reseed_rng()
-
-    def infer_relative_search_space(
-        self, study: Study, trial: FrozenTrial
-    ) -> dict[str, BaseDistribution]:
-        """Return the parameters that are drawn together."""
-        return self._active(study, trial).infer_relative_search_space(study, trial)
-
-    def sample_relative(
-        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        """Draw parameters together."""
-        return self._active(study, trial).sample_relative(study, trial, search_space)
-
-    def sample_independent(
-        self,
-        study: Study,
-        trial: FrozenTrial,
-        param_name: str,
-        param_distribution: BaseDistribution,
-    ) -> Any:
-        """Draw one parameter."""
-        active = self._active(study, trial)
-        return active.sample_independent(study, trial, param_name, param_distribution)
-
-    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        """Pass on that a trial begins."""
-        self.inner.before_trial(study, trial)
-
-    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Any) -> None:
-        """Pass on how a trial ended."""
-        self.inner.after_trial(study, trial, state, values)
